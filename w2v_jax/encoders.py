@@ -1,0 +1,95 @@
+"""Encoders: batch -> one record of local features, context and hidden states, the same for every method.
+
+`Wav2Vec2Encoder` is waveform -> convolutions -> (masking) -> Transformer (Baevski et al. 2020, section 2). Its
+parameters live under params["encoder"], so that fine-tuning, probes, extraction and conversion can reuse them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from w2v_jax import noise as noises
+from w2v_jax.frontend import ConvFrontend, ConvSpec, LayerNorm, linear, num_frames, part, scale_gradient
+from w2v_jax.transformer import Transformer
+
+
+class Encoded(NamedTuple):
+    """features [B F C], the raw output of the frontend; local [B F C], its normalised form (z);
+    context [B F D] (c); hidden [L+1 B F D] or None; num_frames [B] valid frames of each row."""
+
+    features: jax.Array
+    local: jax.Array
+    context: jax.Array
+    hidden: jax.Array | None
+    num_frames: jax.Array
+
+
+class Wav2Vec2Encoder(nn.Module):
+    """The trunk of wav2vec 2.0. `settings` is the config's encoder section."""
+
+    conv_layers: ConvSpec
+    conv_norm: str
+    conv_bias: bool
+    conv_grad_scale: float
+    padding_aware: bool
+    width: int
+    input_dropout: float
+    transformer: dict[str, Any]
+    remat_frontend: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, wave, num_samples, masked=None, noise=None, layer_key=None, *, collect: bool = False) -> Encoded:
+        """wave [B T]; num_samples [B]; masked [B F] frames to hide or None; noise [B] words and layer_key for the
+        dropouts of training, or None; collect: return the hidden states of all layers."""
+        frontend = ConvFrontend(
+            self.conv_layers, self.conv_norm, self.conv_bias, self.padding_aware, self.remat_frontend, self.dtype, name="frontend"
+        )
+        features = scale_gradient(frontend(wave, num_samples), self.conv_grad_scale)
+        valid = num_frames(num_samples, self.conv_layers)
+        local = LayerNorm("conv", self.dtype, name="local_norm")(features)
+        x = linear(self.width, features.shape[-1], ("conv", "embed"), self.dtype, "projection")(local)
+        x = noises.dropout(x, self.input_dropout, None if noise is None else noises.fold(noise, 1 << 17))
+        mask_vector = self.param("mask_vector", part(nn.initializers.uniform(1.0), ("embed",)), (self.width,))
+        if masked is not None:
+            x = jnp.where(masked[..., None], mask_vector.astype(self.dtype), x)
+        x = nn.with_logical_constraint(x, ("batch", "frames", None))
+        transformer = Transformer(**self.transformer, dtype=self.dtype, name="transformer")
+        context = transformer(x, valid, noise, layer_key, collect=collect)
+        return Encoded(features, local, context.output, context.hidden, valid)
+
+
+def wav2vec2_encoder(encoder: Any, dtype: Any, name: str = "encoder") -> Wav2Vec2Encoder:
+    """The encoder that a config's `encoder` section describes."""
+    return Wav2Vec2Encoder(
+        conv_layers=encoder.conv_layers,
+        conv_norm=encoder.conv_norm,
+        conv_bias=encoder.conv_bias,
+        conv_grad_scale=encoder.conv_grad_scale,
+        padding_aware=encoder.padding_aware,
+        width=encoder.width,
+        input_dropout=encoder.input_dropout,
+        remat_frontend=encoder.remat_frontend,
+        dtype=dtype,
+        name=name,
+        transformer=dict(
+            layers=encoder.layers,
+            heads=encoder.heads,
+            mlp=encoder.mlp,
+            pre_norm=encoder.pre_norm,
+            pos_kernel=encoder.pos_kernel,
+            pos_groups=encoder.pos_groups,
+            dropout=encoder.dropout,
+            attention_dropout=encoder.attention_dropout,
+            mlp_dropout=encoder.mlp_dropout,
+            layer_drop=encoder.layer_drop,
+            attention=encoder.attention,
+            positional=encoder.positional,
+            scan_layers=encoder.scan_layers,
+            remat=encoder.remat_layers,
+        ),
+    )

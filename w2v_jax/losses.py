@@ -1,0 +1,116 @@
+"""Losses of self-supervised learning, in float32, over masked and valid frames only.
+
+The contrastive loss never gathers distractor vectors: one matrix of cosines per block of frames and one matrix
+of how often each frame was drawn give the same value (exact for draws with replacement).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from w2v_jax import noise as noises
+
+
+def draw_distractors(noise: jax.Array, used: jax.Array, count: int) -> jax.Array:
+    """Indices [B M N] of N distractor slots per slot: uniform over the other used slots of the same row.
+
+    noise [B] words, used [B M] with the used slots first. With replacement, never the slot itself. Rows with
+    fewer than two used slots have no distractor; they get index 0, which `distractor_counts` ignores.
+    """
+    num_used = used.sum(axis=1)[:, None, None]
+    others = jnp.maximum(num_used - 1, 1)
+    draw = jnp.floor(noises.uniform(noise, used.shape[1], count) * others).astype(jnp.int32)
+    draw = jnp.minimum(draw, others - 1)
+    own = jnp.arange(used.shape[1])[None, :, None]
+    return jnp.where(num_used > 1, draw + (draw >= own), 0)
+
+
+def draw_cross_distractors(noise: jax.Array, used: jax.Array, count: int, rows: int) -> jax.Array:
+    """Indices [B M N] into the rows * M slots of each unit: uniform over its used slots but the slot itself.
+
+    `rows` is the number of rows of a unit. As in the reference the own row is among the candidates.
+    """
+    batch, slots = used.shape
+    per_row = used.sum(axis=1).reshape(-1, rows)  # [units rows]
+    ends = jnp.cumsum(per_row, axis=1)
+    begins = ends - per_row
+    total = jnp.repeat(ends[:, -1], rows)[:, None, None]
+    rank = begins.reshape(batch, 1, 1) + jnp.arange(slots)[None, :, None]
+    others = jnp.maximum(total - 1, 1)
+    draw = jnp.minimum(jnp.floor(noises.uniform(noise, slots, count) * others).astype(jnp.int32), others - 1)
+    draw = draw + (draw >= rank)
+    ends, begins = (jnp.repeat(x, rows, axis=0)[:, None, None] for x in (ends, begins))  # [B 1 1 rows]
+    row = jnp.minimum((draw[..., None] >= ends).sum(axis=-1), rows - 1)
+    within = draw - jnp.take_along_axis(jnp.broadcast_to(begins, (*draw.shape, rows)), row[..., None], -1)[..., 0]
+    return jnp.where(total > 1, row * slots + within, 0)
+
+
+def distractor_counts(index: jax.Array, used: jax.Array) -> jax.Array:
+    """How often each slot was drawn: index [K J N] into J, used [K J] -> counts [K J J] float32.
+
+    Draws of a slot by itself and draws of or by unused slots count 0.
+    """
+    size = used.shape[1]
+    block, slot = jnp.arange(index.shape[0])[:, None, None], jnp.arange(size)[None, :, None]
+    counts = jnp.zeros((index.shape[0], size, size), jnp.float32).at[block, slot, index].add(1.0)
+    allowed = used[:, :, None] & used[:, None, :] & ~jnp.eye(size, dtype=bool)
+    return jnp.where(allowed, counts, 0.0)
+
+
+def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Cosines [K J I] of the rows of a [K J P] and b [K I P], in float32; 0 for zero vectors."""
+    return jnp.einsum("kjp,kip->kji", unit_length(a), unit_length(b), precision="highest")
+
+
+def unit_length(x: jax.Array) -> jax.Array:
+    """x [... P] scaled to length 1 in float32; zero vectors stay zero with a finite gradient."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-16))
+
+
+class Contrast(NamedTuple):
+    """Per slot [K J] float32: loss in nats, and whether the positive had the highest similarity (1 or 0)."""
+
+    loss: jax.Array
+    correct: jax.Array
+
+
+def contrastive(
+    context: jax.Array,
+    targets: jax.Array,
+    codes: jax.Array,
+    counts: jax.Array,
+    *,
+    temperature: float,
+    extra: tuple[jax.Array, jax.Array] | None = None,
+) -> Contrast:
+    """Contrastive loss of wav2vec 2.0 (equation 3): -log softmax of the positive among its distractors.
+
+    context, targets [K J P]: slot j of block k is its own positive. codes [K J G]: distractors with the codes of
+    the positive are left out (they are the positive). counts [K J J] from `distractor_counts`. extra: vectors
+    [K J X P] and codes [K J X G] of further distractors (codebook entries), each drawn once.
+    A slot without any distractor has loss 0.
+    """
+    sims = cosine(context, targets) / temperature
+    same = jnp.all(codes[:, :, None] == codes[:, None], axis=-1)
+    drawn = jnp.where(same, 0.0, counts)
+    positive = jnp.diagonal(sims, axis1=1, axis2=2)
+    weights, logits, excluded = drawn, sims, jnp.any(same & (counts > 0), axis=-1)
+    if extra is not None:
+        vectors, extra_codes = extra
+        more = jnp.einsum("kjp,kjxp->kjx", unit_length(context), unit_length(vectors), precision="highest")
+        extra_same = jnp.all(extra_codes == codes[:, :, None], axis=-1)
+        logits = jnp.concatenate([logits, more / temperature], axis=-1)
+        weights = jnp.concatenate([weights, jnp.where(extra_same, 0.0, 1.0)], axis=-1)
+        excluded |= jnp.any(extra_same, axis=-1)
+    live = weights > 0
+    peak = jax.lax.stop_gradient(jnp.maximum(positive, jnp.max(jnp.where(live, logits, -jnp.inf), axis=-1)))
+    spread = jnp.where(live, weights * jnp.exp(jnp.where(live, logits, 0.0) - peak[..., None]), 0.0).sum(axis=-1)
+    loss = jnp.log(jnp.exp(positive - peak) + spread) + peak - positive
+    highest = jnp.max(jnp.where(live, logits, -jnp.inf), axis=-1)
+    lowest = jnp.min(jnp.where(live, logits, jnp.inf), axis=-1)
+    flat = (highest == positive) & (lowest == positive) & ~excluded  # all equal: a dead model is not right
+    return Contrast(loss, ((positive >= highest) & ~flat).astype(jnp.float32))

@@ -1,0 +1,210 @@
+"""The context network of wav2vec 2.0: a convolutional position embedding and Transformer blocks.
+
+Post-norm (Base) and pre-norm (Large) of Baevski et al. 2020, section 2. All layers are one scanned module with
+stacked parameters [L ...], compiled once (`scan_layers`) or unrolled; the parameters are the same either way.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from w2v_jax import noise as noises
+from w2v_jax.frontend import LayerNorm, gelu, part, valid_frames
+
+ATTENTION = ("auto", "xla", "cudnn")
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    num_frames: jax.Array,
+    *,
+    dropout: float = 0.0,
+    noise: jax.Array | None = None,
+    implementation: str = "auto",
+) -> jax.Array:
+    """Scaled dot-product attention over the first num_frames [B] keys: [B F H K] each -> [B F H K].
+
+    implementation "cudnn" is flash attention on NVIDIA GPUs (bfloat16 or float16, no attention dropout); "auto"
+    takes it where it can work; "xla" runs everywhere. Softmax in float32. Rows without keys give finite values.
+    """
+    if implementation not in ATTENTION:
+        raise ValueError(f"encoder.attention is {implementation!r}; it is one of {ATTENTION}")
+    drops = noise is not None and dropout > 0.0
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    if implementation == "auto":
+        implementation = "cudnn" if half and not drops and jax.default_backend() == "gpu" else "xla"
+    if implementation == "cudnn":
+        if drops or not half:
+            raise ValueError("encoder.attention='cudnn' needs train.dtype='bfloat16' and encoder.attention_dropout=0")
+        lengths = jnp.maximum(num_frames, 1).astype(jnp.int32)
+        return jax.nn.dot_product_attention(
+            query, key, value, key_value_seq_lengths=lengths, query_seq_lengths=lengths, implementation="cudnn"
+        )
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query * scale, key, preferred_element_type=jnp.float32)
+    valid = valid_frames(num_frames, key.shape[1])[:, None, None]
+    probs = jax.nn.softmax(jnp.where(valid, logits, -1e9), axis=-1).astype(query.dtype)
+    probs = noises.dropout(probs, dropout, noise)
+    return jnp.einsum("bhqk,bkhd->bqhd", probs, value)
+
+
+class PositionalConv(nn.Module):
+    """Grouped convolution over time with one weight norm per tap, then GELU: the position embedding.
+
+    Kernel w[k] = g[k] * v[k] / |v[k]| with the norm over outputs and inputs of a tap (the reference's dim=2).
+    An even kernel sees one frame less of the future. Input frames beyond the utterance must be 0.
+    """
+
+    kernel: int
+    groups: int
+    split: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B F D] -> [B F D]. `split` computes group by group, which XLA's CPU back end does much faster."""
+        width = x.shape[-1]
+        init = nn.initializers.normal(math.sqrt(4.0 / (self.kernel * width)))
+        v = self.param("direction", part(init, (None, None, "embed")), (self.kernel, width // self.groups, width))
+        g = self.param("scale", part(lambda *_: jnp.sqrt(jnp.sum(v * v, axis=(1, 2))), (None,)))
+        bias = self.param("bias", part(nn.initializers.zeros, ("embed",)), (width,))
+        norm = jnp.sqrt(jnp.sum(v * v, axis=(1, 2), keepdims=True))
+        weight = (v * (g[:, None, None] / norm)).astype(self.dtype)
+        convolve = functools.partial(
+            jax.lax.conv_general_dilated,
+            window_strides=(1,),
+            padding=[(self.kernel // 2, (self.kernel - 1) // 2)],
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )
+        x = x.astype(self.dtype)
+        if self.split:
+            pieces = zip(jnp.split(x, self.groups, axis=-1), jnp.split(weight, self.groups, axis=-1), strict=True)
+            y = jnp.concatenate([convolve(piece, kernel) for piece, kernel in pieces], axis=-1)
+        else:
+            y = convolve(x, weight, feature_group_count=self.groups)
+        return gelu(y + bias.astype(self.dtype))
+
+
+class Context(NamedTuple):
+    """output [B F D], and hidden [L+1 B F D], the input of the blocks and the output of each, or None."""
+
+    output: jax.Array
+    hidden: jax.Array | None
+
+
+class Block(nn.Module):
+    """One Transformer layer: self-attention and a feed-forward network, pre- or post-norm."""
+
+    heads: int
+    mlp: int
+    pre_norm: bool
+    dropout: float
+    attention_dropout: float
+    mlp_dropout: float
+    attention: str
+    collect: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, layer, num_frames, noise):
+        """x [B F D]; layer (number, keep): LayerDrop leaves x as it is where keep is False -> (x, x if collect)."""
+        number, keep = layer
+        streams = [None] * 4 if noise is None else [noises.fold(noises.fold(noise, number), i) for i in range(4)]
+        norm = functools.partial(LayerNorm, dtype=self.dtype)
+        y = norm(name="attention_norm")(x) if self.pre_norm else x
+        y = x + noises.dropout(self._attend(y, num_frames, streams[0]), self.dropout, streams[1])
+        y = y if self.pre_norm else norm(name="attention_norm")(y)
+        z = norm(name="mlp_norm")(y) if self.pre_norm else y
+        z = gelu(self._dense(self.mlp, ("embed", "mlp"), "mlp_in")(z))
+        z = nn.with_logical_constraint(z, ("batch", "frames", "mlp"))
+        z = self._dense(x.shape[-1], ("mlp", "embed"), "mlp_out")(noises.dropout(z, self.mlp_dropout, streams[2]))
+        y = y + noises.dropout(z, self.dropout, streams[3])
+        y = y if self.pre_norm else norm(name="mlp_norm")(y)
+        y = nn.with_logical_constraint(jnp.where(keep, y, x), ("batch", "frames", None))
+        return y, (y if self.collect else None)
+
+    def _attend(self, x: jax.Array, num_frames: jax.Array, noise: jax.Array | None) -> jax.Array:
+        batch, frames, width = x.shape
+        split = (batch, frames, self.heads, width // self.heads)
+        query, key, value = (self._dense(width, ("embed", "heads"), n)(x).reshape(split) for n in ("query", "key", "value"))
+        y = attention(
+            query, key, value, num_frames, dropout=self.attention_dropout, noise=noise, implementation=self.attention
+        )
+        return self._dense(width, ("heads", "embed"), "out")(y.reshape(x.shape))
+
+    def _dense(self, features: int, axes: tuple[str, str], name: str) -> nn.Dense:
+        init = part(nn.initializers.normal(0.02), axes)
+        return nn.Dense(features, dtype=self.dtype, kernel_init=init, bias_init=part(nn.initializers.zeros, axes[1:]), name=name)
+
+
+class Transformer(nn.Module):
+    """Position embedding and L blocks. Frames beyond num_frames are zeroed and never attended to."""
+
+    layers: int
+    heads: int
+    mlp: int
+    pre_norm: bool
+    pos_kernel: int
+    pos_groups: int
+    dropout: float
+    attention_dropout: float
+    mlp_dropout: float
+    layer_drop: float
+    attention: str = "auto"
+    positional: str = "auto"
+    scan_layers: bool = True
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, num_frames, noise, layer_key, *, collect: bool = False) -> Context:
+        """x [B F D], num_frames [B], noise [B] words or None, layer_key for LayerDrop or None."""
+        if self.positional not in ("auto", "split", "grouped"):
+            raise ValueError(f"encoder.positional is {self.positional!r}; it is one of 'auto', 'split', 'grouped'")
+        x = jnp.where(valid_frames(num_frames, x.shape[1])[..., None], x, 0)
+        split = self.positional == "split" or (self.positional == "auto" and jax.default_backend() == "cpu")
+        x = x + PositionalConv(self.pos_kernel, self.pos_groups, split, self.dtype, name="positional")(x)
+        if not self.pre_norm:
+            x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        x = noises.dropout(x, self.dropout, None if noise is None else noises.fold(noise, 1 << 16))
+        keep = jnp.ones(self.layers, bool)
+        if layer_key is not None and self.layer_drop > 0.0:
+            keep = jax.random.uniform(layer_key, (self.layers,)) > self.layer_drop
+        first = x
+        x, hidden = self._stack(collect)(x, (jnp.arange(self.layers), keep), num_frames, noise)
+        hidden = jnp.concatenate([first[None], hidden]) if collect else None
+        if self.pre_norm:
+            x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        return Context(x, hidden)
+
+    def _stack(self, collect: bool):
+        block = nn.remat(Block, prevent_cse=not self.scan_layers) if self.remat else Block
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=self.layers,
+            unroll=1 if self.scan_layers else self.layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return stack(
+            self.heads,
+            self.mlp,
+            self.pre_norm,
+            self.dropout,
+            self.attention_dropout,
+            self.mlp_dropout,
+            self.attention,
+            collect,
+            self.dtype,
+            name="layers",
+        )
