@@ -29,7 +29,7 @@ class Encoded(NamedTuple):
 
 
 class Wav2Vec2Encoder(nn.Module):
-    """The trunk of wav2vec 2.0. `settings` is the config's encoder section."""
+    """The trunk of wav2vec 2.0; `transformer` holds the fields of `Transformer`."""
 
     conv_layers: ConvSpec
     conv_norm: str
@@ -63,7 +63,7 @@ class Wav2Vec2Encoder(nn.Module):
         return Encoded(features, local, context.output, context.hidden, valid)
 
 
-def wav2vec2_encoder(encoder: Any, dtype: Any, name: str = "encoder") -> Wav2Vec2Encoder:
+def wav2vec2_encoder(encoder: Any, dtype: Any) -> Wav2Vec2Encoder:
     """The encoder that a config's `encoder` section describes."""
     return Wav2Vec2Encoder(
         conv_layers=encoder.conv_layers,
@@ -75,7 +75,6 @@ def wav2vec2_encoder(encoder: Any, dtype: Any, name: str = "encoder") -> Wav2Vec
         input_dropout=encoder.input_dropout,
         remat_frontend=encoder.remat_frontend,
         dtype=dtype,
-        name=name,
         transformer=dict(
             layers=encoder.layers,
             heads=encoder.heads,

@@ -17,9 +17,10 @@ part = nn.with_logical_partitioning
 
 
 class Quantized(NamedTuple):
-    """vectors [B M G*E]; codes [B M G] int32, the arg-max without noise; logits [B M G V] float32."""
+    """vectors [B M G*E] of the chosen codes [B M G]; codes [B M G], the arg-max without noise; logits [B M G V]."""
 
     vectors: jax.Array
+    chosen: jax.Array
     codes: jax.Array
     logits: jax.Array
 
@@ -56,12 +57,13 @@ class GumbelQuantizer(nn.Module):
         logits = self.weight_proj(x.astype(jnp.float32)).reshape(*x.shape[:-1], self.groups, self.codes)
         codes = jnp.argmax(logits, axis=-1)
         if gumbel is None:
-            return Quantized(self.lookup(codes), codes, logits)
+            return Quantized(self.lookup(codes), codes, codes, logits)
         soft = jax.nn.softmax((logits + gumbel) / temperature, axis=-1)
-        hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), self.codes, dtype=jnp.float32)
+        chosen = jnp.argmax(soft, axis=-1)
+        hard = jax.nn.one_hot(chosen, self.codes, dtype=jnp.float32)
         sample = hard + (soft - jax.lax.stop_gradient(soft))  # the bracket is exactly 0 forward
         vectors = jnp.einsum("bmgv,gve->bmge", sample, self.codebook)
-        return Quantized(vectors.reshape(*x.shape[:-1], self.dim).astype(self.dtype), codes, logits)
+        return Quantized(vectors.reshape(*x.shape[:-1], self.dim).astype(self.dtype), chosen, codes, logits)
 
     def lookup(self, codes: jax.Array) -> jax.Array:
         """The concatenated vectors [... G*E] of codes [... G]."""

@@ -1,0 +1,218 @@
+"""wav2vec 2.0 pretraining (Baevski et al. 2020, arXiv 2006.11477).
+
+Spans of the projected local features are replaced by a learned vector; the Transformer's output at a masked frame
+must pick the quantized features of that frame among distractors from other masked frames of the utterance. Only
+masked frames go through the quantizer, the projections and the loss.
+
+Differs: code statistics of the diversity term pool over a unit of the batch (`data.unit_seconds`), the analogue of
+the reference's batch of one GPU, whatever the number of devices. The feature penalty of each row averages over its
+valid frames when `encoder.padding_aware`; the reference counts padding. Masking: see `masking.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from w2v_jax import losses, masking
+from w2v_jax import noise as noises
+from w2v_jax.api import Batch, Mean, Method, PyTree
+from w2v_jax.config import unit_rows
+from w2v_jax.encoders import Encoded, wav2vec2_encoder
+from w2v_jax.frontend import linear, num_frames, valid_frames
+from w2v_jax.quantizers import GumbelQuantizer, Quantized, temperature, unit_perplexities
+
+
+class Draws(NamedTuple):
+    """Everything random in one pass but dropout, so that tests can put the reference's own draws in.
+
+    masked [B F] bool; slots [B M] int32 and used [B M] bool, the masked frames in order; gumbel [B M G V] or
+    None; distractors [units J N] int32 into the J slots of a block (a row, or a unit with cross-utterance
+    distractors); codebook [B M X G] int32, codes of codebook distractors, or None.
+    """
+
+    masked: jax.Array
+    slots: jax.Array
+    used: jax.Array
+    gumbel: jax.Array | None
+    distractors: jax.Array
+    codebook: jax.Array | None
+
+
+class Prediction(NamedTuple):
+    """context [B M P] and targets [B M P] of the masked slots, their codes, and codebook distractors [B M X P]."""
+
+    encoded: Encoded
+    context: jax.Array
+    targets: jax.Array
+    quantized: Quantized
+    codebook: jax.Array | None
+
+
+class Wav2Vec2(nn.Module):
+    """The model: params "encoder", "quantizer", "target_proj" (project_q), "context_proj" (final_proj)."""
+
+    config: Any
+
+    def setup(self) -> None:
+        config, dtype = self.config, jnp.dtype(self.config.train.dtype)
+        q, width = config.quantizer, config.loss.proj
+        self.encoder = wav2vec2_encoder(config.encoder, dtype)
+        self.quantizer = GumbelQuantizer(q.groups, q.codes, q.dim, dtype)
+        self.target_proj = linear(width, q.dim, ("codes", "proj"), dtype, None)
+        self.context_proj = linear(width, config.encoder.width, ("embed", "proj"), dtype, None)
+
+    def __call__(self, batch: Batch, draws: Draws, tau: jax.Array, noise=None, layer_key=None) -> Prediction:
+        """noise [B] words and layer_key switch dropouts and LayerDrop on; tau is the Gumbel temperature."""
+        encoded = self.encoder(batch["wave"], batch["num_samples"], draws.masked, noise, layer_key)
+        local = jnp.take_along_axis(encoded.local, draws.slots[..., None], axis=1)  # [B M C]
+        context = jnp.take_along_axis(encoded.context, draws.slots[..., None], axis=1)  # [B M D]
+        stream = None if noise is None else noises.fold(noise, 1 << 18)
+        local = noises.dropout(local, self.config.quantizer.input_dropout, stream)
+        quantized = self.quantizer(local, tau, draws.gumbel)
+        targets, codebook = self.target_proj(quantized.vectors), None
+        if draws.codebook is not None:
+            codebook = self.target_proj(self.quantizer.lookup(draws.codebook))
+        return Prediction(encoded, self.context_proj(context), targets, quantized, codebook)
+
+    def features(self, batch: Batch) -> dict[str, jax.Array]:
+        """Local features, context, all hidden states and codes of every frame, without masking or noise."""
+        encoded = self.encoder(batch["wave"], batch["num_samples"], collect=True)
+        return {
+            "local": encoded.local,
+            "context": encoded.context,
+            "hidden": encoded.hidden,
+            "valid": valid_frames(encoded.num_frames, encoded.local.shape[1]),
+            "codes": self.quantizer(encoded.local, jnp.float32(1.0), None).codes,
+        }
+
+
+def draw(config: Any, batch: Batch, key: jax.Array, *, train: bool) -> Draws:
+    """The draws of one pass; each row's depend on (key, its number, its length) alone."""
+    m, q, contrast = config.masking, config.quantizer, config.loss
+    noise = noises.row_noise(key, batch["row"])
+    total = num_frames(batch["wave"].shape[1], config.encoder.conv_layers)
+    frames = num_frames(batch["num_samples"], config.encoder.conv_layers)
+    law = dict(prob=m.prob, length=m.length, min_spans=m.min_spans)
+    masked = masking.span_mask(noises.fold(noise, 1), frames, total, **law)
+    slots, used = masking.masked_slots(masked, masking.num_slots(total, **law))
+    used &= (batch["weight"] > 0)[:, None]
+    size = used.shape[1]
+    gumbel = noises.gumbel(noises.fold(noise, 2), size, q.groups, q.codes) if train else None
+    distractors = losses.draw_distractors(noises.fold(noise, 3), used, contrast.negatives)
+    if contrast.cross_negatives:
+        rows = unit_rows(config.data.unit_seconds, batch["wave"].shape[1])
+        own_row = jnp.arange(len(used)).reshape(-1, 1, 1) % rows
+        cross = losses.draw_cross_distractors(noises.fold(noise, 4), used, contrast.cross_negatives, rows)
+        distractors = jnp.concatenate([distractors + own_row * size, cross], axis=-1)
+        distractors = distractors.reshape(-1, rows * size, distractors.shape[-1])
+    codebook = None
+    if contrast.codebook_negatives:
+        choice = noises.uniform(noises.fold(noise, 5), size, contrast.codebook_negatives, q.groups)
+        codebook = jnp.minimum((choice * q.codes).astype(jnp.int32), q.codes - 1)
+    return Draws(masked, slots, used, gumbel, distractors, codebook)
+
+
+def objective(config: Any, batch: Batch, draws: Draws, prediction: Prediction) -> tuple[Mean, dict[str, Mean]]:
+    """The summed loss and its weight, the number of masked frames; and the metrics."""
+    units = _units(config, batch)
+    used = draws.used.astype(jnp.float32)
+    count = used.sum()
+    blocks = draws.distractors.shape[0]
+    contrast = _contrast(config, draws, prediction, blocks)
+    per_row, per_unit = used.sum(axis=1), used.reshape(units, -1).sum(axis=1)
+    code_perplexity, prob_perplexity = unit_perplexities(prediction.quantized, draws.used, units)
+    entries = config.quantizer.groups * config.quantizer.codes
+    terms = {
+        "loss": (contrast.loss.reshape(used.shape) * used).sum(),
+        "diversity": (per_unit * (entries - prob_perplexity) / entries).sum(),
+        "penalty": (per_row * _mean_square(config, prediction.encoded)).sum(),
+    }
+    weights = {"loss": 1.0, "diversity": config.loss.diversity_weight, "penalty": config.loss.penalty_weight}
+    total = sum(weights[name] * term for name, term in terms.items())
+    alive = (per_unit > 0).astype(jnp.float32)
+    metrics = {name: Mean(term, count) for name, term in terms.items()}
+    metrics |= {
+        "objective": Mean(total, count),
+        "accuracy": Mean((contrast.correct.reshape(used.shape) * used).sum(), count),
+        "code_perplexity": Mean((code_perplexity * alive).sum(), alive.sum()),
+        "prob_perplexity": Mean((prob_perplexity * alive).sum(), alive.sum()),
+        "masked_share": Mean(count, (prediction.encoded.num_frames * batch["weight"]).sum()),
+    }
+    return Mean(total, count), metrics
+
+
+def _units(config: Any, batch: Batch) -> int:
+    rows, length = batch["wave"].shape
+    per_unit = unit_rows(config.data.unit_seconds, length)
+    if rows % per_unit:
+        raise ValueError(f"a batch of {rows} rows cannot be cut into units of {per_unit} (data.unit_seconds)")
+    return rows // per_unit
+
+
+def _contrast(config: Any, draws: Draws, prediction: Prediction, blocks: int) -> losses.Contrast:
+    """Contrastive terms [blocks J] of all slots; a block is what distractors are drawn from."""
+
+    def block(x: jax.Array) -> jax.Array:
+        return x.reshape(blocks, -1, *x.shape[2:])
+
+    used = block(draws.used)
+    extra = None
+    if prediction.codebook is not None and draws.codebook is not None:
+        extra = (block(prediction.codebook), block(draws.codebook))
+    return losses.contrastive(
+        block(prediction.context),
+        block(prediction.targets),
+        block(prediction.quantized.chosen),
+        losses.distractor_counts(draws.distractors, used),
+        temperature=config.loss.temperature,
+        extra=extra,
+    )
+
+
+def _mean_square(config: Any, encoded: Encoded) -> jax.Array:
+    """Mean square [B] of the raw features of each row."""
+    square = jnp.square(encoded.features.astype(jnp.float32)).mean(axis=-1)
+    if not config.encoder.padding_aware:
+        return square.mean(axis=1)
+    valid = valid_frames(encoded.num_frames, square.shape[1])
+    return jnp.where(valid, square, 0.0).sum(axis=1) / jnp.maximum(encoded.num_frames, 1)
+
+
+def levels(config: Any) -> dict[str, float]:
+    """What a useless model reaches: drawn into the curves and watched by the watchdog."""
+    entries = config.loss.negatives + config.loss.cross_negatives + config.loss.codebook_negatives + 1
+    return {
+        "loss_chance": math.log(entries),
+        "accuracy_chance": 1.0 / entries,
+        "perplexity_floor": float(config.quantizer.groups),
+        "perplexity_max": float(config.quantizer.groups * config.quantizer.codes),
+    }
+
+
+def make(config: Any) -> Method:
+    """The three functions of wav2vec 2.0 for a config."""
+    model = Wav2Vec2(config)
+    start, end, decay = config.quantizer.temperature
+
+    def init(key: jax.Array, batch: Batch) -> tuple[PyTree, PyTree]:
+        draws = draw(config, batch, key, train=False)
+        return model.init(key, batch, draws, jnp.float32(1.0))["params"], {}
+
+    def loss(params, extra, batch, key, step, *, train):
+        draws = draw(config, batch, key, train=train)
+        tau = temperature(step, start, end, decay)
+        noise = noises.fold(noises.row_noise(key, batch["row"]), 6) if train else None
+        layer_key = jax.random.fold_in(key, 7) if train else None
+        prediction = model.apply({"params": params}, batch, draws, tau, noise, layer_key)
+        total, metrics = objective(config, batch, draws, prediction)
+        return total, (extra, metrics | {"temperature": Mean(tau, jnp.float32(1.0))})
+
+    def predict(params, extra, batch):
+        return model.apply({"params": params}, batch, method=Wav2Vec2.features)
+
+    return Method(init, loss, predict)
