@@ -1,0 +1,130 @@
+"""wav2vec 2.0 Base (Baevski et al. 2020, arXiv 2006.11477): 95 M parameters, LibriSpeech 960 h, 400k updates.
+
+    python -m w2v_jax.train --config=configs/w2v2_base.py --workdir=runs/base --config.data.root=LibriSpeech/train
+
+The paper took 64 V100 GPUs for 1.6 days; the effective batch of 64 GPUs (1.56 h of audio) is kept on any number of
+devices by accumulation. Expected on LibriSpeech (validation): accuracy about 0.49 after 50k updates, 0.63 after 400k.
+Numbers without a note are fairseq's wav2vec2_base_librispeech.yaml.
+
+Variants: `:demo` learns on a self-made corpus in minutes on two CPU cores; `:tiny` is for tests.
+"""
+
+from ml_collections import ConfigDict
+
+CONV = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = ConfigDict(dict(method="wav2vec2", seed=1))
+    config.data = dict(
+        name="folder",  # a file of w2v_jax/data: folder tsv jsonl tfds synthetic speak
+        root=(),  # one or more folders, manifests or dataset names
+        eval_root=(),  # held-out data; empty: eval_share of root's rows
+        eval_share=0.01,
+        eval_hours=0.5,  # at most so much audio is scored per evaluation
+        split="train",  # tfds only
+        hours=0.0,  # self-made corpora only: how much to make
+        language="en",  # speak only
+        loader="tfdata",  # or "threads", which needs no TensorFlow
+        workers=0,  # decoding threads; 0: one per core
+        batch_hours=64 * 87.5 / 3600,  # audio per update: 64 GPUs x 1.4 M samples
+        unit_seconds=87.5,  # rows that share code statistics: one GPU's 1.4 M samples
+        device_seconds=87.5,  # audio that one device holds at once; raise it where memory allows
+        bucket_seconds=(4.0, 8.0, 12.0, 15.625),  # the static lengths; longer recordings are cropped
+        min_seconds=2.0,
+        normalize=False,  # zero mean and unit variance per utterance
+    )
+    config.encoder = dict(
+        conv_layers=CONV,  # (channels, kernel, stride)
+        conv_norm="group",
+        conv_bias=False,
+        conv_grad_scale=0.1,
+        padding_aware=True,  # False: padding enters norms and penalty, as in the reference
+        width=768,
+        layers=12,
+        heads=12,
+        mlp=3072,
+        pre_norm=False,
+        pos_kernel=128,
+        pos_groups=16,
+        dropout=0.1,
+        attention_dropout=0.1,
+        mlp_dropout=0.0,
+        input_dropout=0.1,
+        layer_drop=0.05,
+        attention="auto",  # "xla", "cudnn" (needs bfloat16, no attention_dropout) or the better one
+        positional="auto",  # "grouped", "split" or the better one
+        scan_layers=True,
+        remat_frontend=True,
+        remat_layers=False,
+    )
+    config.quantizer = dict(groups=2, codes=320, dim=256, temperature=(2.0, 0.5, 0.999995), input_dropout=0.1)
+    config.masking = dict(prob=0.65, length=10, min_spans=2)  # prob / length = 0.065 of frames start a span
+    config.loss = dict(
+        proj=256,
+        negatives=100,
+        cross_negatives=0,
+        codebook_negatives=0,
+        temperature=0.1,
+        diversity_weight=0.1,
+        penalty_weight=10.0,
+    )
+    config.optim = dict(
+        schedule="polynomial",  # or cosine, tri_stage
+        peak=5e-4,
+        start=0.0,
+        end=0.0,
+        warmup=32_000,
+        power=1.0,
+        stages=(0.03, 0.9, 0.07),  # tri_stage only: shares of warm-up, hold and decay
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        weight_decay=0.01,
+        clip_norm=0.0,  # 0: never clip
+        rules=(),  # (regex on the parameter's path, learning-rate scale, weight decay), first match
+    )
+    config.sharding = dict(data=0, fsdp=1, tensor=1)  # data 0: all remaining devices
+    config.train = dict(
+        steps=400_000,
+        dtype="bfloat16",
+        log_every=100,
+        eval_every=5_000,
+        checkpoint_every=1_000,
+        keep_latest=2,
+        keep_best=1,
+        log_rows=False,
+        watchdog="warn",  # "stop" ends a dead run, "off"
+        on_config_change="refuse",  # "accept" goes on in a workdir made with another config
+        compile_cache="",  # folder; empty: WORKDIR/compile_cache
+    )
+    if variant:
+        small = {"demo": demo, "tiny": tiny}.get(variant)
+        if small is None:
+            raise ValueError(f"there is no variant {variant!r}; there are demo and tiny")
+        small(config)
+    return config
+
+
+def demo(config: ConfigDict) -> None:
+    """Half an hour of a self-made language, 1.5 M parameters, minutes on two CPU cores."""
+    tiny(config)
+    config.data.update(hours=0.5, root=("data/synthetic",), batch_hours=4 * 16 / 3600, unit_seconds=16.0, device_seconds=64.0)
+    config.data.update(bucket_seconds=(4.0,), eval_share=0.05, eval_hours=0.02)
+    config.encoder.update(conv_layers=tuple((96, k, s) for _, k, s in CONV), width=128, layers=4, heads=4, mlp=512)
+    config.encoder.update(pos_kernel=32, pos_groups=16, dropout=0.0, attention_dropout=0.0, input_dropout=0.0, layer_drop=0.0)
+    config.quantizer.update(codes=64, dim=64, temperature=(2.0, 0.5, 0.997), input_dropout=0.0)
+    config.loss.update(proj=64, negatives=50)
+    config.optim.update(peak=2e-3, warmup=100)
+    config.train.update(steps=800, log_every=10, eval_every=200, checkpoint_every=200)
+
+
+def tiny(config: ConfigDict) -> None:
+    """Seconds, without downloads: every part of a real run at the smallest size."""
+    config.data.update(name="synthetic", root=("data/synthetic-tiny",), hours=0.02, min_seconds=0.5, eval_share=0.2)
+    config.data.update(batch_hours=8 * 2 / 3600, unit_seconds=2.0, device_seconds=16.0, bucket_seconds=(1.0, 2.0))
+    config.encoder.update(conv_layers=tuple((32, k, s) for _, k, s in CONV), width=32, layers=2, heads=4, mlp=64)
+    config.encoder.update(pos_kernel=16, pos_groups=4, remat_frontend=False)
+    config.quantizer.update(codes=16, dim=16)
+    config.loss.update(proj=16, negatives=10)
+    config.optim.update(peak=1e-3, warmup=5)
+    config.train.update(steps=20, dtype="float32", log_every=1, eval_every=10, checkpoint_every=10)
