@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -44,7 +43,7 @@ def schedule(optim: Any, steps: int) -> Schedule:
 
     def rate(step: jax.Array) -> jax.Array:
         n = jnp.asarray(step, jnp.float32)
-        rising = start + (peak - start) * n / max(warmup, 1)
+        rising = start + (peak - start) * jnp.maximum(n, 1.0) / max(warmup, 1)  # the first update moves, too
         progress = jnp.clip((n - warmup - hold) / (steps - warmup - hold), 0.0, 1.0)
         if optim.schedule == "polynomial":
             falling = end + (peak - end) * (1.0 - progress) ** optim.power
@@ -117,13 +116,13 @@ def apply_rules(params: PyTree, rules: Sequence[tuple[str, float, float]], weigh
     return jax.tree.map(lambda x: x[0], found, **pairs), jax.tree.map(lambda x: x[1], found, **pairs)
 
 
-def optimizer(optim: Any, rate: Schedule, abstract_params: PyTree) -> optax.GradientTransformation:
+def optimizer(optim: Any, rate: Schedule, params: PyTree) -> optax.GradientTransformation:
     """Clip (optim.clip_norm, 0 = never), Adam, decoupled weight decay of every parameter, learning rate.
 
-    p <- p - lr * scale * (adam + decay * p). Frozen parameters (scale 0) stay bit-equal. abstract_params gives the
-    parameters' paths; it may be boxed with axis names.
+    p <- p - lr * scale * (adam + decay * p). Frozen parameters (scale 0) stay bit-equal. params, which may be
+    abstract, gives the parameters' paths.
     """
-    scale, decay = apply_rules(nn.unbox(abstract_params), optim.rules, optim.weight_decay)
+    scale, decay = apply_rules(params, optim.rules, optim.weight_decay)
 
     def init(params: PyTree) -> tuple:
         return ()

@@ -75,6 +75,12 @@ def shardings(abstract: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(place, abstract, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
+def bare(tree: PyTree) -> PyTree:
+    """The tree without its boxes of axis names. (`flax.linen.unbox` also constrains, which abstract values refuse.)"""
+    boxed = dict(is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    return jax.tree.map(lambda x: x.value if isinstance(x, nn.LogicallyPartitioned) else x, tree, **boxed)
+
+
 def _size(mesh: Mesh, axes: str | tuple[str, ...]) -> int:
     return math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
 

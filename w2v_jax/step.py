@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -29,9 +28,9 @@ def create_state(
     """(a function that makes the state, born sharded; the state's ShapeDtypeStructs with shardings)."""
     abstract = jax.eval_shape(lambda: init_state(method, tx, key, zeros_like(batch)))
     places = sharding.shardings(abstract, mesh)
-    make = jax.jit(lambda: nn.unbox(init_state(method, tx, key, zeros_like(batch))), out_shardings=places)
+    make = jax.jit(lambda: sharding.bare(init_state(method, tx, key, zeros_like(batch))), out_shardings=places)
     shapes = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), nn.unbox(abstract), places
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), sharding.bare(abstract), places
     )
     return make, shapes
 
