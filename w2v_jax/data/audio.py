@@ -1,0 +1,124 @@
+"""Reading recordings from files: headers, crops by seek, any rate and channel count to 16 kHz mono.
+
+The content of a file decides its format, not its name. Nothing here caches or batches.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from w2v_jax.config import SAMPLE_RATE
+from w2v_jax.data.index import Index, ReadError
+
+__all__ = ["AudioFiles", "Header", "ReadError", "probe", "read_frames", "resample_crop"]
+
+MARGIN = 1024
+"""16 kHz samples read on both sides of a crop that is resampled: longer than the filter's reach."""
+
+LOSSY_SLACK = 2 * 1152
+"""Samples by which an MP3 or OGG file may end before its header says: two frames of the encoder."""
+
+
+class Header(NamedTuple):
+    """What a file says about itself: length and rate in its own samples."""
+
+    frames: int
+    rate: int
+
+
+class AudioFiles:
+    """The source of an index whose rows are (segments of) audio files. Opens the file anew at each read."""
+
+    def __init__(self, index: Index):
+        self.index = index
+
+    def read(self, row: int, start: int, length: int) -> np.ndarray:
+        """float32 [at most length], mono, 16 kHz, from sample `start` of the row. Raises ReadError."""
+        index = self.index
+        path, rate = index.paths[row], int(index.rates[row])
+        offset, frames = int(index.offsets[row]), int(index.frames[row])
+        start = max(0, start)
+        length = min(length, int(index.num_samples[row]) - start)
+        if length <= 0:
+            return np.zeros(0, np.float32)
+        if rate == SAMPLE_RATE:
+            return read_frames(path, offset + start, length, rate)
+        return resample_crop(lambda a, b: read_frames(path, offset + a, b - a, rate), frames, rate, start, length)
+
+
+def resample_crop(read, frames: int, rate: int, start: int, length: int) -> np.ndarray:
+    """Samples start .. start + length (16 kHz) of the resampled recording, as if all of it had been resampled.
+
+    read(a, b) gives the samples a .. b at `rate`, of `frames`. Reads whole periods of the ratio of the rates, so
+    that the crop has the phase of the whole, and MARGIN more on each side.
+    """
+    import soxr
+
+    common = math.gcd(rate, SAMPLE_RATE)
+    period_in, period_out = rate // common, SAMPLE_RATE // common
+    first = max(0, start - MARGIN) // period_out
+    last = -(-(start + length + MARGIN) // period_out)
+    wave = soxr.resample(read(first * period_in, min(last * period_in, frames)), rate, SAMPLE_RATE, quality="HQ")
+    begin = start - first * period_out
+    return np.ascontiguousarray(wave[begin : begin + length], np.float32)
+
+
+def read_frames(path: str, start: int, count: int, rate: int) -> np.ndarray:
+    """float32 [count] at the file's own rate, channels averaged, found by seek. Raises ReadError."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            if file.samplerate != rate:
+                raise ReadError(f"changed after listing: {file.samplerate} Hz, the index says {rate} Hz")
+            lossy = file.format in ("MP3", "OGG")
+            file.seek(min(start, file.frames))
+            wave = file.read(count, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError, ValueError, RuntimeError) as error:
+        raise ReadError(_reason(path, error)) from None
+    if count - len(wave) > (LOSSY_SLACK if lossy else 0):
+        raise ReadError(f"truncated: ends {count - len(wave)} of {start + count} samples early")
+    wave = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1, dtype=np.float32)
+    if not np.isfinite(wave).all():
+        raise ReadError("NaN or infinite samples")
+    return np.ascontiguousarray(wave)
+
+
+def probe(path: str) -> Header:
+    """Length and rate from the header, after a look at the last sample: a cut file does not pass. Raises ReadError."""
+    import soundfile
+
+    try:
+        with open(path, "rb") as raw:
+            if not raw.read(1):
+                raise ReadError("empty file")
+        with soundfile.SoundFile(path) as file:
+            header, lossy = Header(file.frames, file.samplerate), file.format in ("MP3", "OGG")
+            if not 0 < header.frames < 1 << 48:
+                raise ReadError("no samples, or a header without a length")
+            if not 1000 <= header.rate <= 1_000_000:
+                raise ReadError(f"sampling rate out of range: {header.rate} Hz")
+            if lossy:
+                file.seek(max(0, header.frames - 2 * LOSSY_SLACK))
+                complete = len(file.read(2 * LOSSY_SLACK, dtype="float32")) > 0
+            else:
+                file.seek(header.frames - 1)
+                complete = len(file.read(1, dtype="float32")) == 1
+    except (soundfile.SoundFileError, OSError, ValueError, RuntimeError) as error:
+        raise ReadError(_reason(path, error)) from None
+    if not complete:
+        raise ReadError(f"truncated: the header says {header.frames / header.rate:.2f} s, the end cannot be read")
+    return header
+
+
+def _reason(path: str, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "file does not exist"
+    if isinstance(error, OSError):
+        return f"unreadable file: {error.strerror or error}"
+    text = getattr(error, "error_string", str(error)).replace(str(path), "").strip(" .:'\"")
+    kind = "not audio" if "recognised" in text else "corrupt audio"
+    return f"{kind}: {text}"

@@ -1,0 +1,79 @@
+"""JSONL manifests as NeMo writes them: one JSON object per line with `audio_filepath`, and optionally `duration`
+and `offset` in seconds (a segment of a longer file), `text`, `speaker`, `id`.
+
+Relative paths are relative to the manifest. Other keys are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterator
+
+from w2v_jax.config import UserError
+from w2v_jax.data.audio import AudioFiles
+from w2v_jax.data.index import Skip
+from w2v_jax.data.listing import Candidate, list_files
+from w2v_jax.data.tsv import manifest_files, numbered_lines
+
+
+def make(data, root) -> AudioFiles:
+    """The source of the manifests `root`. Uses data.min_seconds and data.workers. Raises UserError with file and line."""
+    skipped: list[Skip] = []
+    manifests = manifest_files(root, ".jsonl")
+    return list_files(
+        (candidate for manifest in manifests for candidate in _read(manifest)),
+        where=", ".join(map(str, manifests)),
+        min_seconds=data.min_seconds,
+        workers=data.workers,
+        skipped=skipped,
+    )
+
+
+def _read(manifest: pathlib.Path) -> Iterator[Candidate]:
+    for number, line in numbered_lines(manifest):
+        where = f"{manifest}:{number}"
+        try:
+            entry = json.loads(line)
+            line.encode()
+        except ValueError as error:
+            raise UserError(f"{where}: not JSON ({error})") from None
+        if not isinstance(entry, dict):
+            raise UserError(f"{where}: needs a JSON object, got {line[:60]!r}")
+        name = _text(entry, "audio_filepath", where)
+        if not name:
+            raise UserError(f"{where}: 'audio_filepath' is missing")
+        offset = _seconds(entry, "offset", where) or 0.0
+        duration = _seconds(entry, "duration", where)
+        default = os.path.splitext(name)[0] + (f":{offset:g}" if offset else "")
+        yield Candidate(
+            id=_text(entry, "id", where) or default,
+            path=os.path.join(manifest.parent, os.path.expanduser(name)),
+            offset=offset,
+            duration=duration,
+            speaker=_text(entry, "speaker", where),
+            transcript=_text(entry, "text", where),
+        )
+
+
+def _text(entry: dict, key: str, where: str) -> str:
+    value = entry.get(key)
+    if value is None:
+        return ""
+    if isinstance(value, (dict, list, bool, float)):
+        raise UserError(f"{where}: {key!r} must be text, got {value!r}")
+    text = str(value)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError(f"{where}: {key!r} holds half of a surrogate pair, which is no character")
+    return text
+
+
+def _seconds(entry: dict, key: str, where: str) -> float | None:
+    value = entry.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise UserError(f"{where}: {key!r} must be seconds, 0 or more, got {value!r}")
+    return float(value)

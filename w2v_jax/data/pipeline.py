@@ -1,0 +1,208 @@
+"""Executes a plan: reads the rows of each step in parallel and puts them into arrays, host by host.
+
+Two loaders run the same `_read_unit`: "tfdata" (tf.data, the fast one) and "threads" (NumPy and threads: the
+oracle of the first, and the loader on machines without TensorFlow). Both give the same bits in the same order.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from w2v_jax.config import UserError
+from w2v_jax.data.index import ReadError, Source
+from w2v_jax.data.plan import FILLER, Plan
+
+LOADERS = ("tfdata", "threads")
+AHEAD = 2
+"""Steps that are read ahead of the one in use."""
+GIVE_UP = 200
+"""Rows in sequence that may fail before the run is stopped: by then the disk is gone, not a file bad."""
+STATISTICS_CHUNK = 1 << 20
+EPSILON = 1e-5
+
+
+class Failed(NamedTuple):
+    """A row that could not be read: zeros with weight 0 stood in its place."""
+
+    id: str
+    path: str
+    reason: str
+
+
+class Info(NamedTuple):
+    """What the batch of a step was made of: `ids` and `starts` (16 kHz samples) of this host's rows, in order."""
+
+    step: int
+    epoch: float
+    ids: list[str]
+    starts: list[int]
+    failed: list[Failed]
+
+
+def batches(
+    source: Source,
+    plan: Plan,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    units: Sequence[int] | None = None,
+    normalize: bool = False,
+    loader: str = "tfdata",
+    workers: int = 0,
+) -> Iterator[tuple[dict[str, np.ndarray], Info]]:
+    """(batch, info) of the steps start .. stop (None: the plan's end, or endless).
+
+    `units`: the units of the global batch that this host reads, in this order (None: all). batch: wave [n T]
+    float32 padded with zeros, num_samples [n] int32, weight [n] float32, row [n] int32 (the row's number in the
+    global batch). A row that cannot be read is zeros with num_samples 0 and weight 0, and is named in info.failed.
+    normalize: zero mean and unit variance over the whole recording, before the crop. workers 0: one per core.
+    Close the iterator (or exhaust it) to stop reading ahead. Raises UserError.
+    """
+    if loader not in LOADERS:
+        raise UserError(f"data.loader={loader!r}: there are {' and '.join(LOADERS)}")
+    if loader == "tfdata":
+        _tensorflow()
+    units = tuple(range(plan.units)) if units is None else tuple(units)
+    stop = plan.steps if stop is None else stop
+    reader = _Reader(source, plan, normalize)
+    run = _tfdata if loader == "tfdata" else _threads
+    return _assemble(reader, run(reader, start, stop, units, workers or os.cpu_count() or 1), start, units)
+
+
+class _Reader:
+    """Reads units of a plan: the one function that both loaders run."""
+
+    def __init__(self, source: Source, plan: Plan, normalize: bool):
+        self.source, self.plan = source, plan
+        self.statistics = np.full((len(source.index), 2), np.nan) if normalize else None
+
+    def unit(self, step: int, unit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """wave [R T], num_samples [R], reasons [R] of one unit; a reason is empty where the row was read."""
+        batch = self.plan.step(step)
+        count = len(batch.rows) // self.plan.units
+        chosen = slice(unit * count, (unit + 1) * count)
+        wave = np.zeros((count, batch.length), np.float32)
+        num_samples = np.zeros(count, np.int32)
+        reasons = np.zeros(count, object)
+        for i, (row, start) in enumerate(zip(batch.rows[chosen], batch.starts[chosen], strict=True)):
+            reasons[i] = b""
+            if row == FILLER:
+                continue
+            try:
+                read = self._row(int(row), int(start), batch.length)
+                wave[i, : len(read)] = read
+                num_samples[i] = len(read)
+            except Exception as error:  # whatever a codec does, one row must not end the run
+                reasons[i] = _reason(error).encode()
+        return wave, num_samples, reasons
+
+    def _row(self, row: int, start: int, length: int) -> np.ndarray:
+        wave = self.source.read(row, start, length)
+        if not len(wave):
+            raise ReadError("no samples")
+        if not np.isfinite(wave).all():
+            raise ReadError("NaN or infinite samples")
+        if self.statistics is not None:
+            if np.isnan(self.statistics[row, 0]):
+                self.statistics[row] = self._measure(row)
+            mean, scale = self.statistics[row]
+            wave = ((wave - mean) * scale).astype(np.float32)
+        return wave
+
+    def _measure(self, row: int) -> tuple[float, float]:
+        """Mean and 1 / sqrt(variance + epsilon) of the whole row, streamed, the variance divided by its length."""
+        count, total, squares = 0, 0.0, 0.0
+        for start in range(0, int(self.source.index.num_samples[row]), STATISTICS_CHUNK):
+            wave = self.source.read(row, start, STATISTICS_CHUNK).astype(np.float64)
+            count, total, squares = count + len(wave), total + wave.sum(), squares + np.square(wave).sum()
+        mean = total / count
+        return mean, 1 / np.sqrt(max(squares / count - mean**2, 0.0) + EPSILON)
+
+
+def _threads(reader: _Reader, start: int, stop: int | None, units: tuple[int, ...], workers: int) -> Iterator[tuple]:
+    steps = itertools.count(start) if stop is None else iter(range(start, stop))
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
+    waiting: collections.deque = collections.deque()
+    try:
+        while True:
+            for step in itertools.islice(steps, AHEAD + 1 - len(waiting)):
+                waiting.append([pool.submit(reader.unit, step, unit) for unit in units])
+            if not waiting:
+                return
+            parts = [part.result() for part in waiting.popleft()]
+            yield tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _tfdata(reader: _Reader, start: int, stop: int | None, units: tuple[int, ...], workers: int) -> Iterator[tuple]:
+    tf = _tensorflow()
+    count = len(units)
+    kinds = (tf.float32, tf.int32, tf.string)
+
+    def read(place):
+        step, number = divmod(int(place), count)
+        return reader.unit(step, units[number])
+
+    def load(place):
+        wave, num_samples, reasons = tf.numpy_function(read, [place], kinds, stateful=False)
+        wave.set_shape([None, None])
+        num_samples.set_shape([None])
+        reasons.set_shape([None])
+        return wave, num_samples, reasons
+
+    data = tf.data.Dataset.range(start * count, 2**62 if stop is None else stop * count)
+    data = data.map(load, num_parallel_calls=workers, deterministic=True).batch(count, drop_remainder=True)
+    for wave, num_samples, reasons in data.prefetch(AHEAD).as_numpy_iterator():
+        yield wave.reshape(-1, wave.shape[-1]), num_samples.reshape(-1), reasons.reshape(-1)
+
+
+def _assemble(reader: _Reader, parts: Iterator[tuple], start: int, units: tuple[int, ...]) -> Iterator[tuple[dict[str, np.ndarray], Info]]:
+    index, sequence = reader.source.index, 0
+    try:
+        for step, (wave, num_samples, reasons) in enumerate(parts, start):
+            planned = reader.plan.step(step)
+            count = len(planned.rows) // reader.plan.units
+            row = np.concatenate([np.arange(unit * count, (unit + 1) * count, dtype=np.int32) for unit in units])
+            rows = planned.rows[row]
+            failed = [Failed(index.ids[r], index.paths[r], why.decode()) for r, why in zip(rows, reasons, strict=True) if why]
+            sequence = sequence + len(failed) if len(failed) == (rows != FILLER).sum() else 0
+            if sequence >= GIVE_UP:
+                raise UserError(
+                    f"data: the last {sequence} recordings could not be read, the newest {failed[-1].path} "
+                    f"({failed[-1].reason}); is the disk still there?"
+                )
+            batch = {"wave": wave, "num_samples": num_samples, "weight": (num_samples > 0).astype(np.float32), "row": row}
+            ids = [index.ids[r] if r != FILLER else "" for r in rows]
+            yield batch, Info(step, planned.epoch, ids, planned.starts[row].tolist(), failed)
+    finally:
+        parts.close()
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, ReadError) else f"{type(error).__name__}: {error}"
+
+
+def _tensorflow():
+    """TensorFlow, kept off the accelerators, which belong to JAX. Raises UserError if it is not installed."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        import tensorflow as tf
+    except ImportError:
+        raise UserError(
+            "data.loader=tfdata needs TensorFlow, which is not installed: "
+            "pip install tensorflow-cpu, or read without it by --config.data.loader=threads"
+        ) from None
+    for kind in ("GPU", "TPU"):
+        try:
+            tf.config.set_visible_devices([], kind)
+        except RuntimeError:  # TensorFlow runs already, so this was done before
+            pass
+    return tf

@@ -1,0 +1,223 @@
+"""Which recordings, and which crop of each, stand in the batch of every step. Pure NumPy, no audio, no state.
+
+A plan is a function of (lengths, seed, step), so that a run resumes at any step, on any number of hosts, with
+exactly the rows that the uninterrupted run would have read. It knows units (`config.unit_rows`), not devices.
+
+Each length bucket is an endless stream of its own permutations: every recording once per bucket epoch. A seeded
+cycle deals the steps to the buckets in proportion to the audio that they hold. All randomness comes from raw
+Philox words and an integer hash, whose values no NumPy version changes.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from w2v_jax.config import SAMPLE_RATE, UserError, unit_rows
+
+FILLER = -1
+_MAX_CYCLE = 1 << 20
+_DEAL, _ORDER, _CROP, _CHOICE = range(4)  # separate streams of one seed
+
+
+class Step(NamedTuple):
+    """One global batch: rows [n] int64 (-1: filler), starts [n] int64 (16 kHz samples), all `length` samples long."""
+
+    rows: np.ndarray
+    starts: np.ndarray
+    length: int
+    epoch: float
+
+
+class Bucket(NamedTuple):
+    """The rows whose padded or cropped length is `length` samples; `batch` rows make one step."""
+
+    rows: np.ndarray
+    length: int
+    batch: int
+
+
+class Plan:
+    """What both plans share: `units`, `shapes` ((rows, T) of each bucket in use), `padding_share`, `steps_per_epoch`.
+
+    `steps` is None where the plan is endless.
+    """
+
+    steps: int | None = None
+
+    def __init__(self, num_samples: np.ndarray, buckets: Sequence[Bucket], units: int):
+        self.num_samples = num_samples
+        self.buckets = tuple(buckets)
+        self.units = units
+        self.shapes = tuple((b.batch, b.length) for b in buckets)
+        filled = sum(np.minimum(num_samples[b.rows], b.length).sum() for b in buckets)
+        held = sum(len(b.rows) * b.length for b in buckets)
+        self.padding_share = float(1 - filled / held) if held else 0.0
+
+    def step(self, step: int) -> Step:
+        raise NotImplementedError
+
+
+class TrainPlan(Plan):
+    """Endless; made by `train_plan`."""
+
+    def __init__(self, num_samples: np.ndarray, buckets: Sequence[Bucket], units: int, seed: int):
+        super().__init__(num_samples, buckets, units)
+        self.seed = seed
+        self.steps_per_epoch = sum(len(b.rows) / b.batch for b in buckets)
+        self._dealt, self._nth, self._counts = _deal([len(b.rows) / b.batch for b in buckets], seed)
+        self._lock = threading.Lock()
+        self._order = functools.lru_cache(maxsize=2 * len(buckets))(self._permutation)
+        self._cached = functools.lru_cache(maxsize=8)(self._make)
+
+    def step(self, step: int) -> Step:
+        """The batch of `step` (from 0); any step at about the same cost. Safe to call from several threads."""
+        with self._lock:
+            return self._cached(int(step))
+
+    def _make(self, step: int) -> Step:
+        cycle, place = divmod(step, len(self._dealt))
+        number = int(self._dealt[place])
+        bucket = self.buckets[number]
+        first = (cycle * int(self._counts[number]) + int(self._nth[place])) * bucket.batch
+        places = np.arange(first, first + bucket.batch)
+        epochs, places = np.divmod(places, len(bucket.rows))
+        rows = np.empty(bucket.batch, np.int64)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            rows[epochs == epoch] = self._order(number, epoch)[places[epochs == epoch]]
+        starts = _crops(self.num_samples[rows] - bucket.length, rows, epochs, self.seed)
+        return Step(rows, starts, bucket.length, step / self.steps_per_epoch)
+
+    def _permutation(self, number: int, epoch: int) -> np.ndarray:
+        rows = self.buckets[number].rows
+        keys = _words(len(rows), self.seed, _ORDER, self.buckets[number].length, epoch)
+        return rows[np.argsort(keys, kind="stable")]
+
+
+class EvalPlan(Plan):
+    """Finite: `steps` batches hold every chosen row once; made by `eval_plan`."""
+
+    def __init__(self, num_samples: np.ndarray, buckets: Sequence[Bucket], units: int):
+        super().__init__(num_samples, buckets, units)
+        self._where = [(b, i) for b in buckets for i in range(0, len(b.rows), b.batch)]
+        self.steps = len(self._where)
+        self.steps_per_epoch = float(self.steps)
+
+    def step(self, step: int) -> Step:
+        """The batch of `step`, 0 to steps - 1; the last ones of a bucket are filled up with row -1."""
+        bucket, first = self._where[step]
+        rows = np.full(bucket.batch, FILLER, np.int64)
+        chosen = bucket.rows[first : first + bucket.batch]
+        rows[: len(chosen)] = chosen
+        starts = np.zeros(bucket.batch, np.int64)
+        starts[: len(chosen)] = np.maximum(self.num_samples[chosen] - bucket.length, 0) // 2
+        return Step(rows, starts, bucket.length, step / max(self.steps, 1))
+
+
+def train_plan(num_samples: np.ndarray, *, seed: int, bucket_samples: Sequence[int], units: int, unit_seconds: float) -> TrainPlan:
+    """The endless plan over recordings of `num_samples` [N] samples (16 kHz), `units` units in every batch.
+
+    A recording goes to the smallest bucket that holds it; one longer than all is cropped to the longest, at an
+    offset drawn anew each epoch. A bucket with fewer rows than a batch joins the next longer one; if the longest
+    is still too small, its rows are cropped into the next shorter one. Raises UserError for less than one batch.
+    """
+    num_samples = np.asarray(num_samples, np.int64)
+    buckets = _merge_up(_assign(num_samples, bucket_samples, units, unit_seconds))
+    while len(buckets) > 1 and len(buckets[-1].rows) < buckets[-1].batch:
+        last = buckets.pop()
+        buckets[-1] = buckets[-1]._replace(rows=np.sort(np.concatenate([buckets[-1].rows, last.rows])))
+    if not buckets or len(buckets[0].rows) < buckets[0].batch:
+        raise UserError(_too_few(num_samples, buckets, units, unit_seconds))
+    return TrainPlan(num_samples, buckets, units, seed)
+
+
+def eval_plan(num_samples: np.ndarray, *, bucket_samples: Sequence[int], units: int, unit_seconds: float, max_hours: float) -> EvalPlan:
+    """The finite plan that reads each row once, at most `max_hours` of audio (0: all), the same in every run.
+
+    Rows longer than the longest bucket are cropped in the middle. Small buckets join the next longer one.
+    """
+    num_samples = np.asarray(num_samples, np.int64)
+    chosen = np.arange(len(num_samples))
+    if max_hours > 0:
+        order = np.argsort(_words(len(num_samples), 0, _CHOICE), kind="stable")
+        heard = np.cumsum(np.minimum(num_samples[order], max(bucket_samples)))
+        count = np.searchsorted(heard, max_hours * 3600 * SAMPLE_RATE, side="right")
+        chosen = np.sort(order[: max(count, 1)])
+    buckets = _merge_up(_assign(num_samples, bucket_samples, units, unit_seconds, chosen))
+    return EvalPlan(num_samples, buckets, units)
+
+
+def _assign(num_samples: np.ndarray, bucket_samples: Sequence[int], units: int, unit_seconds: float, chosen: np.ndarray | None = None) -> list[Bucket]:
+    lengths = np.array(sorted({int(n) for n in bucket_samples}), np.int64)
+    if not len(lengths) or lengths[0] <= 0 or units <= 0:
+        raise UserError(f"data.bucket_seconds needs positive lengths and a batch at least one unit; got {lengths.tolist()}, {units} units")
+    chosen = np.arange(len(num_samples)) if chosen is None else chosen
+    number = np.minimum(np.searchsorted(lengths, num_samples[chosen]), len(lengths) - 1)
+    buckets = [Bucket(chosen[number == i], int(n), units * unit_rows(unit_seconds, int(n))) for i, n in enumerate(lengths)]
+    return [b for b in buckets if len(b.rows)]
+
+
+def _merge_up(buckets: list[Bucket]) -> list[Bucket]:
+    merged: list[Bucket] = []
+    for bucket in buckets:
+        if merged and len(merged[-1].rows) < merged[-1].batch:
+            bucket = bucket._replace(rows=np.sort(np.concatenate([merged.pop().rows, bucket.rows])))
+        merged.append(bucket)
+    return merged
+
+
+def _too_few(num_samples: np.ndarray, buckets: list[Bucket], units: int, unit_seconds: float) -> str:
+    have = f"{len(num_samples):,} recordings ({num_samples.sum() / SAMPLE_RATE / 3600:.3f} h)"
+    if not buckets:
+        return f"data: {have} are left to train on; add audio to data.root"
+    need, length = buckets[0].batch, buckets[0].length
+    per_unit = need // units
+    text = f"data: {have} are fewer than one batch, which needs {need:,} of up to {length / SAMPLE_RATE:g} s"
+    if len(num_samples) >= per_unit:
+        fits = len(num_samples) // per_unit * unit_seconds / 3600
+        return f"{text}; add audio or make the batch smaller: --config.data.batch_hours={fits:.6f}"
+    seconds = len(num_samples) * length / SAMPLE_RATE
+    return (
+        f"{text}; add audio or make the batch smaller: --config.data.unit_seconds={seconds:g} "
+        f"--config.data.device_seconds={seconds:g} --config.data.batch_hours={seconds / 3600:.6f}"
+    )
+
+
+def _deal(shares: Sequence[float], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(bucket of each step of the cycle, its how-many-th step of that bucket in the cycle, steps per bucket).
+
+    Long enough for the rarest bucket to come at least 16 times; each bucket's steps are spread evenly with jitter.
+    """
+    wanted = np.asarray(shares, np.float64) / np.sum(shares)
+    cycle = min(max(1024, int(np.ceil(16 / wanted.min()))), _MAX_CYCLE)
+    counts = np.maximum(np.rint(wanted * cycle).astype(np.int64), 1)
+    nth = np.concatenate([np.arange(count) for count in counts])
+    dealt = np.repeat(np.arange(len(counts)), counts)
+    jitter = _words(len(dealt), seed, _DEAL) / 2.0**64
+    order = np.lexsort((dealt, (nth + jitter) / counts[dealt]))
+    return dealt[order].astype(np.int16), nth[order].astype(np.int32), counts
+
+
+def _words(count: int, seed: int, *stream: int) -> np.ndarray:
+    """Random uint64 [count] of this seed and stream; raw words of the generator, the same in every version."""
+    entropy = [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, *stream]
+    return np.random.Philox(np.random.SeedSequence(entropy)).random_raw(count)
+
+
+def _crops(spare: np.ndarray, rows: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
+    """Uniform offsets in 0 .. spare of each row, a function of (seed, epoch, row); 0 where nothing is to spare."""
+    key = _words(1, seed, _CROP)
+    mixed = _mix(_mix(key + rows.astype(np.uint64)) + epochs.astype(np.uint64))
+    return (mixed % (np.maximum(spare, 0) + 1).astype(np.uint64)).astype(np.int64)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The splitmix64 finaliser: an integer hash, uint64 to uint64, wrapping."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
