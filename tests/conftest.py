@@ -9,3 +9,11 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda pytest runs the same tests on a GPU
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says in plain sight that a green run without PyTorch has not compared anything with it."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "parity" in report.keywords]
+    if skipped:
+        terminalreporter.section("PARITY TESTS SKIPPED", sep="!", yellow=True, bold=True)
+        terminalreporter.line(f"{len(skipped)} comparisons with PyTorch did not run: pip install -e '.[parity]'")
