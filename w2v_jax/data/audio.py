@@ -6,6 +6,9 @@ The content of a file decides its format, not its name. Nothing here caches or b
 from __future__ import annotations
 
 import math
+import os
+import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +19,12 @@ from w2v_jax.data.index import Index, ReadError
 __all__ = ["AudioFiles", "Header", "ReadError", "probe", "read_frames", "resample_crop"]
 
 MARGIN = 1024
-"""16 kHz samples read on both sides of a crop that is resampled: longer than the filter's reach."""
+"""16 kHz samples read on both sides of a crop that is resampled (more of rates below 4 kHz)."""
 
 LOSSY_SLACK = 2 * 1152
 """Samples by which an MP3 or OGG file may end before its header says: two frames of the encoder."""
+
+_UNKNOWN_LENGTH = 0x7FFF0000  # what a WAV that was written to a pipe gives as its length
 
 
 class Header(NamedTuple):
@@ -49,18 +54,21 @@ class AudioFiles:
         return resample_crop(lambda a, b: read_frames(path, offset + a, b - a, rate), frames, rate, start, length)
 
 
-def resample_crop(read, frames: int, rate: int, start: int, length: int) -> np.ndarray:
+def resample_crop(
+    read: Callable[[int, int], np.ndarray], frames: int, rate: int, start: int, length: int
+) -> np.ndarray:
     """Samples start .. start + length (16 kHz) of the resampled recording, as if all of it had been resampled.
 
     read(a, b) gives the samples a .. b at `rate`, of `frames`. Reads whole periods of the ratio of the rates, so
-    that the crop has the phase of the whole, and MARGIN more on each side.
+    that the crop has the phase of the whole, and a margin on each side that is longer than the filter's reach.
     """
     import soxr
 
     common = math.gcd(rate, SAMPLE_RATE)
     period_in, period_out = rate // common, SAMPLE_RATE // common
-    first = max(0, start - MARGIN) // period_out
-    last = -(-(start + length + MARGIN) // period_out)
+    margin = max(MARGIN, 256 * SAMPLE_RATE // rate)
+    first = max(0, start - margin) // period_out
+    last = -(-(start + length + margin) // period_out)
     wave = soxr.resample(read(first * period_in, min(last * period_in, frames)), rate, SAMPLE_RATE, quality="HQ")
     begin = start - first * period_out
     return np.ascontiguousarray(wave[begin : begin + length], np.float32)
@@ -88,30 +96,47 @@ def read_frames(path: str, start: int, count: int, rate: int) -> np.ndarray:
 
 
 def probe(path: str) -> Header:
-    """Length and rate from the header, after a look at the last sample: a cut file does not pass. Raises ReadError."""
+    """Length and rate from the header, after a look at the end: a cut file does not pass. Raises ReadError.
+
+    A fault in the middle shows only when that part is read.
+    """
     import soundfile
 
     try:
+        if not os.path.isfile(path):  # opening a pipe would wait for ever
+            raise ReadError("not a regular file" if os.path.exists(path) else "file does not exist")
         with open(path, "rb") as raw:
             if not raw.read(1):
                 raise ReadError("empty file")
         with soundfile.SoundFile(path) as file:
-            header, lossy = Header(file.frames, file.samplerate), file.format in ("MP3", "OGG")
+            header = Header(file.frames, file.samplerate)
             if not 0 < header.frames < 1 << 48:
                 raise ReadError("no samples, or a header without a length")
             if not 1000 <= header.rate <= 1_000_000:
                 raise ReadError(f"sampling rate out of range: {header.rate} Hz")
-            if lossy:
-                file.seek(max(0, header.frames - 2 * LOSSY_SLACK))
-                complete = len(file.read(2 * LOSSY_SLACK, dtype="float32")) > 0
-            else:
-                file.seek(header.frames - 1)
-                complete = len(file.read(1, dtype="float32")) == 1
+            _check_end(file)
     except (soundfile.SoundFileError, OSError, ValueError, RuntimeError) as error:
         raise ReadError(_reason(path, error)) from None
-    if not complete:
-        raise ReadError(f"truncated: the header says {header.frames / header.rate:.2f} s, the end cannot be read")
     return header
+
+
+def _check_end(file) -> None:
+    import soundfile
+
+    seconds = file.frames / file.samplerate
+    declared = re.search(r"\bdata *: (\d+) \(should be (\d+)\)", file.extra_info)  # what libsndfile says of a cut WAV
+    if declared:
+        said, there = map(int, declared.groups())
+        if 0.1 < seconds * (said / max(there, 1) - 1) and said < _UNKNOWN_LENGTH:
+            raise ReadError(f"truncated: {seconds:.2f} s are left of {seconds * said / there:.2f} s")
+    tail = 2 * LOSSY_SLACK if file.format in ("MP3", "OGG") else 1
+    try:
+        file.seek(max(0, file.frames - tail))
+        found = len(file.read(tail, dtype="float32", always_2d=True))
+    except (soundfile.SoundFileError, RuntimeError):
+        found = 0
+    if not found:
+        raise ReadError(f"truncated: the header says {seconds:.2f} s, the end cannot be read")
 
 
 def _reason(path: str, error: Exception) -> str:

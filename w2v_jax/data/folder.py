@@ -75,7 +75,9 @@ def _scan(folder: str, seen: set[tuple[int, int]], skipped: list[Skip]) -> tuple
     return sorted(folders), sorted(files)
 
 
-def _candidates(root: str, folder: str, files: list[str], others: Counter[str], skipped: list[Skip]) -> Iterator[Candidate]:
+def _candidates(
+    root: str, folder: str, files: list[str], others: Counter[str], skipped: list[Skip]
+) -> Iterator[Candidate]:
     transcripts: dict[str, str] = {}
     for name in files:
         if name.endswith(TRANSCRIPTS):
@@ -83,9 +85,11 @@ def _candidates(root: str, folder: str, files: list[str], others: Counter[str], 
     for name in files:
         stem, extension = os.path.splitext(name)
         path = os.path.join(folder, name)
-        if name.startswith("._") or name.endswith(TRANSCRIPTS):  # "._x.wav" is what a Mac leaves on foreign disks
+        if name.endswith(TRANSCRIPTS):
             continue
-        if extension.lower() not in EXTENSIONS:
+        if name.startswith("._"):  # what a Mac leaves beside each file on a foreign disk
+            skipped.append(Skip(path, "Mac resource file"))
+        elif extension.lower() not in EXTENSIONS:
             others[extension] += 1
             if others[extension] <= LISTED_PER_EXTENSION:
                 skipped.append(Skip(path, _not_audio(extension) + _sniff(path)))
@@ -117,8 +121,10 @@ def _not_audio(extension: str) -> str:
 
 
 def _sniff(path: str) -> str:
-    """": ..." if the content is audio nevertheless."""
+    """What to add to the reason if the content is audio nevertheless, else nothing."""
     try:
+        if not os.path.isfile(path):  # opening a pipe would wait for ever
+            return ""
         with open(path, "rb") as file:
             head = file.read(12)
     except OSError:

@@ -155,17 +155,22 @@ class Index:
         return "\n".join(lines)
 
     def _histogram(self) -> list[str]:
-        edges = np.array([*_HISTOGRAM, np.inf])
-        counts = np.histogram(self.durations, edges)[0]
-        names = [f"{a}-{b} s" if np.isfinite(b) else f"over {a} s" for a, b in itertools.pairwise((*_HISTOGRAM, np.inf))]
-        bars = [f"  {name:>12} {count:>10,} {'#' * round(40 * count / counts.max())}" for name, count in zip(names, counts, strict=True)]
-        return [bar for bar, count in zip(bars, counts, strict=True) if count]
+        edges = (*_HISTOGRAM, np.inf)
+        counts = np.histogram(self.durations, np.array(edges))[0]
+        lines = []
+        for (low, high), count in zip(itertools.pairwise(edges), counts, strict=True):
+            name = f"{low}-{high} s" if np.isfinite(high) else f"over {low} s"
+            if count:
+                lines.append(f"  {name:>12} {count:>10,} {'#' * round(40 * count / counts.max())}")
+        return lines
 
 
 _COLUMNS = ("ids", "paths", "offsets", "frames", "rates", "num_samples", "speakers", "transcripts")
 
 
-def make_index(rows: Iterable[Row], skipped: Sequence[Skip] = (), notes: Sequence[str] = (), *, unique: bool = True) -> Index:
+def make_index(
+    rows: Iterable[Row], skipped: Sequence[Skip] = (), notes: Sequence[str] = (), *, unique: bool = True
+) -> Index:
     """The index of `rows` in their order.
 
     A repeated id keeps its row: the second becomes "id#2", the third "id#3", and a note counts them.
@@ -186,8 +191,9 @@ def make_index(rows: Iterable[Row], skipped: Sequence[Skip] = (), notes: Sequenc
 
 def usable(index: Index, where: str, min_seconds: float) -> Index:
     """The index without rows shorter than `min_seconds`, which join the skipped ones. UserError if nothing is left."""
-    short = index.durations < min_seconds
-    skips = [Skip(p, f"{TOO_SHORT}: {s:.2f} s of {min_seconds:g} s") for p, s in zip(index.paths[short], index.durations[short], strict=True)]
+    short = (index.durations < min_seconds) | (index.num_samples < 1)
+    found = zip(index.paths[short], index.durations[short], strict=True)
+    skips = [Skip(path, f"{TOO_SHORT}: {seconds:.2f} s of {min_seconds:g} s") for path, seconds in found]
     left = dataclasses.replace(index.select(~short) if short.any() else index, skipped=index.skipped + skips)
     if len(left):
         return left
@@ -226,8 +232,9 @@ def subset(source: Source, rows: np.ndarray) -> Source:
     return _Subset(source, np.asarray(rows, np.int64), source.index.select(rows))
 
 
-class _Subset(NamedTuple):
-    source: Any
+@dataclasses.dataclass(eq=False)
+class _Subset:
+    source: Source
     rows: np.ndarray
     index: Index
 

@@ -20,7 +20,7 @@ from w2v_jax.data.tsv import manifest_files, numbered_lines
 
 
 def make(data, root) -> AudioFiles:
-    """The source of the manifests `root`. Uses data.min_seconds and data.workers. Raises UserError with file and line."""
+    """The source of the manifests `root`. Uses data.min_seconds, data.workers. Raises UserError with file and line."""
     skipped: list[Skip] = []
     manifests = manifest_files(root, ".jsonl")
     return list_files(
@@ -37,7 +37,6 @@ def _read(manifest: pathlib.Path) -> Iterator[Candidate]:
         where = f"{manifest}:{number}"
         try:
             entry = json.loads(line)
-            line.encode()
         except ValueError as error:
             raise UserError(f"{where}: not JSON ({error})") from None
         if not isinstance(entry, dict):

@@ -36,7 +36,9 @@ class Candidate(NamedTuple):
     frames: int | None = None
 
 
-def list_files(candidates: Iterable[Candidate], *, where: str, min_seconds: float, workers: int, skipped: list[Skip]) -> AudioFiles:
+def list_files(
+    candidates: Iterable[Candidate], *, where: str, min_seconds: float, workers: int, skipped: list[Skip]
+) -> AudioFiles:
     """The source of all candidates that are readable audio of at least `min_seconds`.
 
     `skipped` may grow while the candidates are drawn; the index takes all of it. Raises UserError when no row is left.
@@ -82,6 +84,8 @@ def _segment(candidate: Candidate, header, notes: dict[str, int]) -> Row | str:
         if wanted > frames + 0.1 * header.rate:
             _note(notes, "a manifest's segment reached past the end of its file and was cut there")
         frames = min(frames, wanted)
+        if frames <= 0:
+            return f"segment without length: {candidate.duration:g} s from {candidate.offset:g} s"
     if candidate.frames is not None and candidate.frames != header.frames:
         _note(notes, "a manifest's length differs from the file's, which counts")
     return Row(candidate.id, candidate.path, offset, frames, header.rate, candidate.speaker, candidate.transcript)
@@ -116,4 +120,5 @@ class _Progress:
             self._show()
 
     def _show(self) -> None:
-        print(f"listing audio: {self.files:,} files, {self.seconds / 3600:,.1f} h, {self.skips:,} skipped", file=sys.stderr, flush=True)
+        line = f"listing audio: {self.files:,} files, {self.seconds / 3600:,.1f} h, {self.skips:,} skipped"
+        print(line, file=sys.stderr, flush=True)

@@ -7,9 +7,10 @@ oracle of the first, and the loader on machines without TensorFlow). Both give t
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -126,7 +127,9 @@ class _Reader:
         return mean, 1 / np.sqrt(max(squares / count - mean**2, 0.0) + EPSILON)
 
 
-def _threads(reader: _Reader, start: int, stop: int | None, units: tuple[int, ...], workers: int) -> Iterator[tuple]:
+def _threads(
+    reader: _Reader, start: int, stop: int | None, units: tuple[int, ...], workers: int
+) -> Generator[tuple, None, None]:
     steps = itertools.count(start) if stop is None else iter(range(start, stop))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
     waiting: collections.deque = collections.deque()
@@ -142,7 +145,9 @@ def _threads(reader: _Reader, start: int, stop: int | None, units: tuple[int, ..
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _tfdata(reader: _Reader, start: int, stop: int | None, units: tuple[int, ...], workers: int) -> Iterator[tuple]:
+def _tfdata(
+    reader: _Reader, start: int, stop: int | None, units: tuple[int, ...], workers: int
+) -> Generator[tuple, None, None]:
     tf = _tensorflow()
     count = len(units)
     kinds = (tf.float32, tf.int32, tf.string)
@@ -164,26 +169,28 @@ def _tfdata(reader: _Reader, start: int, stop: int | None, units: tuple[int, ...
         yield wave.reshape(-1, wave.shape[-1]), num_samples.reshape(-1), reasons.reshape(-1)
 
 
-def _assemble(reader: _Reader, parts: Iterator[tuple], start: int, units: tuple[int, ...]) -> Iterator[tuple[dict[str, np.ndarray], Info]]:
-    index, sequence = reader.source.index, 0
-    try:
+def _assemble(
+    reader: _Reader, parts: Generator[tuple, None, None], start: int, units: tuple[int, ...]
+) -> Iterator[tuple[dict[str, np.ndarray], Info]]:
+    index, plan, sequence = reader.source.index, reader.plan, 0
+    with contextlib.closing(parts):
         for step, (wave, num_samples, reasons) in enumerate(parts, start):
-            planned = reader.plan.step(step)
-            count = len(planned.rows) // reader.plan.units
+            planned = plan.step(step)
+            count = len(planned.rows) // plan.units
             row = np.concatenate([np.arange(unit * count, (unit + 1) * count, dtype=np.int32) for unit in units])
             rows = planned.rows[row]
-            failed = [Failed(index.ids[r], index.paths[r], why.decode()) for r, why in zip(rows, reasons, strict=True) if why]
+            faults = [(r, reason.decode()) for r, reason in zip(rows, reasons, strict=True) if reason]
+            failed = [Failed(str(index.ids[r]), str(index.paths[r]), reason) for r, reason in faults]
             sequence = sequence + len(failed) if len(failed) == (rows != FILLER).sum() else 0
             if sequence >= GIVE_UP:
                 raise UserError(
                     f"data: the last {sequence} recordings could not be read, the newest {failed[-1].path} "
                     f"({failed[-1].reason}); is the disk still there?"
                 )
-            batch = {"wave": wave, "num_samples": num_samples, "weight": (num_samples > 0).astype(np.float32), "row": row}
-            ids = [index.ids[r] if r != FILLER else "" for r in rows]
+            weight = (num_samples > 0).astype(np.float32)
+            batch = {"wave": wave, "num_samples": num_samples, "weight": weight, "row": row}
+            ids = [str(index.ids[r]) if r != FILLER else "" for r in rows]
             yield batch, Info(step, planned.epoch, ids, planned.starts[row].tolist(), failed)
-    finally:
-        parts.close()
 
 
 def _reason(error: Exception) -> str:

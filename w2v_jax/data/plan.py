@@ -115,10 +115,12 @@ class EvalPlan(Plan):
         rows[: len(chosen)] = chosen
         starts = np.zeros(bucket.batch, np.int64)
         starts[: len(chosen)] = np.maximum(self.num_samples[chosen] - bucket.length, 0) // 2
-        return Step(rows, starts, bucket.length, step / max(self.steps, 1))
+        return Step(rows, starts, bucket.length, step / self.steps_per_epoch)
 
 
-def train_plan(num_samples: np.ndarray, *, seed: int, bucket_samples: Sequence[int], units: int, unit_seconds: float) -> TrainPlan:
+def train_plan(
+    num_samples: np.ndarray, *, seed: int, bucket_samples: Sequence[int], units: int, unit_seconds: float
+) -> TrainPlan:
     """The endless plan over recordings of `num_samples` [N] samples (16 kHz), `units` units in every batch.
 
     A recording goes to the smallest bucket that holds it; one longer than all is cropped to the longest, at an
@@ -126,7 +128,7 @@ def train_plan(num_samples: np.ndarray, *, seed: int, bucket_samples: Sequence[i
     is still too small, its rows are cropped into the next shorter one. Raises UserError for less than one batch.
     """
     num_samples = np.asarray(num_samples, np.int64)
-    buckets = _merge_up(_assign(num_samples, bucket_samples, units, unit_seconds))
+    buckets = _merge_up(_assign(num_samples, np.arange(len(num_samples)), bucket_samples, units, unit_seconds))
     while len(buckets) > 1 and len(buckets[-1].rows) < buckets[-1].batch:
         last = buckets.pop()
         buckets[-1] = buckets[-1]._replace(rows=np.sort(np.concatenate([buckets[-1].rows, last.rows])))
@@ -135,7 +137,9 @@ def train_plan(num_samples: np.ndarray, *, seed: int, bucket_samples: Sequence[i
     return TrainPlan(num_samples, buckets, units, seed)
 
 
-def eval_plan(num_samples: np.ndarray, *, bucket_samples: Sequence[int], units: int, unit_seconds: float, max_hours: float) -> EvalPlan:
+def eval_plan(
+    num_samples: np.ndarray, *, bucket_samples: Sequence[int], units: int, unit_seconds: float, max_hours: float
+) -> EvalPlan:
     """The finite plan that reads each row once, at most `max_hours` of audio (0: all), the same in every run.
 
     Rows longer than the longest bucket are cropped in the middle. Small buckets join the next longer one.
@@ -147,17 +151,22 @@ def eval_plan(num_samples: np.ndarray, *, bucket_samples: Sequence[int], units: 
         heard = np.cumsum(np.minimum(num_samples[order], max(bucket_samples)))
         count = np.searchsorted(heard, max_hours * 3600 * SAMPLE_RATE, side="right")
         chosen = np.sort(order[: max(count, 1)])
-    buckets = _merge_up(_assign(num_samples, bucket_samples, units, unit_seconds, chosen))
+    buckets = _merge_up(_assign(num_samples, chosen, bucket_samples, units, unit_seconds))
     return EvalPlan(num_samples, buckets, units)
 
 
-def _assign(num_samples: np.ndarray, bucket_samples: Sequence[int], units: int, unit_seconds: float, chosen: np.ndarray | None = None) -> list[Bucket]:
+def _assign(
+    num_samples: np.ndarray, chosen: np.ndarray, bucket_samples: Sequence[int], units: int, unit_seconds: float
+) -> list[Bucket]:
+    """The buckets that the chosen rows fall into, shortest first; empty ones are left out."""
     lengths = np.array(sorted({int(n) for n in bucket_samples}), np.int64)
-    if not len(lengths) or lengths[0] <= 0 or units <= 0:
-        raise UserError(f"data.bucket_seconds needs positive lengths and a batch at least one unit; got {lengths.tolist()}, {units} units")
-    chosen = np.arange(len(num_samples)) if chosen is None else chosen
+    if not len(lengths) or lengths[0] <= 0:
+        raise UserError(f"data.bucket_seconds needs one or more positive lengths, got {lengths.tolist()} samples")
+    if units < 1:
+        raise UserError(f"data.batch_hours must hold at least one unit of data.unit_seconds, got {units} units")
     number = np.minimum(np.searchsorted(lengths, num_samples[chosen]), len(lengths) - 1)
-    buckets = [Bucket(chosen[number == i], int(n), units * unit_rows(unit_seconds, int(n))) for i, n in enumerate(lengths)]
+    batches = [units * unit_rows(unit_seconds, int(n)) for n in lengths]
+    buckets = [Bucket(chosen[number == i], int(n), batches[i]) for i, n in enumerate(lengths)]
     return [b for b in buckets if len(b.rows)]
 
 

@@ -17,7 +17,7 @@ from w2v_jax.data.listing import Candidate, list_files
 
 
 def make(data, root) -> AudioFiles:
-    """The source of the manifests `root`. Uses data.min_seconds and data.workers. Raises UserError with file and line."""
+    """The source of the manifests `root`. Uses data.min_seconds, data.workers. Raises UserError with file and line."""
     skipped: list[Skip] = []
     manifests = manifest_files(root, ".tsv")
     return list_files(
@@ -41,10 +41,10 @@ def manifest_files(root, extension: str) -> tuple[pathlib.Path, ...]:
 
 
 def numbered_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end); blank lines are left out. Raises UserError if it is not UTF-8 text."""
+    """(line number from 1, line without its end); blank lines are left out. Raises UserError if it is not UTF-8."""
     number = 0
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line.rstrip("\r\n")
@@ -60,8 +60,10 @@ def _read(manifest: pathlib.Path) -> Iterator[Candidate]:
     if first is None:
         raise UserError(f"{manifest}: empty; line 1 must be the directory of the audio")
     folder = first[1].strip()
+    if not os.path.isdir(folder):
+        folder = os.path.join(manifest.parent, folder)
     if "\t" in folder or not os.path.isdir(folder):
-        raise UserError(f"{manifest}:1: the first line must be the audio's directory; {folder!r} is not one")
+        raise UserError(f"{manifest}:1: the first line must be the audio's directory; {first[1]!r} is not one")
     texts = _transcripts(manifest)
     for number, line in lines:
         name, tab, count = line.partition("\t")
@@ -78,9 +80,15 @@ def _read(manifest: pathlib.Path) -> Iterator[Candidate]:
 
 def _transcripts(manifest: pathlib.Path) -> Iterator[str] | None:
     words, letters = manifest.with_suffix(".wrd"), manifest.with_suffix(".ltr")
-    if words.is_file():
-        return iter(words.read_text(encoding="utf-8").splitlines())
-    if letters.is_file():
-        lines = letters.read_text(encoding="utf-8").splitlines()
-        return ("".join(line.split()).replace("|", " ").strip() for line in lines)
-    return None
+    if not words.is_file() and not letters.is_file():
+        return None
+    file = words if words.is_file() else letters
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    if file is letters:
+        lines = ["".join(line.split()).replace("|", " ").strip() for line in lines]
+    return iter(lines)
