@@ -1,0 +1,125 @@
+"""The bench's JSON form, its FLOP formulae, its mapping to the other side, and its errors. Nothing here is timed."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from w2v_jax import bench, flops
+from w2v_jax.config import UserError, load
+
+TINY = ("--config=configs/w2v2_base.py:tiny", "--batch=2", "--seconds=1", "--runs=1", "--warmup=0")
+
+GFLOP_PER_SECOND = {  # forward, per second of audio; attention at crops of 15.6 s (Base) and 20 s (Large)
+    "configs/w2v2_base.py": (15.6, (4.9, 0.5, 8.5, 1.4), 15.3),
+    "configs/w2v2_large.py": (20.0, (4.9, 0.9, 30.2, 4.9), 41.0),
+}
+
+
+@pytest.mark.parametrize("config", GFLOP_PER_SECOND)
+def test_flops_by_part_are_those_of_the_published_sizes(config):
+    seconds, parts, total = GFLOP_PER_SECOND[config]
+    found = [x / seconds / 1e9 for x in flops.forward_flops(load(config), 1, round(seconds * 16000)).values()]
+    assert found[:4] == pytest.approx(parts, abs=0.06)
+    assert found[4] < 0.2
+    assert sum(found) == pytest.approx(total, rel=0.02)
+
+
+def test_flops_grow_with_rows_and_attention_with_the_square_of_the_length():
+    config = load("configs/w2v2_base.py")
+    one, two = (flops.forward_flops(config, rows, 160_000) for rows in (1, 2))
+    assert two == {name: 2 * count for name, count in one.items()}
+    longer = flops.forward_flops(config, 1, 320_000)
+    assert longer["attention"] / one["attention"] == pytest.approx(4, rel=0.01)
+    assert longer["Transformer linear"] / one["Transformer linear"] == pytest.approx(2, rel=0.01)
+
+
+def test_flops_of_matrix_products_are_counted_one_by_one():
+    config = load("configs/w2v2_base.py:tiny")
+    rows, samples, frames, slots = 2, 32_000, 99, 70  # 7 spans of 10 frames at most
+    parts = flops.forward_flops(config, rows, samples)
+    width, mlp, layers = 32, 64, 2
+    dense = [(width, width)] * 4 + [(width, mlp), (mlp, width)]
+    assert parts["Transformer linear"] == 2 * rows * frames * layers * sum(a * b for a, b in dense)
+    assert parts["attention"] == 2 * rows * layers * 2 * frames * frames * width
+    per_slot = width * 32 + 2 * 16 * 8 + 16 * 16 + width * 16 + slots * 16
+    assert parts["masked frames"] == 2 * rows * slots * per_slot
+
+
+def test_peak_is_known_for_named_accelerators_in_bfloat16_only():
+    assert flops.peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
+    assert flops.peak_flops("TPU v5 lite", "bfloat16") == 197e12
+    assert flops.peak_flops("TPU v5", "bfloat16") == flops.peak_flops("TPU v5p", "bfloat16") == 459e12
+    assert flops.peak_flops("NVIDIA H100 80GB HBM3", "float32") is None
+    assert flops.peak_flops("cpu", "bfloat16") is None
+
+
+def check_result(result):
+    assert result["shapes"] == {"batch": 2, "samples": 16_000, "frames": 49, "negatives": 10}
+    assert result["dtype"] == "float32"
+    assert len(result["ours_runs"]) == 1 and result["ours_seconds"] == result["ours_runs"][0] > 0
+    assert result["flops"] == 3 * sum(result["forward_flops"].values())
+    assert result["audio_hours_per_hour"] == pytest.approx(2 / result["ours_seconds"])
+    assert result["compile_seconds"] > 0 and result["peak_memory_bytes"] > 1e8
+    assert result["device"].startswith("cpu") and "peak_share" not in result
+    assert {"python", "jax", "jaxlib", "flax"} <= result["versions"].keys()
+
+
+def test_json_is_one_object_and_all_that_stdout_gets(capsys):
+    assert bench.main([*TINY, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    check_result(result)
+    assert "theirs_seconds" not in result and "ratio" not in result
+
+
+def test_both_sides_run_the_same_sizes_and_start_at_the_same_loss(capsys):
+    pytest.importorskip("torch", reason="parity extra")
+    pytest.importorskip("transformers", reason="parity extra")
+    assert bench.main([*TINY, "--against=transformers", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    check_result(result)
+    assert result["ratio"] == result["theirs_seconds"] / result["ours_seconds"]
+    assert {"torch", "transformers"} <= result["versions"].keys()
+    assert result["ours_loss"] == pytest.approx(result["theirs_loss"], rel=0.3)
+    assert "quantizer" in result["ours_does"] and "quantizer" in result["theirs_does"]
+    text = bench.describe(result)
+    assert "ratio" in text and "audio-hours per hour" in text
+
+
+@pytest.mark.parametrize("name", ["w2v2_base", "w2v2_large"])
+def test_the_other_model_has_as_many_parameters_as_ours(name):
+    torch = pytest.importorskip("torch", reason="parity extra")
+    transformers = pytest.importorskip("transformers", reason="parity extra")
+    import jax
+
+    from w2v_jax import sharding
+    from w2v_jax.methods import wav2vec2
+
+    config = load(f"configs/{name}.py", [("data.unit_seconds", "1.0")])
+    with torch.device("meta"):
+        theirs = sum(p.numel() for p in transformers.Wav2Vec2ForPreTraining(bench.their_config(config)).parameters())
+    batch = {"wave": jax.numpy.zeros((1, 16_000)), "num_samples": jax.numpy.full(1, 16_000)}
+    batch |= {"weight": jax.numpy.ones(1), "row": jax.numpy.arange(1)}
+    params, _ = jax.eval_shape(lambda: wav2vec2.make(config).init(jax.random.key(0), batch))
+    assert theirs == sum(x.size for x in jax.tree.leaves(sharding.bare(params)))
+
+
+def test_without_torch_the_message_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match="parity"):
+        bench._import_torch()
+
+
+@pytest.mark.parametrize("wrong", ["--seconds=0.1", "--runs=0", "--batch=0", "--warmup=-1", "--config.method=cpc"])
+def test_sizes_that_cannot_be_timed_are_a_persons_error(wrong):
+    with pytest.raises(UserError):
+        bench.main([*TINY, wrong])
+
+
+def test_distractors_that_the_other_side_lacks_are_refused():
+    pytest.importorskip("transformers", reason="parity extra")
+    config = load("configs/w2v2_base.py:tiny", [("loss.cross_negatives", "5")])
+    with pytest.raises(UserError, match="cross_negatives"):
+        bench.their_config(config)
