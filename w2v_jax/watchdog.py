@@ -1,0 +1,216 @@
+"""Names a dead run within minutes, with its likely cause and the next thing to try. Pure: it reads rows of metrics.
+
+A self-supervised loss can look fine while nothing is learned (all codes equal: loss 0, accuracy 1), or hide that
+nothing moves (loss at ln(K + 1)). The levels of the method (`levels` of its file) say what such a run reaches. What
+to do about a finding (warn, stop, nothing) is the loop's affair; skipping a non-finite update is `step.py`'s.
+
+    dog = Watchdog(levels, settings_for(config))
+    for finding in dog.see(row):       # each finding once, until it has cleared
+        print(finding.message)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Row = Mapping[str, Any]
+Levels = Mapping[str, float]
+
+
+class Finding(NamedTuple):
+    """Something wrong: a short name, a message for people, and whether the run is dead (rather than hurt)."""
+
+    name: str
+    message: str
+    dead: bool = True
+
+
+class Settings(NamedTuple):
+    """patience: logged rows in a row that must agree. grace_steps: until then a loss at chance is normal.
+
+    batch_hours and peak (the highest learning rate) are only quoted in the messages; 0 where unknown.
+    """
+
+    patience: int = 10
+    grace_steps: int = 3000
+    batch_hours: float = 0.0
+    peak: float = 0.0
+
+
+def settings_for(config: Any) -> Settings:
+    """The settings of a config: the warm-up is the time of grace, but no more than 3000 steps and no less than 100."""
+    grace = min(max(config.optim.warmup, 100), 3000)
+    return Settings(grace_steps=grace, batch_hours=config.data.batch_hours, peak=config.optim.peak)
+
+
+class Watchdog:
+    """Remembers the last rows and which findings were told. `history`: rows of metrics.jsonl on a resumed run."""
+
+    def __init__(self, levels: Levels, settings: Settings | None = None, history: Sequence[Row] = ()):
+        self.levels, self.settings = levels, settings or Settings()
+        self._rows: list[Row] = []
+        self._told: dict[str, int] = {}
+        for row in history:
+            self.see(row)
+
+    def see(self, row: Row) -> list[Finding]:
+        """What is newly wrong with this row. One that was told comes again only after a while without it."""
+        if row.get("split", "train") != "train":
+            return []
+        self._rows = [*self._rows, row][-2 * self.settings.patience - 1 :]
+        found = {finding.name: finding for finding in check(self._rows, self.levels, self.settings)}
+        new = [finding for name, finding in found.items() if name not in self._told]
+        absent = {name: count + 1 for name, count in self._told.items() if name not in found}
+        self._told = {name: count for name, count in absent.items() if count < 2 * self.settings.patience}
+        self._told |= dict.fromkeys(found, 0)
+        return new
+
+
+def check(history: Sequence[Row], levels: Levels, settings: Settings) -> list[Finding]:
+    """Everything that is wrong at the end of a history of logged rows (the newest last; evaluations are ignored).
+
+    A row may lack any metric, and hold None or NaN for one that was not finite. At most one finding is about
+    collapse: the first that fits, from the most to the least specific.
+    """
+    rows = [row for row in history if row.get("split", "train") == "train"]
+    if not rows:
+        return []
+    collapse = (_equal_logits, _one_code, _accuracy_stuck, _no_gradient, _at_chance, _few_codes)
+    found = (rule(rows, levels, settings) for rule in collapse)
+    findings = [_not_finite(rows, levels, settings), next((finding for finding in found if finding), None)]
+    return [finding for finding in findings if finding]
+
+
+Rule = Callable[[Sequence[Row], Levels, Settings], Finding | None]
+
+
+def _last(rows: Sequence[Row], name: str, count: int) -> list[float] | None:
+    """The metric's last `count` values; None if there are not so many or one is not finite."""
+    values = [row.get(name) for row in rows[-count:]]
+    if len(values) < count or any(value is None or not math.isfinite(value) for value in values):
+        return None
+    return [float(value) for value in values if value is not None]
+
+
+def _cause(settings: Settings) -> str:
+    """The usual suspect, with this run's numbers."""
+    rate = f"optim.peak={settings.peak:g}" if settings.peak else "the learning rate"
+    batch = f"{settings.batch_hours:.3g} h of audio per update" if settings.batch_hours else "the batch"
+    return f"{rate} is too high for {batch} (wav2vec 2.0 Base: 0.0005 at 1.56 h)"
+
+
+REMEDY = "lower optim.peak to a fifth or raise data.batch_hours (accumulation keeps memory), and lengthen optim.warmup"
+
+
+def _equal_logits(rows: Sequence[Row], levels: Levels, settings: Settings) -> Finding | None:
+    losses, chance = _last(rows, "loss", settings.patience), levels.get("loss_chance")
+    if chance is None or losses is None or any(abs(loss - chance) > 1e-4 * chance for loss in losses):
+        return None
+    return Finding(
+        "collapsed to a constant",
+        f"the loss has been exactly ln(K+1) = {chance:.4f} for {settings.patience} logged steps: every frame gets the "
+        f"same vector, so all distractors look alike. Likely cause: {_cause(settings)}, or input that is not speech at "
+        f"16 kHz. Next: {REMEDY}; start anew, this does not recover",
+    )
+
+
+def _one_code(rows: Sequence[Row], levels: Levels, settings: Settings) -> Finding | None:
+    floor = levels.get("perplexity_floor")
+    for name in ("code_perplexity", "prob_perplexity"):
+        values = _last(rows, name, settings.patience)
+        if floor is not None and values is not None and max(values) <= 1.1 * floor:
+            return Finding(
+                "codebook collapsed",
+                f"{name} has been at its floor ({floor:g}: one code per group) for {settings.patience} logged steps; "
+                f"a low loss or a high accuracy means nothing now. Likely cause: {_cause(settings)}, or the diversity "
+                f"term is too weak (loss.diversity_weight, 0.1 in the paper), or quantizer.temperature starts too low "
+                f"(2.0 in the paper). Next: {REMEDY}; check loss.diversity_weight; start anew, this does not recover",
+            )
+    return None
+
+
+def _accuracy_stuck(rows: Sequence[Row], levels: Levels, settings: Settings) -> Finding | None:
+    values = _last(rows, "accuracy", settings.patience)
+    if values is None or any(value not in (0.0, 1.0) for value in values):
+        return None
+    if not any(values) and rows[-1]["step"] <= settings.grace_steps:
+        return None  # no hit in a small batch is chance early on
+    what = "1" if all(values) else "0" if not any(values) else "jumping between 0 and 1"
+    return Finding(
+        "accuracy stuck",
+        f"the contrastive accuracy has been exactly {what} for {settings.patience} logged steps: the distractors are "
+        f"all equal to the target or all equal to each other. Likely cause: {_cause(settings)}; or too few masked "
+        f"frames per row (masking.prob, very short recordings). Next: look at the perplexities in curves.png; {REMEDY}",
+    )
+
+
+def _no_gradient(rows: Sequence[Row], levels: Levels, settings: Settings) -> Finding | None:
+    norms = _last(rows, "grad_norm", settings.patience)
+    if norms is None or max(norms) > 1e-6:
+        return None
+    return Finding(
+        "no gradient",
+        f"the gradient norm has been below 1e-6 for {settings.patience} logged steps (a healthy run has about 0.1 to "
+        f"2): nothing is learned any more. Likely cause: a collapse ({_cause(settings)}), or optim.rules freeze every "
+        f"parameter. Next: look at the perplexities in curves.png; {REMEDY}",
+    )
+
+
+def _at_chance(rows: Sequence[Row], levels: Levels, settings: Settings) -> Finding | None:
+    chance, count = levels.get("loss_chance"), 2 * settings.patience
+    losses = _last(rows, "loss", count)
+    if chance is None or losses is None or rows[-count]["step"] <= settings.grace_steps:
+        return None
+    if math.fsum(losses) / count < 0.98 * chance:
+        return None
+    return Finding(
+        "loss at chance",
+        f"the loss has stayed at chance, ln(K+1) = {chance:.3f}, for {count} logged steps after the first "
+        f"{settings.grace_steps} steps: nothing is learned yet. Likely cause: {_cause(settings)}, or input that is not "
+        f"speech at 16 kHz (listen to a few files; a wrong rate in a manifest sounds too fast or too slow). "
+        f"Next: {REMEDY}",
+    )
+
+
+def _few_codes(rows: Sequence[Row], levels: Levels, settings: Settings) -> Finding | None:
+    floor, most, count = levels.get("perplexity_floor"), levels.get("perplexity_max"), 2 * settings.patience
+    values = _last(rows, "prob_perplexity", count)
+    if floor is None or most is None or values is None or rows[-count]["step"] <= 4 * settings.grace_steps:
+        return None
+    bound = floor + 0.03 * (most - floor)
+    if max(values) > bound:
+        return None
+    return Finding(
+        "few codes in use",
+        f"prob_perplexity has not been above {bound:.3g} of {most:g} for {count} logged steps (a dip to a twentieth "
+        f"early in a run is normal, staying there is not): the codebook is close to collapse. Likely cause: "
+        f"{_cause(settings)}, or loss.diversity_weight is too small. Next: {REMEDY}; raise loss.diversity_weight",
+        dead=False,
+    )
+
+
+def _not_finite(rows: Sequence[Row], levels: Levels, settings: Settings) -> Finding | None:
+    """A loss or gradient that is not finite, or updates skipped since the row before."""
+    bad = [_is_bad(rows, i) for i in range(len(rows))]
+    if not bad[-1]:
+        return None
+    total = rows[-1].get("skipped_updates") or 0
+    dead = len(bad) >= settings.patience and all(bad[-settings.patience :])
+    return Finding(
+        "not finite, again and again" if dead else "not finite",
+        f"the loss or gradient was not finite around step {rows[-1]['step']}; such updates are skipped ({total:.0f} so "
+        f"far) and their recordings are named in the workdir. Once in a while is harmless. Likely cause otherwise: "
+        f"broken audio, or {_cause(settings)}. Next: look at the named recordings; set optim.clip_norm=1; "
+        f'train.dtype="float32"; {REMEDY}',
+        dead=dead,
+    )
+
+
+def _is_bad(rows: Sequence[Row], i: int) -> bool:
+    for name in ("loss", "grad_norm"):
+        if name in rows[i] and (rows[i][name] is None or not math.isfinite(rows[i][name])):
+            return True
+    before = rows[i - 1].get("skipped_updates") if i else None
+    return before is not None and (rows[i].get("skipped_updates") or 0) > before
