@@ -345,7 +345,9 @@ def describe(result: dict[str, Any]) -> str:
 def _memory_words(result: dict[str, Any]) -> str:
     names = {"process": "peak_memory_bytes", "before the other side came": "ours_peak_memory_bytes"}
     names |= {"our program": "ours_program_bytes", "device": "device_peak_memory_bytes"}
-    return ", ".join(f"{words} {result[name] / 1e9:.2f} GB" for words, name in names.items() if result[name] is not None)
+    return ", ".join(
+        f"{words} {result[name] / 1e9:.2f} GB" for words, name in names.items() if result[name] is not None
+    )
 
 
 if __name__ == "__main__":
