@@ -7,6 +7,7 @@ that of the soft sample. Logits, softmax and perplexities are float32.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -26,8 +27,11 @@ class Quantized(NamedTuple):
 
 
 def temperature(step: jax.Array, start: float, end: float, decay: float) -> jax.Array:
-    """max(start * decay ** step, end), where step counts optimizer updates."""
-    return jnp.maximum(start * jnp.float32(decay) ** step.astype(jnp.float32), end)
+    """max(start * decay ** step, end), where step counts optimizer updates.
+
+    The logarithm is taken in double precision: 0.999995 rounded to float32 would be off by 0.4 % after 600k updates.
+    """
+    return jnp.maximum(start * jnp.exp(math.log(decay) * step.astype(jnp.float32)), end)
 
 
 class GumbelQuantizer(nn.Module):
