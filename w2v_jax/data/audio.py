@@ -24,6 +24,9 @@ MARGIN = 1024
 LOSSY_SLACK = 2 * 1152
 """Samples by which an MP3 or OGG file may end before its header says: two frames of the encoder."""
 
+LAST_PAGE_SECONDS = 4
+"""The end of an OGG file that is read from its beginning rather than by seek."""
+
 _UNKNOWN_LENGTH = 0x7FFF0000  # what a WAV that was written to a pipe gives as its length
 
 
@@ -83,8 +86,11 @@ def read_frames(path: str, start: int, count: int, rate: int) -> np.ndarray:
             if file.samplerate != rate:
                 raise ReadError(f"changed after listing: {file.samplerate} Hz, the index says {rate} Hz")
             lossy = file.format in ("MP3", "OGG")
-            file.seek(min(start, file.frames))
-            wave = file.read(count, dtype="float32", always_2d=True)
+            first = min(start, file.frames)
+            if file.format == "OGG":  # a seek into the last page of Vorbis lands up to 192 samples off
+                first = min(first, max(0, file.frames - LAST_PAGE_SECONDS * rate))
+            file.seek(first)
+            wave = file.read(start - first + count, dtype="float32", always_2d=True)[start - first :]
     except (soundfile.SoundFileError, OSError, ValueError, RuntimeError) as error:
         raise ReadError(_reason(path, error)) from None
     if count - len(wave) > (LOSSY_SLACK if lossy else 0):

@@ -6,11 +6,13 @@ oracle of the first, and the loader on machines without TensorFlow). Both give t
 
 from __future__ import annotations
 
+import atexit
 import collections
 import contextlib
 import itertools
 import os
-from collections.abc import Generator, Iterator, Sequence
+import weakref
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -57,7 +59,7 @@ def batches(
     normalize: bool = False,
     loader: str = "tfdata",
     workers: int = 0,
-) -> Iterator[tuple[dict[str, np.ndarray], Info]]:
+) -> Generator[tuple[dict[str, np.ndarray], Info], None, None]:
     """(batch, info) of the steps start .. stop (None: the plan's end, or endless).
 
     `units`: the units of the global batch that this host reads, in this order (None: all). batch: wave [n T]
@@ -74,7 +76,21 @@ def batches(
     stop = plan.steps if stop is None else stop
     reader = _Reader(source, plan, normalize)
     run = _tfdata if loader == "tfdata" else _threads
-    return _assemble(reader, run(reader, start, stop, units, workers or os.cpu_count() or 1), start, units)
+    running = _assemble(reader, run(reader, start, stop, units, workers or os.cpu_count() or 1), start, units)
+    _running.add(running)
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)  # again, so that it runs before what TensorFlow registered
+    return running
+
+
+_running: weakref.WeakSet = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """Ends the reading while Python still runs: later, TensorFlow's threads would wait for its lock for ever."""
+    for running in list(_running):
+        with contextlib.suppress(ValueError):  # in the middle of a step, in another thread
+            running.close()
 
 
 class _Reader:
@@ -171,7 +187,7 @@ def _tfdata(
 
 def _assemble(
     reader: _Reader, parts: Generator[tuple, None, None], start: int, units: tuple[int, ...]
-) -> Iterator[tuple[dict[str, np.ndarray], Info]]:
+) -> Generator[tuple[dict[str, np.ndarray], Info], None, None]:
     index, plan, sequence = reader.source.index, reader.plan, 0
     with contextlib.closing(parts):
         for step, (wave, num_samples, reasons) in enumerate(parts, start):
@@ -200,6 +216,7 @@ def _reason(error: Exception) -> str:
 def _tensorflow():
     """TensorFlow, kept off the accelerators, which belong to JAX. Raises UserError if it is not installed."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or its notice stands at the head of every run
     try:
         import tensorflow as tf
     except ImportError:
