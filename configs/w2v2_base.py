@@ -108,10 +108,14 @@ def get_config(variant: str = "") -> ConfigDict:
 def demo(config: ConfigDict) -> None:
     """Half an hour of a self-made language, 1.5 M parameters, minutes on two CPU cores."""
     tiny(config)
-    config.data.update(hours=0.5, root=("data/synthetic",), batch_hours=4 * 16 / 3600, unit_seconds=16.0, device_seconds=64.0)
+    config.data.update(
+        hours=0.5, root=("data/synthetic",), batch_hours=4 * 16 / 3600, unit_seconds=16.0, device_seconds=64.0
+    )
     config.data.update(bucket_seconds=(4.0,), eval_share=0.05, eval_hours=0.02)
     config.encoder.update(conv_layers=tuple((96, k, s) for _, k, s in CONV), width=128, layers=4, heads=4, mlp=512)
-    config.encoder.update(pos_kernel=32, pos_groups=16, dropout=0.0, attention_dropout=0.0, input_dropout=0.0, layer_drop=0.0)
+    config.encoder.update(
+        pos_kernel=32, pos_groups=16, dropout=0.0, attention_dropout=0.0, input_dropout=0.0, layer_drop=0.0
+    )
     config.quantizer.update(codes=64, dim=64, temperature=(2.0, 0.5, 0.997), input_dropout=0.0)
     config.loss.update(proj=64, negatives=50)
     config.optim.update(peak=2e-3, warmup=100)
@@ -121,7 +125,7 @@ def demo(config: ConfigDict) -> None:
 def tiny(config: ConfigDict) -> None:
     """Seconds, without downloads: every part of a real run at the smallest size."""
     config.data.update(name="synthetic", root=("data/synthetic-tiny",), hours=0.02, min_seconds=0.5, eval_share=0.2)
-    config.data.update(batch_hours=8 * 2 / 3600, unit_seconds=2.0, device_seconds=16.0, bucket_seconds=(1.0, 2.0))
+    config.data.update(batch_hours=8 * 2 / 3600, unit_seconds=2.0, device_seconds=16.0, bucket_seconds=(2.0,))
     config.encoder.update(conv_layers=tuple((32, k, s) for _, k, s in CONV), width=32, layers=2, heads=4, mlp=64)
     config.encoder.update(pos_kernel=16, pos_groups=4, remat_frontend=False)
     config.quantizer.update(codes=16, dim=16)

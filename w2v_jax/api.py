@@ -1,8 +1,8 @@
 """The types that every layer shares, and the letters of all shapes. Read this first.
 
     B batch   T samples (16 kHz)   F frames   C feature channels   D context width   H heads   L layers
-    G code groups   V codes per group   E dims per group vector   P contrastive dims   N negatives   S prediction offsets
-    M masked frames per utterance (static)   U label length   A alphabet incl. blank   Q mel bins
+    G code groups   V codes per group   E dims per group vector   P contrastive dims   N negatives
+    S prediction offsets   M masked frames per utterance (static)   U label length   A alphabet incl. blank   Q mel bins
 
 `valid` is True on real frames, `masked` is True where self-supervised masking hides a frame, `num_*` is a length.
 The paper's symbols: `local` is z, `context` is c, `targets` are q.

@@ -88,11 +88,13 @@ def adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """"encoder/frontend/conv0/kernel" of a key path."""
+    """ "encoder/frontend/conv0/kernel" of a key path."""
     return "/".join(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)
 
 
-def apply_rules(params: PyTree, rules: Sequence[tuple[str, float, float]], weight_decay: float) -> tuple[PyTree, PyTree]:
+def apply_rules(
+    params: PyTree, rules: Sequence[tuple[str, float, float]], weight_decay: float
+) -> tuple[PyTree, PyTree]:
     """(learning-rate scale, weight decay) of each parameter: the first (regex, scale, decay) found in its path.
 
     Without a match scale is 1 and decay `weight_decay`. A rule that matches no parameter is a UserError.

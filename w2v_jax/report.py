@@ -15,7 +15,6 @@ import math
 import os
 import pathlib
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +45,8 @@ class Report:
             levels or {},
             active,
         )
-        self._marks: collections.deque[tuple[float, int]] = collections.deque(maxlen=20)
+        self._seconds: collections.deque[float] = collections.deque(maxlen=20)
+        self._legend_shown = False
         self._last: dict[str, dict[str, Any]] = {}
         self._unwritten: list[str] = []
         self._board = None
@@ -68,9 +68,11 @@ class Report:
             if self._board is not None and name != "step" and isinstance(value, (int, float)):
                 self._board.add_scalar(f"{name}/{row['split']}", value, row["step"])
         if row["split"] == "train":
-            if not self._marks:
+            if not self._legend_shown:
                 self.say(legend(self.levels))
-            self._marks.append((time.monotonic(), row["step"]))
+                self._legend_shown = True
+            if row.get("step_seconds"):
+                self._seconds.append(row["step_seconds"])
         self.say(progress_line(row, self.total_steps, self._rate()))
 
     def say(self, text: str) -> None:
@@ -89,7 +91,7 @@ class Report:
             step = max((row["step"] for row in self._last.values()), default=0)
             done = {"step": step, "metrics": self._last} | {name: _plain(value) for name, value in fields.items()}
             self.draw()
-            _write_whole(self.workdir / "done.json", json.dumps(done, indent=2) + "\n")
+            write_whole(self.workdir / "done.json", json.dumps(done, indent=2) + "\n")
         self.close()
 
     def close(self) -> None:
@@ -99,10 +101,8 @@ class Report:
             self._board = None
 
     def _rate(self) -> float | None:
-        if not self._marks:
-            return None
-        (start, first), (end, last) = self._marks[0], self._marks[-1]
-        return (last - first) / (end - start) if last > first and end > start else None
+        """Steps per second over the last rows; compilation, evaluation and saving do not count."""
+        return len(self._seconds) / sum(self._seconds) if self._seconds else None
 
     def _write(self) -> None:
         try:
@@ -171,7 +171,7 @@ def append_lines(path, lines: Sequence[str]) -> None:
             raise
 
 
-def _write_whole(path: pathlib.Path, text: str) -> None:
+def write_whole(path: pathlib.Path, text: str) -> None:
     """Writes a file that is never seen half-written."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")

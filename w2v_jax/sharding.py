@@ -69,7 +69,9 @@ def shardings(abstract: PyTree, mesh: Mesh) -> PyTree:
         if unknown:
             raise ValueError(f"logical axis {sorted(unknown)} is not in sharding.RULES")
         spec = nn.logical_to_mesh_axes(leaf.names, RULES)
-        fits = [axis if axis is None or dim % _size(mesh, axis) == 0 else None for axis, dim in zip(spec, leaf.value.shape)]
+        fits = [
+            axis if axis is None or dim % _size(mesh, axis) == 0 else None for axis, dim in zip(spec, leaf.value.shape)
+        ]
         return NamedSharding(mesh, P(*fits))
 
     return jax.tree.map(place, abstract, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
@@ -118,8 +120,8 @@ def accumulation(units: int, unit_seconds: float, device_seconds: float, shards:
         near = sorted({max(1, units // shards) * shards, (units // shards + 1) * shards})
         hours = ", ".join(f"{n * unit_seconds / 3600:.6g} ({n} units)" for n in near)
         raise UserError(
-            f"data.batch_hours makes {units} units of data.unit_seconds={unit_seconds:g} s, which {shards} devices cannot "
-            f"share evenly; batch_hours that fit: {hours}"
+            f"data.batch_hours makes {units} units of data.unit_seconds={unit_seconds:g} s, which {shards} "
+            f"devices cannot share evenly; batch_hours that fit: {hours}"
         )
     per_device = units // shards
     room = max(1, int(device_seconds / unit_seconds + 1e-6))

@@ -79,7 +79,7 @@ def train_step(
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["objective"].total)
     updates, opt = tx.update(grads, state.opt, state.params, count=state.step)
     params = optax.apply_updates(state.params, updates)
-    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
+    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     new = State(state.step + 1, keep(params, state.params), keep(extra, state.extra), keep(opt, state.opt))
     values = {name: mean.value() for name, mean in metrics.items()}
     values |= {"grad_norm": norm, "learning_rate": rate(state.step), "skipped": 1.0 - finite.astype(jnp.float32)}

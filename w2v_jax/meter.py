@@ -1,0 +1,76 @@
+"""Where the time of a run goes: waiting for data, compiling, computing; and how much audio went through."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from w2v_jax.config import SAMPLE_RATE
+
+
+class Meter:
+    """Adds up over the steps since the last `row`; first steps of a new shape (which compile) are left out."""
+
+    def __init__(self, processes: int = 1):
+        self.processes = processes
+        self.started: dict[tuple[int, ...], float] = {}
+        self.compiled: set[tuple[int, ...]] = set()
+        self.skipped_updates = 0
+        self.unread_rows = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._start = time.perf_counter()
+        self._waited = self._left_out = 0.0
+        self._steps, self._audio, self._room = 0, 0.0, 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around everything that waits for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Around what is no part of training speed: evaluation, saving."""
+        began = time.perf_counter()
+        yield
+        self._left_out += time.perf_counter() - began
+
+    def is_new_shape(self, batch: dict[str, np.ndarray]) -> bool:
+        """Whether this batch, whose step is about to be started, is the first of its shape: then the step compiles."""
+        if batch["wave"].shape in self.started:
+            return False
+        self.started[batch["wave"].shape] = time.perf_counter()
+        return True
+
+    def count(self, batch: dict[str, np.ndarray]) -> float | None:
+        """Adds a finished step. The first of its shape is timed apart: its seconds are returned instead."""
+        shape = batch["wave"].shape
+        if shape not in self.compiled:
+            self.compiled.add(shape)
+            self._clear()
+            return time.perf_counter() - self.started[shape]
+        self._steps += 1
+        self._audio += float(batch["num_samples"].sum()) / SAMPLE_RATE * self.processes
+        self._room += batch["wave"].size / SAMPLE_RATE * self.processes
+        return None
+
+    def row(self) -> dict[str, float]:
+        """step_seconds, data_wait_share, audio_hours_per_hour, padding_share since the last row, and the counters."""
+        elapsed = max(time.perf_counter() - self._start - self._left_out, 1e-9)
+        counters = {"skipped_updates": float(self.skipped_updates), "unread_rows": float(self.unread_rows)}
+        if self._steps == 0:  # a first step of its shape: it compiled
+            return counters
+        timed = {
+            "step_seconds": elapsed / self._steps,
+            "data_wait_share": min(self._waited / elapsed, 1.0),
+            "audio_hours_per_hour": self._audio / elapsed,
+            "padding_share": 1.0 - self._audio / self._room,
+        }
+        self._clear()
+        return timed | counters

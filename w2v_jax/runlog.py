@@ -1,0 +1,127 @@
+"""What the loop has to say and to keep: rows of metrics, what was read, what went wrong, when it was saved."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+
+from w2v_jax import checkpoint, report, watchdog
+from w2v_jax.config import SAMPLE_RATE, UserError
+from w2v_jax.meter import Meter
+
+
+class RunLog:
+    """Takes each step's (number, batch, info, metrics) as `pending` and reports it when the next has been started.
+
+    `dead` is the reason to end the run, empty as long as there is none. All processes call it alike; only process
+    0 writes.
+    """
+
+    def __init__(self, config: Any, path: pathlib.Path, levels: dict[str, float], first: int, epoch: float):
+        self.config, self.path = config, path
+        self.active = jax.process_index() == 0
+        self.meter = Meter(jax.process_count())
+        self.report = report.Report(path, config.train.steps, start_step=first, levels=levels, active=self.active)
+        self.pending: tuple[int, dict[str, Any], Any, dict[str, Any]] | None = None
+        self.dead = ""
+        if self.active:
+            for name in ("rows.jsonl", "bad_steps.jsonl", "unread.jsonl"):
+                report.trim_steps(path / name, first)
+        history = report.read_metrics(path / "metrics.jsonl") if self.active else []
+        self.watch = watchdog.Watchdog(levels, watchdog.settings_for(config), history)
+        self.report.say(f"resumed from step {first}, epoch {epoch:.2f}" if first else "starting at step 0")
+
+    def finish_pending(self) -> None:
+        """Fetches the metrics of the step that was started before the one now running, and reports them."""
+        if self.pending is None:
+            return
+        n, batch, info, metrics = self.pending
+        self.pending = None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._say_compiled(batch, self.meter.count(batch))
+        if self.config.train.log_rows:
+            self._append("rows.jsonl", {"step": n, "ids": info.ids, "starts": info.starts})
+        self._count_failures(n, info, values)
+        if n % self.config.train.log_every == 0 or n == self.config.train.steps:
+            values.pop("skipped")
+            self._log({"step": n, "split": "train", "epoch": info.epoch, **values, **self.meter.row()})
+
+    def _count_failures(self, n: int, info: Any, values: dict[str, float]) -> None:
+        for failed in info.failed:
+            self.meter.unread_rows += 1
+            self._append("unread.jsonl", {"step": n, **failed._asdict()})
+            self._warn(f"step {n}: {failed.path} could not be read and was left out: {failed.reason}")
+        if values["skipped"]:
+            self.meter.skipped_updates += 1
+            self._append("bad_steps.jsonl", {"step": n, "loss": str(values["loss"]), "ids": info.ids})
+            self._warn(f"step {n}: loss or gradient is not finite; update skipped, its ids are in bad_steps.jsonl")
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self.report.log(row)
+        if self.config.train.watchdog == "off":
+            return
+        for finding in self.watch.see(row):
+            self._warn(f"{finding.name} at step {row['step']}: {finding.message}")
+            if self.config.train.watchdog == "stop" and finding.dead:
+                self.dead = finding.name
+
+    def _say_compiled(self, batch: dict[str, Any], seconds: float | None) -> None:
+        if seconds is not None:
+            rows, length = batch["wave"].shape
+            what = f"{rows * self.meter.processes} rows of {length / SAMPLE_RATE:g} s"
+            self.report.say(f"compiled and ran the first step of {what} ({report.duration(seconds)})")
+
+    def evaluation(self, n: int, metrics: dict[str, float]) -> dict[str, float]:
+        """Reports the metrics of the held-out rows and draws the curves."""
+        if metrics:
+            self._log({"step": n, "split": "eval", **metrics})
+        self.report.draw()
+        return metrics
+
+    def save(self, manager: Any, n: int, state: Any, metrics: dict[str, float]) -> None:
+        """Starts a checkpoint. A save that fails is told, and the next one tries again: the run goes on."""
+        try:
+            checkpoint.save(manager, n, state, metrics=metrics)
+        except checkpoint.SaveError as error:
+            self._warn(str(error))
+
+    def close(self, manager: Any, n: int, stopped: str) -> None:
+        """Waits for the last checkpoint, writes done.json after a whole run, and says where everything is."""
+        checkpoint.wait(manager)
+        saved = manager.latest_step()
+        checkpoint.close(manager)
+        if saved != n:
+            raise UserError(f"the checkpoint of step {n} could not be saved; the newest is of step {saved}")
+        if stopped:
+            self.report.draw()
+            self.report.close()
+            self.report.say(f"stopped at step {n:,} ({stopped}), checkpoint saved; the same command goes on from there")
+            return
+        self.report.finish(step=n)
+        self.report.say(self._farewell())
+
+    def _farewell(self) -> str:
+        rows = {
+            "checkpoint": self.path / "checkpoints",
+            "metrics": self.path / "metrics.jsonl",
+            "plots": f"{self.path / 'curves.png'}, and tensorboard --logdir={self.path / 'tensorboard'}",
+            "summary": self.path / "done.json",
+            "try next": "your own recordings: --config=configs/w2v2_base.py --config.data.root=FOLDER --workdir=NEW",
+        }
+        return report.table(rows, "done")
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        if not self.active:
+            return
+        try:
+            report.append_lines(self.path / name, [json.dumps(record)])
+        except OSError as error:
+            self._warn(f"{name} cannot be written: {error}")
+
+    def _warn(self, text: str) -> None:
+        if self.active:
+            print(f"warning: {text}", file=sys.stderr, flush=True)

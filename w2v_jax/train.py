@@ -1,0 +1,263 @@
+"""`python -m w2v_jax.train --config=FILE[:variant] --workdir=DIR`: the loop of every method.
+
+Builds method, data and state, restores the newest checkpoint of the workdir, and then: read, step, log, evaluate,
+save. It knows neither the method nor the data source; both are named in the config. Step n's batch and randomness
+are functions of (index, seed, n), so that a killed run goes on exactly where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import importlib
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from w2v_jax import checkpoint, optim, report, sharding, step, workdir
+from w2v_jax import config as configs
+from w2v_jax.config import SAMPLE_RATE, UserError
+from w2v_jax.data import source_module
+from w2v_jax.data.index import Source, split_heldout, subset
+from w2v_jax.data.pipeline import Info, batches
+from w2v_jax.data.plan import Plan, eval_plan, train_plan
+from w2v_jax.runlog import RunLog
+
+EVAL_KEY = 2**31 - 1  # folded into the seed for the draws of evaluation, which are the same every time
+PREEMPTED, DEAD = 143, 3  # exit codes
+
+
+class Data(NamedTuple):
+    """Sources and plans of training and evaluation."""
+
+    train: Source
+    train_plan: Plan
+    eval: Source
+    eval_plan: Plan
+
+
+class Job(NamedTuple):
+    """What a run is made of: `make` gives the first state, `shapes` describes it, `parts` micro-batches an update."""
+
+    config: Any
+    path: pathlib.Path
+    mesh: Any
+    data: Data
+    parts: int
+    levels: dict[str, float]
+    make: Any
+    shapes: Any
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m w2v_jax.train",
+        description="Pretrains a speech encoder. Run the same command again to go on after a stop.",
+        epilog="Example: python -m w2v_jax.train --config=configs/w2v2_base.py:demo --workdir=runs/demo.",
+    )
+    configs.add_config_argument(parser)
+    parser.add_argument("--workdir", help="folder for checkpoints, metrics and plots; made if missing")
+    parser.add_argument("--print-config", action="store_true", help="print the config as it would be used, and end")
+    parser.add_argument(
+        "--distributed", action="store_true", help="join the processes of a pod, SLURM or MPI job first"
+    )
+    rest, overrides = configs.split_overrides(argv)
+    args = parser.parse_args(rest)
+    config = configs.load(args.config, overrides)
+    if args.print_config:
+        print(configs.to_json(config))
+        return 0
+    if not args.workdir:
+        parser.error("--workdir is needed: the folder for checkpoints, metrics and plots")
+    if args.distributed:
+        jax.distributed.initialize()
+    return run(config, pathlib.Path(args.workdir).absolute())
+
+
+def run(config: Any, path: pathlib.Path) -> int:
+    """Trains to config.train.steps; returns the exit code."""
+    module, mesh = method_module(config.method), sharding.make_mesh(config.sharding)
+    active = jax.process_index() == 0
+    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES), workdir.open_workdir(path, config, active=active):
+        jax.config.update("jax_compilation_cache_dir", config.train.compile_cache or str(path / "compile_cache"))
+        units = round(config.data.batch_hours * 3600 / config.data.unit_seconds)
+        shards = sharding.batch_shards(mesh)
+        parts = sharding.accumulation(units, config.data.unit_seconds, config.data.device_seconds, shards)
+        data = open_data(config, units, shards)
+        if active:
+            workdir.check_data(path, config, fingerprints(data))
+            lines = [
+                json.dumps(skip._asdict()) + "\n"
+                for skip in dict.fromkeys(data.train.index.skipped + data.eval.index.skipped)
+            ]
+            report.write_whole(path / "skipped.jsonl", "".join(lines))
+        method, key = module.make(config), jax.random.key(config.seed)
+        micro = micro_batch(*data.train_plan.shapes[0], parts)
+        abstract, _ = jax.eval_shape(lambda: method.init(key, step.zeros_like(micro)))
+        rate = optim.schedule(config.optim, config.train.steps)
+        tx = optim.optimizer(config.optim, rate, sharding.bare(abstract))
+        make, shapes = step.create_state(method, tx, key, micro, mesh)
+        if active:
+            print(
+                report.table(start_up(config, path, mesh, data, shapes.params, parts), f"w2v_jax: {config.method}"),
+                flush=True,
+            )
+        places = jax.tree.map(lambda shape: shape.sharding, shapes)
+        update = functools.partial(step.train_step, method, tx, rate)
+        job = Job(config, path, mesh, data, parts, module.levels(config), make, shapes)
+        return loop(
+            job,
+            jax.jit(update, donate_argnums=0, out_shardings=(places, None)),
+            jax.jit(functools.partial(step.eval_step, method)),
+        )
+
+
+def loop(job: Job, update: Any, score: Any) -> int:
+    """Restore, then steps: while the device works on step n, the host reads n + 1 and reports n - 1."""
+    config, train = job.config, job.config.train
+    key = jax.random.key(config.seed)
+    manager = checkpoint.open_checkpoints(
+        job.path / "checkpoints", keep_latest=train.keep_latest, keep_best=train.keep_best
+    )
+    restored = checkpoint.restore_latest(manager, job.shapes)
+    state, first = (restored.state, restored.step) if restored else (job.make(), 0)
+    log = RunLog(config, job.path, job.levels, first, first / job.data.train_plan.steps_per_epoch)
+    stream = training_batches(job, first)
+    scores, stopped = {}, ""
+    with checkpoint.Preemption() as preemption:
+        for n in range(first + 1, train.steps + 1):
+            with log.meter.waiting():
+                batch, info = next(stream)
+            new_shape = log.meter.is_new_shape(batch)
+            state, metrics = update(state, sharding.put_batch(batch, job.mesh, job.parts), key)
+            log.finish_pending()
+            log.pending = (n, batch, info, metrics)
+            due = {what for what in ("eval", "checkpoint") if n % train[f"{what}_every"] == 0 or n == train.steps}
+            if preemption.reached(n):
+                stopped = "SIGTERM"
+            if due or stopped or new_shape:
+                log.finish_pending()
+            stopped = stopped or log.dead
+            with log.meter.apart():
+                if "eval" in due:
+                    scores = log.evaluation(n, evaluation(job, score, state))
+                if "checkpoint" in due or stopped:
+                    log.save(manager, n, state, scores if "eval" in due else {})
+            if stopped:
+                break
+    log.close(manager, int(state.step), stopped)
+    return {"": 0, "SIGTERM": PREEMPTED}.get(stopped, DEAD)
+
+
+def method_module(name: str) -> Any:
+    """The file of `methods/` that the config names."""
+    known = sorted(f.stem for f in (pathlib.Path(__file__).parent / "methods").glob("*.py") if f.stem != "__init__")
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"config.method={name!r} is not a method.{hint} There are: {', '.join(known)}")
+    return importlib.import_module(f"w2v_jax.methods.{name}")
+
+
+def open_data(config: Any, units: int, shards: int) -> Data:
+    """Lists the sources, sets rows aside for evaluation and makes the plans."""
+    data = config.data
+    module = source_module(data.name)
+    train = module.make(data, tuple(data.root))
+    if tuple(data.eval_root):
+        held_out = module.make(data, tuple(data.eval_root))
+    else:
+        kept, set_aside = split_heldout(train.index, data.eval_share)
+        train, held_out = subset(train, kept), subset(train, set_aside)
+    buckets = [int(seconds * SAMPLE_RATE + 0.5) for seconds in data.bucket_seconds]
+    law = dict(bucket_samples=buckets, unit_seconds=data.unit_seconds)
+    plan = train_plan(train.index.num_samples, seed=config.seed, units=units, **law)
+    scored = eval_plan(held_out.index.num_samples, units=shards, max_hours=data.eval_hours, **law)
+    return Data(train, plan, held_out, scored)
+
+
+def micro_batch(rows: int, length: int, parts: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of one of the `parts` micro-batches of a step of `rows` rows of `length` samples."""
+    count = rows // parts
+    per_row = dict(num_samples=jnp.int32, weight=jnp.float32, row=jnp.int32)
+    shapes = {name: jax.ShapeDtypeStruct((count,), kind) for name, kind in per_row.items()}
+    return {"wave": jax.ShapeDtypeStruct((count, length), jnp.float32), **shapes}
+
+
+def training_batches(job: Job, first: int) -> Iterator[tuple[dict[str, np.ndarray], Info]]:
+    """This process' rows of the steps after `first`."""
+    data = job.config.data
+    units = sharding.local_units(job.mesh, job.data.train_plan.units, job.parts)
+    return batches(
+        job.data.train,
+        job.data.train_plan,
+        start=first,
+        stop=job.config.train.steps,
+        units=units,
+        normalize=data.normalize,
+        loader=data.loader,
+        workers=data.workers,
+    )
+
+
+def evaluation(job: Job, score: Any, state: Any) -> dict[str, float]:
+    """Metrics of the held-out rows. Draws depend on each row's number in the source, not on its batch."""
+    data, plan = job.config.data, job.data.eval_plan
+    key = jax.random.fold_in(jax.random.key(job.config.seed), EVAL_KEY)
+    units = sharding.local_units(job.mesh, plan.units, 1)
+    totals: Any = None
+    for batch, info in batches(
+        job.data.eval, plan, units=units, normalize=data.normalize, loader=data.loader, workers=data.workers
+    ):
+        batch["row"] = np.maximum(plan.step(info.step).rows[batch["row"]], 0).astype(np.int32)
+        means = score(state, sharding.put_batch(batch, job.mesh, 1), key)
+        totals = means if totals is None else jax.tree.map(jnp.add, totals, means)
+    return {} if totals is None else {name: float(mean.value()) for name, mean in totals.items()}
+
+
+def fingerprints(data: Data) -> dict[str, Any]:
+    """What `workdir.check_data` compares: a hash of ids and lengths, and what a person recognises."""
+    return {
+        f"{part}_{name}": value
+        for part, index in (("train", data.train.index), ("eval", data.eval.index))
+        for name, value in (
+            ("rows", len(index)),
+            ("hours", round(index.hours, 4)),
+            ("fingerprint", index.fingerprint()),
+        )
+    }
+
+
+def start_up(config: Any, path: pathlib.Path, mesh: Any, data: Data, params: Any, parts: int) -> dict[str, str]:
+    """What a person wants to see before a long run, row by row."""
+    d, plan, index = config.data, data.train_plan, data.train.index
+    devices = jax.devices()
+    rows = ", ".join(f"{n} x {length / SAMPLE_RATE:g} s" for n, length in plan.shapes)
+    per_device = plan.units * d.unit_seconds / sharding.batch_shards(mesh) / parts
+    count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
+    epochs = config.train.steps / plan.steps_per_epoch
+    skipped = f", {len(index.skipped):,} files skipped (see skipped.jsonl)" if index.skipped else ""
+    return {
+        "method": f"{config.method}, {count:,} parameters, {config.train.dtype}",
+        "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
+        "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
+        "data": f"{d.name}: {len(index):,} recordings, {index.hours:,.2f} h{skipped}",
+        "held out": f"{len(data.eval.index):,} recordings, {data.eval.index.hours:,.2f} h",
+        "batch per update": f"{plan.units * d.unit_seconds / 3600:.4g} h of audio, {plan.units} units of {d.unit_seconds:g} s",
+        "rows per update": f"{rows} (padding {plan.padding_share:.1%})",
+        "per device": f"{per_device:g} s of audio at once x {parts} micro-batch(es) per update",
+        "updates": f"{config.train.steps:,}, {epochs:,.3g} epochs of the data",
+        "learning rate": f"{config.optim.peak:g} at its peak, {config.optim.schedule}; it belongs to this batch",
+        "workdir": str(path),
+    }
+
+
+if __name__ == "__main__":
+    configs.run_command(main)
