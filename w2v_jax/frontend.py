@@ -91,6 +91,7 @@ class ChannelNorm(nn.Module):
         scale = self.param("scale", part(nn.initializers.ones, ("conv",)), (x.shape[-1],))
         bias = self.param("bias", part(nn.initializers.zeros, ("conv",)), (x.shape[-1],))
         y = x.astype(jnp.float32)
+        y = y - jax.lax.stop_gradient(y[:, :1])  # any shift gives the same result; this one keeps the squares accurate
         if valid is None:
             count, kept = x.shape[1], y
         else:
@@ -134,7 +135,11 @@ class ConvLayer(nn.Module):
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # kaiming, as in the reference
         kernel = self.param("kernel", part(init, (None, None, "conv")), (self.kernel, x.shape[-1], self.channels))
         y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (self.stride,),
+            "VALID",
+            dimension_numbers=("NWC", "WIO", "NWC"),
         )
         if self.use_bias:
             bias_init = part(_symmetric_uniform(1.0 / math.sqrt(fan_in)), ("conv",))
