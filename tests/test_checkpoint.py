@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 
 import jax
 import jax.numpy as jnp
@@ -265,10 +266,14 @@ def test_disk_that_refuses_the_bytes_fails_loudly_and_keeps_the_previous(tmp_pat
         except SaveError as error:
             print("told:", error)
         print("left:", sorted(p.name for p in pathlib.Path(sys.argv[1]).iterdir()))
+        print("restored:", checkpoint.restore_latest(manager, abstract(make_state(size=256))).step)
+        checkpoint.save(manager, 3, make_state(3, 256))
+        time.sleep(1)
         resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, unlimited))
-        restored = checkpoint.restore_latest(manager, abstract(make_state(size=256)))
-        print("restored:", restored.step)
-        print("again:", checkpoint.save(manager, 2, make_state(2, 256)))
+        try:
+            checkpoint.save(manager, 4, make_state(4, 256))
+        except SaveError as error:
+            print("told later:", str(error)[:24])
         checkpoint.close(manager)
         print("finally:", sorted(p.name for p in pathlib.Path(sys.argv[1]).iterdir()))
     """)
@@ -280,13 +285,50 @@ def test_disk_that_refuses_the_bytes_fails_loudly_and_keeps_the_previous(tmp_pat
     told = result.stdout.split("left:")[0]
     assert "checkpoint of step 2 could not be written" in told and "File too large" in told
     assert "the checkpoint of step 1 is whole" in told and "Free some space" in told
-    assert result.stdout.split("left:")[1].split("\n") == [" ['1']", "restored: 1", "again: True", "finally: ['2']", ""]
+    rest = result.stdout.split("left:")[1].split("\n")
+    assert rest == [" ['1']", "restored: 1", "told later: the checkpoint of step 3", "finally: ['4']", ""]
 
 
 def test_directory_that_cannot_be_made_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be kept in .*file.*another --workdir"):
         manager_at(tmp_path / "file" / "checkpoints")
+
+
+SAVES_UNTIL_KILLED = """
+import itertools, sys
+sys.path.insert(0, "tests")
+from test_checkpoint import *
+manager = manager_at(sys.argv[1], keep_best=1)
+restored = checkpoint.restore_latest(manager, abstract(make_state(size=300)))
+for step in itertools.count(restored.step + 1 if restored else 1):
+    checkpoint.save(manager, step, make_state(step, 300), metrics={"loss": step % 7})
+    print(step, flush=True)
+"""
+
+
+def started(script: str, *arguments: object) -> subprocess.Popen:
+    root = pathlib.Path(__file__).parents[1]
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    return subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.timeout(180)
+def test_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
+    delays = np.random.default_rng(0).uniform(0.0, 0.2, 3)
+    for delay in delays:
+        process = started(SAVES_UNTIL_KILLED, tmp_path)
+        assert process.stdout is not None
+        seen = [int(process.stdout.readline()) for _ in range(3)]
+        time.sleep(delay)
+        process.kill()
+        out, err = process.communicate()
+        assert "Traceback" not in err
+        seen += [int(line) for line in out.split()]
+        restored = checkpoint.restore_latest(manager_at(tmp_path, keep_best=1), abstract(make_state(size=300)))
+        assert seen[-1] - 1 <= restored.step <= seen[-1] + 1, "at most the save under way is lost"
+        assert_equal(restored.state, make_state(restored.step, 300))
 
 
 # Parameters alone

@@ -106,10 +106,10 @@ def save(
     """Starts to write the checkpoint of `step` and returns once `state` may be donated; False if it exists already.
 
     `metrics` are the evaluation's, given only at steps that were evaluated. `force` also writes a step that is
-    older than the newest one. Waits for the previous save first. Raises SaveError when that one failed or when
-    this one does not fit on the disk; calling again then tries again.
+    older than the newest one. Waits for the previous save first. Raises SaveError when this one does not fit on the
+    disk, and when the previous one failed: this one has then been started all the same.
     """
-    wait(manager)
+    earlier = _failure(manager)
     if step in manager.all_steps():
         return False
     _check_space(manager, step, state)
@@ -119,17 +119,19 @@ def save(
         meta=ocp.args.JsonSave({"meta": dict(meta or {}), "metrics": scores}),  # pyright: ignore[reportCallIssue]
     )
     try:
-        return manager.save(step, args=args, force=force)
+        saved = manager.save(step, args=args, force=force)
     except Exception as error:
         raise _save_error(manager, error, step) from None
+    if earlier is not None:
+        raise earlier
+    return saved
 
 
 def wait(manager) -> None:
     """Returns when no save is under way. Raises SaveError if the last one failed, once."""
-    try:
-        manager.wait_until_finished()
-    except Exception as error:
-        raise _save_error(manager, error) from None
+    failure = _failure(manager)
+    if failure is not None:
+        raise failure
 
 
 def close(manager) -> None:
@@ -287,6 +289,15 @@ def _check_space(manager, step: int, state: PyTree) -> None:
     if 0 <= free < needed:
         detail = f"No space left: it takes {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free"
         raise SaveError(_save_message(manager, step, detail))
+
+
+def _failure(manager) -> Exception | None:
+    """Waits for the save under way; why it failed, if it did."""
+    try:
+        manager.wait_until_finished()
+    except Exception as error:
+        return _save_error(manager, error)
+    return None
 
 
 def _save_error(manager, error: Exception, step: int | None = None) -> Exception:
