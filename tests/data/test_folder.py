@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -197,6 +198,14 @@ def test_roots_without_audio_are_clear_errors(tmp_path, audio, section):
     (tmp_path / "bad" / "x.wav").write_bytes(b"")
     with pytest.raises(UserError, match=r"skipped 1, 1 x empty file; first: .*x\.wav"):
         folder.make(section(), tmp_path / "bad")
+
+
+@pytest.mark.parametrize("package", ["soundfile", "soxr"])
+def test_missing_audio_packages_are_a_clear_error(tmp_path, audio, section, monkeypatch, package):
+    audio(tmp_path / "a.wav")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match="pip install soundfile soxr"):
+        folder.make(section(), tmp_path)
 
 
 def test_long_listings_show_progress_on_stderr(tmp_path, audio, section, monkeypatch, capsys):

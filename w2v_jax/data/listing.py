@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from w2v_jax.config import UserError
 from w2v_jax.data.audio import AudioFiles, probe
 from w2v_jax.data.index import ReadError, Row, Skip, make_index, usable
 
@@ -43,6 +44,11 @@ def list_files(
 
     `skipped` may grow while the candidates are drawn; the index takes all of it. Raises UserError when no row is left.
     """
+    try:
+        import soundfile  # noqa: F401
+        import soxr  # noqa: F401
+    except (ImportError, OSError) as error:
+        raise UserError(f"reading audio files needs soundfile and soxr ({error}): pip install soundfile soxr") from None
     notes: dict[str, int] = {}
     rows = _rows(candidates, workers or os.cpu_count() or 1, skipped, notes)
     index = make_index(rows)
