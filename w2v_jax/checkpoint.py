@@ -318,8 +318,8 @@ def _save_message(manager, step: int | None, detail: str) -> str:
     of_step = "the last checkpoint" if step is None else f"the checkpoint of step {step}"
     return (
         f"{of_step} could not be written to {manager.directory}: {detail}. Half-written files were removed; {left}. "
-        "Free some space or make the directory writable (or lower train.keep_latest and train.keep_best), "
-        "then start the same command again: it resumes from there"
+        "Free some space or make the directory writable (or lower train.keep_latest and train.keep_best). "
+        "The next save tries again; a run that ends before that is resumed from there by the same command"
     )
 
 
