@@ -44,6 +44,8 @@ def attention(
     if implementation == "cudnn":
         if drops or not half:
             raise ValueError("encoder.attention='cudnn' needs train.dtype='bfloat16' and encoder.attention_dropout=0")
+        if jax.default_backend() != "gpu":
+            raise ValueError("encoder.attention='cudnn' needs an NVIDIA GPU; 'auto' or 'xla' run here")
         lengths = jnp.maximum(num_frames, 1).astype(jnp.int32)
         return jax.nn.dot_product_attention(
             query, key, value, key_value_seq_lengths=lengths, query_seq_lengths=lengths, implementation="cudnn"
@@ -134,7 +136,9 @@ class Block(nn.Module):
     def _attend(self, x: jax.Array, num_frames: jax.Array, noise: jax.Array | None) -> jax.Array:
         batch, frames, width = x.shape
         split = (batch, frames, self.heads, width // self.heads)
-        query, key, value = (self._dense(width, ("embed", "heads"), n)(x).reshape(split) for n in ("query", "key", "value"))
+        query, key, value = (
+            self._dense(width, ("embed", "heads"), n)(x).reshape(split) for n in ("query", "key", "value")
+        )
         y = attention(
             query, key, value, num_frames, dropout=self.attention_dropout, noise=noise, implementation=self.attention
         )
@@ -142,7 +146,9 @@ class Block(nn.Module):
 
     def _dense(self, features: int, axes: tuple[str, str], name: str) -> nn.Dense:
         init = part(nn.initializers.normal(0.02), axes)
-        return nn.Dense(features, dtype=self.dtype, kernel_init=init, bias_init=part(nn.initializers.zeros, axes[1:]), name=name)
+        return nn.Dense(
+            features, dtype=self.dtype, kernel_init=init, bias_init=part(nn.initializers.zeros, axes[1:]), name=name
+        )
 
 
 class Transformer(nn.Module):
