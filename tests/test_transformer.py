@@ -1,0 +1,204 @@
+"""The context network: padding, the forms of computing it that must agree, LayerDrop, attention."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from w2v_jax import noise as noises
+from w2v_jax.transformer import PositionalConv, Transformer, attention
+
+B, F, D, H, L = 2, 12, 8, 2, 2
+LENGTHS = jnp.asarray([F, 7])
+VALID = np.arange(F)[None] < np.asarray(LENGTHS)[:, None]
+PLAIN = dict(layers=L, heads=H, mlp=16, pos_kernel=4, pos_groups=2, dropout=0.0, attention_dropout=0.0)
+PLAIN |= dict(mlp_dropout=0.0, layer_drop=0.0, pre_norm=False, attention="xla", positional="grouped")
+
+
+def random_params(module, *args, **kwargs):
+    """Random values for all parameters, so that none is at a neutral value."""
+    shapes = nn.unbox(jax.eval_shape(functools.partial(module.init, **kwargs), jax.random.key(0), *args))["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), shapes)
+
+
+@pytest.fixture(scope="module")
+def x() -> jax.Array:
+    return jax.random.normal(jax.random.key(0), (B, F, D))
+
+
+@pytest.fixture(scope="module")
+def params(x):
+    """Parameters that fit every Transformer of this file."""
+    return random_params(Transformer(**PLAIN), x, LENGTHS, None, None)
+
+
+def run(params, x, lengths=LENGTHS, noise=None, layer_key=None, collect=False, **fields):
+    model = Transformer(**(PLAIN | fields))
+    return jax.jit(lambda p, x: model.apply({"params": p}, x, lengths, noise, layer_key, collect=collect))(params, x)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["post_norm", "pre_norm"])
+def plain(request, params, x):
+    """(pre_norm, the plain pass with all hidden states)"""
+    return request.param, run(params, x, collect=True, pre_norm=request.param)
+
+
+def test_output_is_the_last_hidden_state(plain, params):
+    pre_norm, context = plain
+    assert context.hidden.shape == (L + 1, B, F, D)
+    if not pre_norm:
+        np.testing.assert_array_equal(context.output, context.hidden[-1])
+    else:
+        last = np.asarray(context.hidden[-1])
+        normed = (last - last.mean(-1, keepdims=True)) / np.sqrt(last.var(-1, keepdims=True) + 1e-5)
+        normed = normed * params["norm"]["scale"] + params["norm"]["bias"]
+        np.testing.assert_allclose(context.output, normed, atol=1e-5)
+
+
+def test_padding_changes_nothing_on_valid_frames(plain, params, x):
+    """Neither what stands in the padding nor how much of it there is."""
+    pre_norm, context = plain
+    longer = jnp.pad(jnp.where(VALID[..., None], x, 1e3), ((0, 0), (0, 5), (0, 0)), constant_values=-50.0)
+    again = run(params, longer, collect=True, pre_norm=pre_norm)
+    np.testing.assert_allclose(again.output[:, :F][VALID], context.output[VALID], atol=1e-5)
+    np.testing.assert_allclose(again.hidden[:, :, :F][:, VALID], context.hidden[:, VALID], atol=1e-5)
+
+
+def gradient_of(params, x, noise, layer_key, **fields):
+    """(outputs, gradients in the parameters) with dropout and LayerDrop on."""
+    model = Transformer(**(PLAIN | dict(dropout=0.2, attention_dropout=0.2, mlp_dropout=0.2, layer_drop=0.5) | fields))
+
+    def loss(params):
+        context = model.apply({"params": params}, x, LENGTHS, noise, layer_key, collect=True)
+        return (jnp.where(VALID[..., None], context.output, 0.0) * jnp.arange(D)).sum(), context
+
+    (_, context), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return context, gradient
+
+
+def test_scanned_and_unrolled_with_remat_and_split_agree(params, x):
+    """Outputs and gradients, dropout and LayerDrop included: how it is computed does not change what."""
+    noise = noises.row_noise(jax.random.key(1), jnp.arange(B))
+    key = jax.random.key(1)
+    keep = np.asarray(jax.random.uniform(key, (L,)) > 0.5)
+    assert keep.any() and not keep.all(), "the key is to drop some layers, not all"
+    context, gradient = gradient_of(params, x, noise, key)
+    largest = max(float(np.abs(g).max()) for g in jax.tree.leaves(gradient))
+    other, other_gradient = gradient_of(params, x, noise, key, scan_layers=False, remat=True, positional="split")
+    np.testing.assert_allclose(other.hidden, context.hidden, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * largest)
+    for layer in range(L):  # a dropped layer passes its input on and gets no gradient
+        passes = np.array_equal(context.hidden[layer], context.hidden[layer + 1])
+        assert passes != keep[layer]
+        learns = any(np.any(leaf[layer]) for leaf in jax.tree.leaves(gradient["layers"]))
+        assert learns == keep[layer]
+
+
+def test_layer_drop_of_all_layers_leaves_the_input_and_of_none_the_model(plain, params, x):
+    pre_norm, context = plain
+    key = jax.random.key(0)
+    nothing = run(params, x, layer_key=key, collect=True, pre_norm=pre_norm, layer_drop=1.0)
+    for layer in range(L + 1):
+        np.testing.assert_array_equal(nothing.hidden[layer], nothing.hidden[0])
+    np.testing.assert_allclose(nothing.hidden[0], context.hidden[0], atol=1e-6)
+    whole = run(params, x, layer_key=key, collect=True, pre_norm=pre_norm, layer_drop=0.0)
+    np.testing.assert_array_equal(whole.output, context.output)
+
+
+def test_dropout_is_off_without_noise_and_differs_by_layer_and_row(params, x):
+    twins = jnp.broadcast_to(x[:1], x.shape)
+    rates = dict(dropout=0.5, attention_dropout=0.5, mlp_dropout=0.5)
+    lengths = jnp.asarray([F, F])
+    quiet = run(params, twins, lengths, collect=True, **rates)
+    np.testing.assert_allclose(quiet.output[0], quiet.output[1], atol=1e-6)
+    noisy = run(params, twins, lengths, noises.row_noise(jax.random.key(1), jnp.arange(B)), collect=True, **rates)
+    assert np.abs(noisy.hidden[:, 0] - noisy.hidden[:, 1]).max(axis=(1, 2)).min() > 0.01
+
+
+def test_positional_conv_split_equals_grouped(x):
+    params = random_params(PositionalConv(4, 2, False), x)
+    outputs = [PositionalConv(4, 2, split).apply({"params": params}, x) for split in (False, True)]
+    np.testing.assert_allclose(*outputs, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [4, 5])
+def test_positional_conv_is_that_of_numpy(kernel, x):
+    """Weight norm per tap, groups, and the window of an even kernel: one frame less of the future."""
+    params = jax.tree.map(np.asarray, random_params(PositionalConv(kernel, 2, False), x))
+    ours = PositionalConv(kernel, 2, False).apply({"params": params}, x)
+    v = params["direction"]
+    w = params["scale"][:, None, None] * v / np.sqrt((v**2).sum(axis=(1, 2), keepdims=True))  # [K D/G D]
+    np.testing.assert_allclose(np.sqrt((w**2).sum(axis=(1, 2))), np.abs(params["scale"]), rtol=1e-6)
+    wave = np.pad(np.asarray(x), ((0, 0), (kernel // 2, kernel), (0, 0)))
+    half = D // 2
+    expected = np.zeros((B, F, D))
+    for f, k in np.ndindex(F, kernel):
+        for group in (slice(0, half), slice(half, D)):
+            expected[:, f, group] += wave[:, f + k, group] @ w[k][:, group]
+    np.testing.assert_allclose(ours, jax.nn.gelu(expected + params["bias"], approximate=False), atol=1e-5)
+
+
+def test_positional_conv_starts_with_a_scale_equal_to_the_norm():
+    params = nn.unbox(PositionalConv(4, 2, False).init(jax.random.key(0), jnp.zeros((1, 5, 64))))["params"]
+    norm = np.sqrt((np.asarray(params["direction"]) ** 2).sum(axis=(1, 2)))
+    np.testing.assert_allclose(params["scale"], norm, rtol=1e-5)
+    np.testing.assert_allclose(params["direction"].std(), np.sqrt(4 / (4 * 64)), rtol=0.05)
+
+
+@pytest.fixture(scope="module")
+def heads():
+    return [jax.random.normal(jax.random.key(i), (B, F, H, 4)) for i in range(3)]
+
+
+def test_attention_is_that_of_numpy(heads):
+    ours = attention(*heads, LENGTHS, implementation="xla")
+    q, k, v = (np.asarray(a, np.float64) for a in heads)
+    for b, h in np.ndindex(B, H):
+        n = int(LENGTHS[b])
+        logits = q[b, :, h] @ k[b, :n, h].T / 2.0
+        probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        np.testing.assert_allclose(ours[b, :, h], probs @ v[b, :n, h], atol=1e-5)
+
+
+def test_attention_without_any_valid_key_is_finite(heads):
+    def total(*heads):
+        return attention(*heads, jnp.asarray([0, F])).sum()
+
+    value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*heads)
+    assert np.isfinite(value)
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+def test_attention_auto_on_cpu_is_xla(heads):
+    half = [a.astype(jnp.bfloat16) for a in heads]
+    np.testing.assert_array_equal(attention(*half, LENGTHS), attention(*half, LENGTHS, implementation="xla"))
+
+
+def test_attention_errors_name_the_setting(heads):
+    half = [a.astype(jnp.bfloat16) for a in heads]
+    noise = noises.row_noise(jax.random.key(0), jnp.arange(B))
+    with pytest.raises(ValueError, match="encoder.attention is 'flash'"):
+        attention(*heads, LENGTHS, implementation="flash")
+    with pytest.raises(ValueError, match="train.dtype='bfloat16' and encoder.attention_dropout=0"):
+        attention(*heads, LENGTHS, implementation="cudnn")
+    with pytest.raises(ValueError, match="train.dtype='bfloat16' and encoder.attention_dropout=0"):
+        attention(*half, LENGTHS, dropout=0.1, noise=noise, implementation="cudnn")
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="a GPU has cuDNN")
+def test_cudnn_attention_on_cpu_is_a_clear_error(heads):
+    half = [a.astype(jnp.bfloat16) for a in heads]
+    with pytest.raises(ValueError, match="encoder.attention='cudnn' needs an NVIDIA GPU"):
+        attention(*half, LENGTHS, implementation="cudnn")
+
+
+def test_unknown_positional_is_an_error(params, x):
+    with pytest.raises(ValueError, match="encoder.positional is 'fast'"):
+        run(params, x, positional="fast")
