@@ -128,6 +128,9 @@ def loop(job: Job, update: Any, score: Any) -> int:
     )
     restored = checkpoint.restore_latest(manager, job.shapes)
     state, first = (restored.state, restored.step) if restored else (job.make(), 0)
+    if first >= train.steps:
+        print(f"this run is complete: step {first} of {train.steps}; its results are in {job.path / 'done.json'}")
+        return 0
     log = RunLog(config, job.path, job.levels, first, first / job.data.train_plan.steps_per_epoch)
     stream = training_batches(job, first)
     scores, stopped = {}, ""
@@ -170,9 +173,9 @@ def open_data(config: Any, units: int, shards: int) -> Data:
     """Lists the sources, sets rows aside for evaluation and makes the plans."""
     data = config.data
     module = source_module(data.name)
-    train = module.make(data, tuple(data.root))
-    if tuple(data.eval_root):
-        held_out = module.make(data, tuple(data.eval_root))
+    train = module.make(data, data.root)
+    if data.eval_root:
+        held_out = module.make(data, data.eval_root)
     else:
         kept, set_aside = split_heldout(train.index, data.eval_share)
         train, held_out = subset(train, kept), subset(train, set_aside)

@@ -1,0 +1,217 @@
+"""`w2v_jax.train` from end to end, on the tiny variants and a self-made corpus: what a person can run into."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from w2v_jax import config as configs
+from w2v_jax import train
+from w2v_jax.config import UserError
+from w2v_jax.report import read_metrics
+from w2v_jax.workdir import check_data, open_workdir
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+TINY = str(REPOSITORY / "configs" / "w2v2_base.py") + ":tiny"
+TIMINGS = {"step_seconds", "data_wait_share", "audio_hours_per_hour", "padding_share"}
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> dict[str, str]:
+    """Overrides that all runs here share: one corpus, one compile cache, a row log, one device."""
+    folder = tmp_path_factory.mktemp("train")
+    return {
+        "data.root": str(folder / "corpus"),
+        "data.loader": "threads",
+        "train.compile_cache": str(folder / "cache"),
+        "train.log_rows": "true",
+        "train.checkpoint_every": "4",
+    }
+
+
+def load(shared, **changes):
+    """The tiny config on all 8 CPU devices of the test process; `section__key=value` changes it."""
+    overrides = shared | {key.replace("__", "."): str(value) for key, value in changes.items()}
+    return configs.load(TINY, list(overrides.items()))
+
+
+def command(shared, workdir, *extra: str) -> list[str]:
+    flags = [f"--config.{key}={value}" for key, value in shared.items()]
+    return [sys.executable, "-m", "w2v_jax.train", f"--config={TINY}", f"--workdir={workdir}", *flags, *extra]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(REPOSITORY)}
+
+
+def numbers(workdir) -> list[dict]:
+    """The rows of metrics.jsonl without what depends on the clock."""
+    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in read_metrics(workdir / "metrics.jsonl")]
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def whole(shared, tmp_path_factory) -> pathlib.Path:
+    """An uninterrupted run, as a command with one device."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    done = subprocess.run(command(shared, workdir), env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (workdir.parent / "stdout").write_text(done.stdout)
+    return workdir
+
+
+def test_run_leaves_everything_that_it_names(whole):
+    said = (whole.parent / "stdout").read_text()
+    for name in ("config.json", "metrics.jsonl", "checkpoints", "curves.png", "done.json", "rows.jsonl"):
+        assert (whole / name).exists(), name
+    for name in ("checkpoints", "metrics.jsonl", "curves.png", "done.json"):
+        assert str(whole / name) in said, f"{name} is not named at the end"
+    assert "try next" in said and "chance" in said
+
+
+def test_metrics_have_the_promised_keys(whole):
+    rows = read_metrics(whole / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, 21))
+    assert [row["step"] for row in rows if row["split"] == "eval"] == [10, 20]
+    promised = {"loss", "accuracy", "code_perplexity", "prob_perplexity", "temperature", "grad_norm", "learning_rate"}
+    assert promised | TIMINGS <= rows[-2].keys()
+    done = json.loads((whole / "done.json").read_text())
+    assert done["step"] == 20 and done["metrics"]["eval"]["loss"] == rows[-1]["loss"]
+
+
+def test_killed_run_resumes_bit_equal_with_the_same_rows(shared, whole, tmp_path):
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(command(shared, workdir), env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:  # kill -9 between two checkpoints
+        if line.startswith("train 11/"):
+            process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (workdir / "done.json").exists()
+    resumed = subprocess.run(command(shared, workdir), env=environment(), capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed from step 8, epoch" in resumed.stdout
+    assert numbers(workdir) == numbers(whole)
+    assert lines(workdir / "rows.jsonl") == lines(whole / "rows.jsonl")
+    assert [row["step"] for row in lines(workdir / "rows.jsonl")] == list(range(1, 21))
+
+
+def test_resume_on_eight_devices_reads_the_same_rows(shared, whole, tmp_path):
+    workdir = tmp_path / "run"
+    first = command(shared, workdir, "--config.train.checkpoint_every=8")
+    process = subprocess.Popen(first, env=environment(1), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("train 11/"):
+            process.send_signal(signal.SIGKILL)
+    process.wait()
+    mesh = ["--config.sharding.data=4", "--config.sharding.fsdp=2"]
+    resumed = subprocess.run(command(shared, workdir, *mesh), env=environment(8), capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert lines(workdir / "rows.jsonl") == lines(whole / "rows.jsonl")
+    for ours, theirs in zip(numbers(workdir), numbers(whole), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3), f"step {ours['step']}"
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(shared, whole, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = command(shared, workdir, "--config.train.checkpoint_every=1000")
+    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if line.startswith("train  5/"):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    assert "SIGTERM" in said and "checkpoint saved" in said
+    resumed = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert numbers(workdir) == numbers(whole)
+
+
+def test_changed_config_is_refused_with_the_difference(shared, whole):
+    with pytest.raises(UserError, match=r"optim.peak: 0.001 -> 0.5"):
+        train.run(load(shared, optim__peak=0.5), whole)
+
+
+def test_changed_data_are_refused(shared, tmp_path):
+    check_data(tmp_path, load(shared), {"train_rows": 13})
+    check_data(tmp_path, load(shared), {"train_rows": 13})
+    with pytest.raises(UserError, match="train_rows: 13 -> 12"):
+        check_data(tmp_path, load(shared), {"train_rows": 12})
+    check_data(tmp_path, load(shared, train__on_config_change="accept"), {"train_rows": 12})
+
+
+def test_complete_run_is_left_alone(shared, whole, capsys):
+    before = (whole / "done.json").read_text()
+    assert train.run(load(shared), whole) == 0
+    assert "complete" in capsys.readouterr().out
+    assert (whole / "done.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__name": "folder", "data__root": "/nowhere/at/all"}, "does not exist"),
+        ({"data__name": "fodler"}, "Did you mean 'folder'"),
+        ({"method": "wav2vec3"}, "Did you mean 'wav2vec2'"),
+        ({"data__batch_hours": 1.0}, "fewer than one batch"),
+        ({"data__batch_hours": 6 / 3600}, "cannot share evenly"),
+        ({"sharding__data": 3}, "does not make the 8 devices"),
+        ({"data__min_seconds": 100.0}, "shorter than data.min_seconds"),
+        ({"optim__warmup": 500}, "peak would never be reached"),
+        ({"optim__schedule": "linear"}, "optim.schedule"),
+        ({"optim__rules": "(('nothing', 0.0, 0.0),)"}, "matches no parameter"),
+    ],
+)
+def test_mistakes_are_named(shared, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        train.run(load(shared, **changes), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("flag", "code", "message"),
+    [
+        ("--config.trian.steps=3", 1, "Did you mean 'train.steps'"),
+        ("--config.train.steps=many", 1, "needs int"),
+        ("--nonsense", 2, "unrecognized arguments"),
+    ],
+)
+def test_exit_codes_of_mistakes(shared, tmp_path, flag, code, message):
+    done = subprocess.run(command(shared, tmp_path / "run", flag), env=environment(), capture_output=True, text=True)
+    assert done.returncode == code
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_second_run_in_a_workdir_is_kept_out(shared, tmp_path):
+    with open_workdir(tmp_path / "run", load(shared), active=True):
+        with pytest.raises(UserError, match="another run is using"):
+            train.run(load(shared), tmp_path / "run")
+
+
+def test_watchdog_stops_a_dead_run(shared, tmp_path):
+    dead = load(
+        shared,
+        optim__rules="(('.', 0.0, 0.0),)",
+        train__steps=300,
+        optim__warmup=5,
+        train__watchdog="stop",
+        loss__temperature=1e9,
+        train__eval_every=1000,
+    )
+    began = time.monotonic()
+    assert train.run(dead, tmp_path / "run") == train.DEAD
+    assert time.monotonic() - began < 250
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] < 100
