@@ -1,0 +1,53 @@
+"""The published models' sizes, to the last parameter, by shape evaluation."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from w2v_jax import config as configs
+from w2v_jax.methods import wav2vec2
+from w2v_jax.sharding import bare
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+
+
+def counts(config) -> dict[str, int]:
+    """Parameters by top-level name, and of "encoder/*"."""
+    method = wav2vec2.make(config)
+    shape = jax.ShapeDtypeStruct
+    ints = shape((1,), jnp.int32)
+    batch = dict(wave=shape((1, 32_000), jnp.float32), num_samples=ints, weight=shape((1,), jnp.float32), row=ints)
+    params, extra = jax.eval_shape(lambda batch: method.init(jax.random.key(0), batch), batch)
+    assert not extra
+    params = bare(params)
+    count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))  # noqa: E731
+    return {name: count(tree) for name, tree in params.items()} | {"all": count(params)}
+
+
+@pytest.mark.parametrize(
+    ("file", "overrides", "total", "trunk"),
+    [
+        ("w2v2_base.py", {}, 95_044_608, 94_371_712),
+        ("w2v2_large.py", {}, 317_390_592, 315_438_720),
+        ("w2v2_large.py", dict(conv_norm="group", conv_bias=False), 317_380_864, 315_428_992),
+    ],
+    ids=["base", "large", "large_group_norm"],
+)
+def test_model_has_as_many_parameters_as_the_published_one(file, overrides, total, trunk):
+    config = configs.load(str(CONFIGS / file))
+    with config.unlocked():
+        config.encoder.update(overrides)
+    found = counts(config)
+    assert found["all"] == total
+    assert found["encoder"] == trunk
+
+
+def test_base_has_the_published_parts():
+    found = counts(configs.load(str(CONFIGS / "w2v2_base.py")))
+    assert found["quantizer"] == 410_240
+    assert found["target_proj"] + found["context_proj"] == 262_656
