@@ -47,7 +47,13 @@ class Wav2Vec2Encoder(nn.Module):
         """wave [B T]; num_samples [B]; masked [B F] frames to hide or None; noise [B] words and layer_key for the
         dropouts of training, or None; collect: return the hidden states of all layers."""
         frontend = ConvFrontend(
-            self.conv_layers, self.conv_norm, self.conv_bias, self.padding_aware, self.remat_frontend, self.dtype, name="frontend"
+            self.conv_layers,
+            self.conv_norm,
+            self.conv_bias,
+            self.padding_aware,
+            self.remat_frontend,
+            self.dtype,
+            name="frontend",
         )
         features = scale_gradient(frontend(wave, num_samples), self.conv_grad_scale)
         valid = num_frames(num_samples, self.conv_layers)

@@ -245,7 +245,7 @@ def start_up(config: Any, path: pathlib.Path, mesh: Any, data: Data, params: Any
     rows = ", ".join(f"{n} x {length / SAMPLE_RATE:g} s" for n, length in plan.shapes)
     per_device = plan.units * d.unit_seconds / sharding.batch_shards(mesh) / parts
     count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
-    epochs = config.train.steps / plan.steps_per_epoch
+    epochs, hours = config.train.steps / plan.steps_per_epoch, plan.units * d.unit_seconds / 3600
     skipped = f", {len(index.skipped):,} files skipped (see skipped.jsonl)" if index.skipped else ""
     return {
         "method": f"{config.method}, {count:,} parameters, {config.train.dtype}",
@@ -253,7 +253,7 @@ def start_up(config: Any, path: pathlib.Path, mesh: Any, data: Data, params: Any
         "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         "data": f"{d.name}: {len(index):,} recordings, {index.hours:,.2f} h{skipped}",
         "held out": f"{len(data.eval.index):,} recordings, {data.eval.index.hours:,.2f} h",
-        "batch per update": f"{plan.units * d.unit_seconds / 3600:.4g} h of audio, {plan.units} units of {d.unit_seconds:g} s",
+        "batch per update": f"{hours:.4g} h of audio, {plan.units} units of {d.unit_seconds:g} s",
         "rows per update": f"{rows} (padding {plan.padding_share:.1%})",
         "per device": f"{per_device:g} s of audio at once x {parts} micro-batch(es) per update",
         "updates": f"{config.train.steps:,}, {epochs:,.3g} epochs of the data",

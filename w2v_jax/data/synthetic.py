@@ -1,0 +1,335 @@
+"""A made-up language whose letters are sounds, spoken by a formant synthesiser in NumPy: speech without downloads.
+
+Twenty letters: five vowels, six stops, five fricatives, two nasals, two liquids. Syllables make a fixed lexicon
+whose words are drawn with Zipf frequencies, words make sentences of 2 to 15 s. A speaker has a pitch, a vocal
+tract length, a rate, a breathiness and a noise floor; formants glide from letter to letter, and no two tokens of
+a letter are alike. A letter can be learnt from its sound (CTC), yet not from one spectrum alone.
+
+The source is a glottal pulse train with noise; a cascade of five resonators shapes it, evaluated in the frequency
+domain for short overlapping windows (all windows at once), and bands of noise are added for bursts and fricatives.
+Each utterance is a pure function of (seed, speaker, number): float64 until the last rounding to int16, so that
+the same seed gives the same samples wherever NumPy computes the same. It does not try to sound like any language.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from w2v_jax.config import SAMPLE_RATE, UserError
+from w2v_jax.data import corpus
+
+VERSION = 1
+"""Raise it when the sound or the language changes, so that an old corpus on disk is not taken for a new one."""
+
+DEFAULT_HOURS = 0.5
+DEV_SPEAKERS = 4
+DEV_SHARE = 0.05
+MIN_SECONDS, MAX_SECONDS = 2.0, 15.0
+
+# Columns of a sound: duration in ms; formants F1 F2 F3 in Hz (NaN: taken from the neighbours); bandwidth factor;
+# amplitudes of voice, aspiration and friction; centre and width of the friction band in Hz; edge in ms.
+_MS, _F1, _F3, _DAMP, _VOICE, _BREATH, _HISS, _CENTRE, _WIDTH, _EDGE = 0, 1, 3, 4, 5, 6, 7, 8, 9, 10
+_NAN = float("nan")
+
+
+def _vowel(f1: float, f2: float, f3: float) -> list[tuple[float, ...]]:
+    return [(115, f1, f2, f3, 1, 1, 0, 0, 4000, 2000, 20)]
+
+
+def _stop(f2: float, f3: float, centre: float, width: float, *, is_voiced: bool) -> list[tuple[float, ...]]:
+    closure = (60, 220, f2, f3, 4, 0.25 if is_voiced else 0, 0, 0, centre, width, 8)
+    burst = (14, 300, f2, f3, 1, 0, 0.1, 0.8 if is_voiced else 1.6, centre, width, 3)
+    release = (32, _NAN, _NAN, _NAN, 1.5, 0, 0.35, 0, centre, width, 10)
+    return [closure, burst] if is_voiced else [closure, burst, release]
+
+
+def _fricative(
+    f2: float, f3: float, hiss: float, centre: float, width: float, voice: float = 0.0
+) -> list[tuple[float, ...]]:
+    return [(95, 320, f2, f3, 1.5, voice, 0, hiss, centre, width, 20)]
+
+
+SOUNDS = {
+    "A": _vowel(750, 1200, 2500), "E": _vowel(500, 1850, 2550), "I": _vowel(280, 2300, 3000),
+    "O": _vowel(500, 850, 2450), "U": _vowel(310, 1150, 2150),
+    "P": _stop(900, 2300, 700, 600, is_voiced=False), "B": _stop(900, 2300, 700, 600, is_voiced=True),
+    "T": _stop(1750, 2700, 4800, 1300, is_voiced=False), "D": _stop(1750, 2700, 4800, 1300, is_voiced=True),
+    "K": _stop(1950, 2200, 2000, 450, is_voiced=False), "G": _stop(1950, 2200, 2000, 450, is_voiced=True),
+    "S": _fricative(1700, 2600, 0.9, 6300, 900), "Z": _fricative(1700, 2600, 0.5, 6300, 900, voice=0.5),
+    "X": _fricative(1900, 2400, 1.1, 3100, 700), "F": _fricative(1000, 2300, 0.3, 4500, 3000),
+    "H": [(80, _NAN, _NAN, _NAN, 1.5, 0, 0.6, 0, 4000, 2000, 20)],
+    "M": [(80, 260, 950, 2250, 3, 0.55, 0, 0, 4000, 2000, 12)],
+    "N": [(80, 260, 1750, 2700, 3, 0.55, 0, 0, 4000, 2000, 12)],
+    "L": [(75, 370, 1000, 2900, 1.3, 0.65, 0, 0, 4000, 2000, 20)],
+    "R": [(75, 430, 1300, 1650, 1.3, 0.65, 0, 0, 4000, 2000, 20)],
+    " ": [(70, _NAN, _NAN, _NAN, 1, 0, 0, 0, 4000, 2000, 12)],
+}  # fmt: skip
+"""Letter -> its pieces in time. The space is the pause between words."""
+
+VOWELS = "AEIOU"
+CONSONANTS = "".join(sorted(set(SOUNDS) - set(VOWELS) - {" "}))
+ALPHABET = "".join(sorted(set(SOUNDS) - {" "}))
+_TABLE = {letter: np.array(pieces, np.float64) for letter, pieces in SOUNDS.items()}
+
+
+class Speaker(NamedTuple):
+    """f0 in Hz; tract scales every formant; rate > 1 is faster; noise is the floor's RMS relative to the peak."""
+
+    number: int
+    f0: float
+    tract: float
+    rate: float
+    breath: float
+    tilt: float
+    noise: float
+    level: float
+
+
+def write_corpus(
+    root: str | os.PathLike,
+    hours: float = DEFAULT_HOURS,
+    *,
+    seed: int = 0,
+    speakers: int = 0,
+    progress: bool = True,
+) -> pathlib.Path:
+    """Makes ROOT/train (`hours` of speech) and ROOT/dev (5 % more, other speakers), or finds them made already.
+
+    `speakers` of train: 0 is one per 1.5 minutes, between 8 and 200. See `corpus.py` for the files.
+    Raises UserError for impossible hours, or when ROOT holds something else.
+    """
+    if not 0 < hours < 100_000:
+        raise UserError(f"a synthetic corpus of {hours} hours cannot be made; set data.hours to e.g. {DEFAULT_HOURS}")
+    speakers = speakers or int(np.clip(hours * 40, 8, 200))
+    settings = {"kind": "synthetic", "version": VERSION, "seed": seed, "hours": float(hours), "speakers": speakers}
+    rows = {"train": _rows("train", seed, 1, speakers), "dev": _rows("dev", seed, 10_001, DEV_SPEAKERS)}
+    hours_of = {"train": hours, "dev": hours * DEV_SHARE}
+    return corpus.write(root, rows, hours_of, lambda row: utterance(row.speaker, row.number, seed=seed)[0],
+                        settings=settings, readme=_README, progress=progress)  # fmt: skip
+
+
+def make(data: Any, root: tuple[str, ...]) -> Any:
+    """The source of ROOT/train, made first if missing (`data.hours`). A root ending in train or dev names that part."""
+    from w2v_jax.data import folder
+
+    if not root:
+        raise UserError("data.root is empty: set it to the folder where the synthetic corpus is written (or was)")
+    parts = []
+    for path in map(pathlib.Path, (root,) if isinstance(root, (str, os.PathLike)) else root):
+        is_part = path.name in ("train", "dev")
+        home, part = (path.parent, path.name) if is_part else (path, "train")
+        settings = corpus.read_settings(home) or {}
+        hours = data.hours or settings.get("hours") or DEFAULT_HOURS
+        parts.append(
+            str(write_corpus(home, hours, seed=settings.get("seed", 0), speakers=settings.get("speakers", 0)) / part)
+        )
+    return folder.make(data, tuple(parts))
+
+
+def utterance(speaker: int, number: int, *, seed: int = 0) -> tuple[np.ndarray, str, np.ndarray]:
+    """(wave [T] int16 at 16 kHz, transcript, ends [letters of the transcript] in samples).
+
+    `ends[i]` is where the i-th character of the transcript (spaces too) stops sounding.
+    """
+    rng = _generator(seed, speaker, number)
+    voice = make_speaker(speaker, seed=seed)
+    text = _sentence(rng, voice.rate)
+    wave, ends = render(text, voice, rng)
+    return wave, text, ends
+
+
+def make_speaker(number: int, *, seed: int = 0) -> Speaker:
+    """The voice of a speaker: a pure function of (seed, number)."""
+    rng = _generator(seed, number)
+    height = rng.uniform(-1, 1)  # from a large, low voice to a small, high one
+    return Speaker(
+        number=number,
+        f0=float(150 * 2 ** (0.65 * height + 0.15 * rng.normal())),
+        tract=float(1.04 + 0.11 * height + 0.02 * rng.normal()),
+        rate=float(rng.uniform(0.82, 1.22)),
+        breath=float(rng.uniform(0.02, 0.25)),
+        tilt=float(rng.uniform(2500, 5000)),
+        noise=float(10 ** rng.uniform(-3.2, -2.2)),
+        level=float(rng.uniform(0.3, 0.8)),
+    )
+
+
+@functools.cache
+def lexicon(num_words: int = 500) -> tuple[tuple[str, ...], np.ndarray]:
+    """(words, probabilities): the same for every corpus, frequent words first, no letter twice in a row."""
+    rng = _generator(20)
+    syllables = []
+    for _ in range(120):
+        onset = rng.choice(list(CONSONANTS)) if rng.random() < 0.9 else ""
+        coda = rng.choice(list("KLMNRSTX")) if rng.random() < 0.35 else ""
+        syllables.append(f"{onset}{rng.choice(list(VOWELS))}{coda}")
+    weights = 1 / np.arange(3, 123)
+    words: dict[str, None] = {}
+    while len(words) < num_words:
+        length = rng.choice([1, 2, 3], p=[0.25, 0.5, 0.25])
+        word = "".join(rng.choice(syllables, size=length, p=weights / weights.sum()))
+        if len(word) > 1 and all(a != b for a, b in zip(word, word[1:], strict=False)):
+            words[word] = None
+    zipf = 1 / np.arange(2, num_words + 2)
+    return tuple(words), zipf / zipf.sum()
+
+
+def render(text: str, voice: Speaker, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The sound of a text of ALPHABET and spaces: (wave [T] int16, ends [len(text)] in samples)."""
+    pieces = [_TABLE[" "], *(_TABLE[letter] for letter in text), _TABLE[" "]]
+    sound = np.concatenate(pieces)  # [pieces, columns]
+    letter = np.repeat(np.arange(len(pieces)), [len(p) for p in pieces])
+    is_vowel = np.array([c in VOWELS for c in f" {text} "])[letter]
+    is_pause = np.array([c == " " for c in f" {text} "])[letter]
+
+    seconds = sound[:, _MS] / 1000 / voice.rate * np.exp(0.16 * rng.normal(size=len(sound)))
+    long_pause = np.where(
+        rng.random(len(sound)) < 0.15, rng.uniform(0.2, 0.5, len(sound)), rng.uniform(0, 0.06, len(sound))
+    )
+    seconds += np.where(is_pause, long_pause, 0.0)
+    stops = np.cumsum(seconds)
+    num_samples = int(stops[-1] * SAMPLE_RATE)
+    ends = (stops[np.flatnonzero(np.diff(letter))][1:] * SAMPLE_RATE).astype(np.int64)
+    starts = stops - seconds
+
+    times = np.arange(num_samples) / SAMPLE_RATE
+    excitation, hiss = _excitation(sound, starts, stops, is_vowel, voice, rng, times)
+    centres = (np.arange(-(-num_samples // _HOP) + 1)) * _HOP / SAMPLE_RATE  # of the windows
+    formants, damp = _formant_tracks(sound, starts, stops, voice, rng, centres)
+    piece = np.minimum(np.searchsorted(stops, centres), len(stops) - 1)
+    shift = np.exp(0.06 * rng.normal(size=len(sound)))
+    centre, width = sound[piece, _CENTRE] * shift[piece] * voice.tract**0.5, sound[piece, _WIDTH]
+    wave = _filtered(excitation, _tract_response(formants, damp, voice), num_samples)
+    wave += 0.35 * _filtered(hiss, _band_response(centre, width), num_samples)
+
+    peak = np.abs(wave).max()
+    wave = voice.level * (wave / max(peak, 1e-9) + voice.noise * rng.normal(size=num_samples))
+    return np.clip(np.rint(wave * 32767), -32768, 32767).astype(np.int16), ends
+
+
+_HOP, _WINDOW, _FFT = 128, 256, 1024
+_HZ = np.fft.rfftfreq(_FFT, 1 / SAMPLE_RATE)
+
+
+def _excitation(
+    sound: np.ndarray,
+    starts: np.ndarray,
+    stops: np.ndarray,
+    is_vowel: np.ndarray,
+    voice: Speaker,
+    rng: np.random.Generator,
+    times: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(what goes through the vocal tract [T], the noise that does not [T])."""
+    edge = np.minimum(sound[:, _EDGE] / 2000, 0.45 * (stops - starts))
+    knots = np.stack([starts + edge, stops - edge], axis=1).ravel()
+    strength = np.where(is_vowel, np.exp(0.2 * rng.normal(size=len(sound))), 1.0)
+    voiced, breath, hiss = (
+        np.interp(times, knots, np.repeat(sound[:, column] * strength, 2)) for column in (_VOICE, _BREATH, _HISS)
+    )
+    middle = (starts + stops)[is_vowel] / 2
+    fall = 1.12 - 0.27 * middle / max(times[-1], 1.0)  # a sentence sinks towards its end
+    melody = voice.f0 * fall * np.exp(0.08 * rng.normal(size=len(middle)))
+    wander = np.arange(0, times[-1] + 0.02, 0.01)
+    f0 = np.interp(times, middle, melody) * np.interp(times, wander, 1 + 0.008 * rng.normal(size=len(wander)))
+    phase = np.cumsum(f0 / SAMPLE_RATE) % 1.0
+    opening = phase / 0.6
+    pulse = np.where(opening < 1, 2 * opening - 3 * opening**2, 0.0)  # derivative of the glottal flow x^2 - x^3
+    noise = rng.normal(size=(2, len(times)))
+    breath = breath + voice.breath * voiced * (opening < 1)
+    return voiced * pulse + 0.25 * breath * noise[0], hiss * noise[1]
+
+
+def _formant_tracks(
+    sound: np.ndarray,
+    starts: np.ndarray,
+    stops: np.ndarray,
+    voice: Speaker,
+    rng: np.random.Generator,
+    centres: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(formants [windows 5] in Hz, bandwidth factor [windows]): targets in the middle of a sound, glides between."""
+    has_target = ~np.isnan(sound[:, _F1])
+    target = sound[has_target, _F1 : _F3 + 1]
+    target = target * np.exp(0.035 * rng.normal(size=target.shape))
+    beside = np.concatenate([target[:1], target, target[-1:]])
+    target = 0.8 * target + 0.1 * (beside[:-2] + beside[2:])  # a short sound never quite gets there
+    third = 0.3 * (stops - starts)
+    knots = np.stack([starts + third, stops - third], axis=1)
+    goal = np.repeat(target, 2, axis=0)
+    tracks = [np.interp(centres, knots[has_target].ravel(), goal[:, k]) for k in range(3)]
+    tracks += [np.full(len(centres), 3600.0), np.full(len(centres), 4600.0)]
+    damp = np.interp(centres, knots.ravel(), np.repeat(sound[:, _DAMP], 2))
+    return np.stack(tracks, axis=1) * voice.tract, damp
+
+
+def _tract_response(formants: np.ndarray, damp: np.ndarray, voice: Speaker) -> np.ndarray:
+    """Transfer function [windows bins] of the cascade of resonators, with the speaker's spectral tilt."""
+    bandwidth = np.array([70.0, 90.0, 130.0, 200.0, 250.0])
+    response = np.repeat(1 + 1j * _HZ[None] / voice.tilt, len(formants), axis=0)
+    for k in range(formants.shape[1]):
+        centre = formants[:, k, None] ** 2
+        wide = bandwidth[k] * (damp if 0 < k < 3 else np.ones_like(damp))
+        response *= 1 - _HZ**2 / centre + 1j * (_HZ * wide[:, None] / centre)
+    return 1 / response
+
+
+def _band_response(centre: np.ndarray, width: np.ndarray) -> np.ndarray:
+    return np.exp(-0.5 * ((_HZ - centre[:, None]) / width[:, None]) ** 2)
+
+
+def _filtered(wave: np.ndarray, response: np.ndarray, num_samples: int) -> np.ndarray:
+    """Short windows of the wave, each with its own filter, added up again. response [windows bins] -> [num_samples]."""
+    num_windows, parts = len(response), _FFT // _HOP
+    padded = np.zeros((num_windows + 1) * _HOP)
+    padded[_HOP : _HOP + num_samples] = wave
+    windows = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::_HOP] * _HANN
+    ringing = np.fft.irfft(np.fft.rfft(windows, _FFT) * response, _FFT).reshape(num_windows, parts, _HOP)
+    out = np.zeros((num_windows + parts, _HOP))
+    for k in range(parts):
+        out[k : k + num_windows] += ringing[:, k]
+    return out.ravel()[_HOP : _HOP + num_samples]
+
+
+_HANN = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_WINDOW) / _WINDOW)
+
+
+def _sentence(rng: np.random.Generator, rate: float) -> str:
+    """Words until the wished length is about reached; always within MIN_SECONDS and MAX_SECONDS when spoken."""
+    words, probabilities = lexicon()
+    wish = np.clip(5.5 * np.exp(0.5 * rng.normal()), 3.0, 12.0) * rate
+    drawn = rng.choice(len(words), size=60, p=probabilities)
+    cost = np.cumsum([_word_seconds(words[i]) for i in drawn])
+    return " ".join(words[i] for i in drawn[: max(1, int(np.searchsorted(cost, wish)))])
+
+
+@functools.cache
+def _word_seconds(word: str) -> float:
+    return sum(_TABLE[c][:, _MS].sum() for c in f"{word} ") / 1000 + 0.075
+
+
+def _rows(split: str, seed: int, first: int, speakers: int) -> Iterator[corpus.Row]:
+    number = 0
+    while True:
+        for speaker in range(first, first + speakers):
+            rng = _generator(seed, speaker, number)
+            yield corpus.Row(split, speaker, number, _sentence(rng, make_speaker(speaker, seed=seed).rate), None)
+        number += 1
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([VERSION, len(key), *key])))
+
+
+_README = """# Synthetic speech
+
+A made-up language, spoken by a formant synthesiser (`w2v_jax/data/synthetic.py`). Letters are sounds, words have
+Zipf frequencies, `train` and `dev` have different speakers. Same settings (`corpus.json`), same samples.
+`manifest.jsonl` lists every recording with its transcript and SHA-256. Free of rights: delete and make anew at will.
+"""
