@@ -136,10 +136,15 @@ def _is_complete(root: pathlib.Path, settings: Mapping[str, Any]) -> bool:
             )
         return False
     if found != settings:
-        other = [f"{k}={found.get(k)!r} (asked for: {settings.get(k)!r})" for k in sorted({*found, *settings})
-                 if found.get(k) != settings.get(k)]  # fmt: skip
-        raise UserError(f"{root} holds a corpus with other settings: {', '.join(other)}. "
-                        "Ask for the same ones, choose another folder, or delete this one")  # fmt: skip
+        other = [
+            f"{k}={found.get(k)!r} (asked for: {settings.get(k)!r})"
+            for k in sorted({*found, *settings})
+            if found.get(k) != settings.get(k)
+        ]
+        raise UserError(
+            f"{root} holds a corpus with other settings: {', '.join(other)}. "
+            "Ask for the same ones, choose another folder, or delete this one"
+        )
     records = read_manifest(root)
     return bool(records) and all(_is_whole(root, record) for record in records)
 
@@ -241,8 +246,16 @@ def _write_row(partial: pathlib.Path, row: Row, wave: np.ndarray) -> dict[str, A
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(content)
     os.replace(temporary, path)
-    return {"id": row.id, "path": row.path, "frames": len(wave), "rate": SAMPLE_RATE, "speaker": str(row.speaker),
-            "transcript": row.transcript, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}  # fmt: skip
+    return {
+        "id": row.id,
+        "path": row.path,
+        "frames": len(wave),
+        "rate": SAMPLE_RATE,
+        "speaker": str(row.speaker),
+        "transcript": row.transcript,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
 
 
 def _finish(
@@ -298,8 +311,10 @@ class _Progress:
             self.last = now
             rate = self.new / (now - self.start)
             left = max(0.0, self.total - self.seconds) / max(rate, 1e-9)
-            line = (f"{self.root}: {self.seconds / 3600:.2f} of {self.total / 3600:.2f} h "
-                    f"({rate:.0f}x real time, {left:.0f} s left)")  # fmt: skip
+            line = (
+                f"{self.root}: {self.seconds / 3600:.2f} of {self.total / 3600:.2f} h "
+                f"({rate:.0f}x real time, {left:.0f} s left)"
+            )
             print(line, file=sys.stderr, end="\r" if self.every == 1.0 else "\n", flush=True)
 
     def end(self, rows: int) -> None:

@@ -56,20 +56,28 @@ def _fricative(
 
 
 SOUNDS = {
-    "A": _vowel(750, 1200, 2500), "E": _vowel(500, 1850, 2550), "I": _vowel(280, 2300, 3000),
-    "O": _vowel(500, 850, 2450), "U": _vowel(310, 1150, 2150),
-    "P": _stop(900, 2300, 700, 600, is_voiced=False), "B": _stop(900, 2300, 700, 600, is_voiced=True),
-    "T": _stop(1750, 2700, 4800, 1300, is_voiced=False), "D": _stop(1750, 2700, 4800, 1300, is_voiced=True),
-    "K": _stop(1950, 2200, 2000, 450, is_voiced=False), "G": _stop(1950, 2200, 2000, 450, is_voiced=True),
-    "S": _fricative(1700, 2600, 0.9, 6300, 900), "Z": _fricative(1700, 2600, 0.5, 6300, 900, voice=0.5),
-    "X": _fricative(1900, 2400, 1.1, 3100, 700), "F": _fricative(1000, 2300, 0.3, 4500, 3000),
+    "A": _vowel(750, 1200, 2500),
+    "E": _vowel(500, 1850, 2550),
+    "I": _vowel(280, 2300, 3000),
+    "O": _vowel(500, 850, 2450),
+    "U": _vowel(310, 1150, 2150),
+    "P": _stop(900, 2300, 700, 600, is_voiced=False),
+    "B": _stop(900, 2300, 700, 600, is_voiced=True),
+    "T": _stop(1750, 2700, 4800, 1300, is_voiced=False),
+    "D": _stop(1750, 2700, 4800, 1300, is_voiced=True),
+    "K": _stop(1950, 2200, 2000, 450, is_voiced=False),
+    "G": _stop(1950, 2200, 2000, 450, is_voiced=True),
+    "S": _fricative(1700, 2600, 0.9, 6300, 900),
+    "Z": _fricative(1700, 2600, 0.5, 6300, 900, voice=0.5),
+    "X": _fricative(1900, 2400, 1.1, 3100, 700),
+    "F": _fricative(1000, 2300, 0.3, 4500, 3000),
     "H": [(80, _NAN, _NAN, _NAN, 1.5, 0, 0.6, 0, 4000, 2000, 20)],
     "M": [(80, 260, 950, 2250, 3, 0.55, 0, 0, 4000, 2000, 12)],
     "N": [(80, 260, 1750, 2700, 3, 0.55, 0, 0, 4000, 2000, 12)],
     "L": [(75, 370, 1000, 2900, 1.3, 0.65, 0, 0, 4000, 2000, 20)],
     "R": [(75, 430, 1300, 1650, 1.3, 0.65, 0, 0, 4000, 2000, 20)],
     " ": [(70, _NAN, _NAN, _NAN, 1, 0, 0, 0, 4000, 2000, 12)],
-}  # fmt: skip
+}
 """Letter -> its pieces in time. The space is the pause between words."""
 
 VOWELS = "AEIOU"
@@ -110,8 +118,15 @@ def write_corpus(
     settings = {"kind": "synthetic", "version": VERSION, "seed": seed, "hours": float(hours), "speakers": speakers}
     rows = {"train": _rows("train", seed, 1, speakers), "dev": _rows("dev", seed, 10_001, DEV_SPEAKERS)}
     hours_of = {"train": hours, "dev": hours * DEV_SHARE}
-    return corpus.write(root, rows, hours_of, lambda row: utterance(row.speaker, row.number, seed=seed)[0],
-                        settings=settings, readme=_README, progress=progress)  # fmt: skip
+    return corpus.write(
+        root,
+        rows,
+        hours_of,
+        lambda row: utterance(row.speaker, row.number, seed=seed)[0],
+        settings=settings,
+        readme=_README,
+        progress=progress,
+    )
 
 
 def make(data: Any, root: tuple[str, ...]) -> Any:
