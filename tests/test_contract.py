@@ -1,0 +1,269 @@
+"""What every method keeps to, for each file of `methods/` with the `:tiny` variant of a config that names it.
+
+A new method is tested here without a line of its own, as long as a config uses it and `make_batch` knows its inputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+import w2v_jax.methods
+from w2v_jax import config as configs
+from w2v_jax import optim, sharding, step
+from w2v_jax.train import method_module
+
+METHODS = sorted(f.stem for f in pathlib.Path(w2v_jax.methods.__file__).parent.glob("*.py") if f.stem != "__init__")
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+OVERFIT = {"wav2vec2": 0.9}
+"""The loss that training on one batch must fall to, as a share of the first one. A method that is not named: 0.9."""
+
+ROWS, SAMPLES, LONGER = 8, 12_800, 14_080
+LENGTHS = np.asarray([12_800, 9_000, 12_800, 12_800, 11_111, 12_800, 8_000, 12_800], np.int32)
+eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the eight CPU devices of conftest.py")
+
+
+def config_of(method: str, rows_per_unit: int = 2):
+    """The tiny config of a method, with units of some rows of SAMPLES (or LONGER) samples."""
+    for file in CONFIGS:
+        config = configs.load(f"{file}:tiny")
+        if config.method == method:
+            with config.unlocked():
+                config.data.unit_seconds = rows_per_unit * LONGER / 16_000
+            return config
+    raise AssertionError(f"no file of configs/ has method={method!r}")
+
+
+def make_batch(samples: int = SAMPLES, seed: int = 0) -> dict[str, np.ndarray]:
+    """Smooth noise in ROWS rows, some of them padded with zeros up to `samples`."""
+    rng = np.random.default_rng(seed)
+    wave = rng.normal(size=(ROWS, SAMPLES))
+    wave = (wave + np.roll(wave, 1, axis=1) + np.roll(wave, 2, axis=1)) * (np.arange(SAMPLES) < LENGTHS[:, None]) * 0.2
+    wave = np.pad(wave, ((0, 0), (0, samples - SAMPLES))).astype(np.float32)
+    return dict(wave=wave, num_samples=LENGTHS, weight=np.ones(ROWS, np.float32), row=np.arange(ROWS, dtype=np.int32))
+
+
+def cut(batch, parts: int):
+    """[ROWS ...] -> [A B ...]"""
+    return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+
+
+class Job:
+    """A method of a tiny config, its parameters, and jitted functions that count how often they were traced."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.config, self.single = config_of(name), config_of(name, rows_per_unit=1)
+        self.method, self.single_method = (method_module(name).make(c) for c in (self.config, self.single))
+        self.key = jax.random.key(5)
+        self.rate = optim.schedule(self.config.optim, 1000)
+        abstract = jax.eval_shape(lambda: self.method.init(self.key, make_batch()))
+        self.tx = optim.optimizer(self.config.optim, self.rate, sharding.bare(abstract[0]))
+        self.init = jax.jit(lambda: sharding.bare(step.init_state(self.method, self.tx, self.key, make_batch())))
+        self.state = self.init()
+        self.gradients = jax.jit(lambda batches: step.gradients(self.method, self.state, batches, self.key))
+        self.whole = self.gradients(cut(make_batch(), 1))
+
+    def loss(self, batch, method=None, **fields):
+        """(objective, metrics) of a forward pass in training."""
+        state, method = self.state, method or self.method
+        total, (_, metrics) = method.loss(state.params, state.extra, batch, self.key, state.step, train=True)
+        return total, metrics
+
+    @functools.cached_property
+    def runs(self) -> dict:
+        """Three updates on one device and on meshes of eight, with units of one row: {name: Run}."""
+        one = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
+        return {"one": Run(self, one)} | {
+            f"data={data} fsdp={fsdp}": Run(
+                self,
+                jax.make_mesh((data, fsdp, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3),
+            )
+            for data, fsdp in (((8, 1), (4, 2)) if jax.device_count() == 8 else ())
+        }
+
+
+class Run:
+    """Three updates on different batches on a mesh, as the training command does them."""
+
+    def __init__(self, job: Job, mesh):
+        self.job, self.mesh, self.traces, self.metrics = job, mesh, 0, []
+
+        def update(state, batches, key):
+            self.traces += 1
+            return step.train_step(job.single_method, job.tx, job.rate, state, batches, key)
+
+        with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+            _, shapes = step.create_state(job.single_method, job.tx, job.key, make_batch(), mesh)
+            places = jax.tree.map(lambda shape: shape.sharding, shapes)
+            self.update = jax.jit(update, out_shardings=(places, None))
+            self.state = self.start = jax.device_put(jax.tree.map(np.asarray, job.state), places)
+            for n in range(3):
+                self.state, metrics = self(self.state, make_batch(seed=n))
+                self.metrics.append({name: float(value) for name, value in metrics.items()})
+
+    def __call__(self, state, batch):
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(sharding.RULES):
+            return self.update(state, sharding.put_batch(batch, self.mesh, 1), self.job.key)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def job(request) -> Job:
+    return Job(request.param)
+
+
+def frozen(config, name: str) -> bool:
+    """Whether the first rule that matches a parameter's path gives it no learning rate."""
+    return next((scale == 0.0 for pattern, scale, _ in config.optim.rules if re.search(pattern, name)), False)
+
+
+def assert_means_close(ours, theirs, tolerance: float = 1e-5):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_allclose(ours[name].total, theirs[name].total, rtol=tolerance, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(ours[name].weight, theirs[name].weight, rtol=tolerance, err_msg=name)
+
+
+def assert_gradients_close(ours, theirs, tolerance: float = 1e-5):
+    largest = max(float(np.abs(g).max()) for g in jax.tree.leaves(theirs))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=tolerance * largest, err_msg=optim.path_name(path))
+
+
+def test_init_works_under_shape_evaluation_with_known_axes(job):
+    params, extra = jax.eval_shape(lambda: job.method.init(job.key, make_batch()))
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    assert all(isinstance(leaf, nn.LogicallyPartitioned) for leaf in leaves), "a parameter without axis names"
+    assert all(len(leaf.names) == leaf.value.ndim for leaf in leaves)
+    assert "encoder" in params, "reusable weights live under params['encoder']"
+
+
+def test_predict_gives_what_every_method_gives(job):
+    found = jax.eval_shape(lambda: job.method.predict(job.state.params, job.state.extra, make_batch()))
+    assert {"local", "context", "hidden", "valid"} <= found.keys()
+    rows, frames, width = found["context"].shape
+    assert rows == ROWS and found["valid"].shape == (rows, frames) and found["local"].shape[:2] == (rows, frames)
+    assert found["hidden"].shape[1:] == (rows, frames, width)
+
+
+def test_loss_and_gradients_are_finite_and_reach_every_parameter(job):
+    gradient, _, metrics = job.whole
+    assert metrics["objective"].weight > 0
+    for name, mean in metrics.items():
+        assert np.isfinite(mean.total) and np.isfinite(mean.weight), name
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        name = optim.path_name(path)
+        assert np.isfinite(leaf).all(), name
+        assert np.any(leaf) or frozen(job.config, name), f"{name} gets no gradient and no optim.rules freezes it"
+
+
+def test_one_batch_equals_its_micro_batches(job):
+    gradient, _, metrics = job.gradients(cut(make_batch(), 4))
+    assert_gradients_close(gradient, job.whole[0])
+    assert_means_close({k: v for k, v in metrics.items() if k != "temperature"}, {k: v for k, v in job.whole[2].items() if k != "temperature"})
+
+
+def test_rows_of_weight_0_change_nothing(job):
+    """Neither what stands in them nor that they are there: a batch is the sum of its units."""
+    parts = [np.repeat([0, 0, 0, 1], 2), np.repeat([1, 1, 1, 0], 2)]
+    alone, rest = (job.gradients(cut(make_batch() | dict(weight=w.astype(np.float32)), 1))[2] for w in parts)
+    for name, whole in job.whole[2].items():
+        if name == "temperature":
+            continue
+        np.testing.assert_allclose(alone[name].total + rest[name].total, whole.total, rtol=1e-5, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(alone[name].weight + rest[name].weight, whole.weight, rtol=1e-6, err_msg=name)
+    for rows in (2, 1):  # a unit that only fills up, and a row of a unit
+        weight = (np.arange(ROWS) < ROWS - rows).astype(np.float32)
+        fill = lambda x, value: np.where(weight.reshape(-1, *[1] * (x.ndim - 1)) > 0, x, value).astype(x.dtype)  # noqa: E731
+        batch = make_batch() | dict(weight=weight)
+        empty = batch | dict(wave=fill(batch["wave"], 0), num_samples=fill(batch["num_samples"], 0))
+        noisy = batch | dict(wave=fill(batch["wave"], make_batch(seed=9)["wave"]))
+        a, b = (job.gradients(cut(x, 1)) for x in (empty, noisy))
+        assert_means_close(a[2], b[2])
+        assert_gradients_close(a[0], b[0])
+
+
+def test_batch_without_any_real_row_is_finite(job):
+    batch = jax.tree.map(np.zeros_like, make_batch()) | dict(row=np.arange(ROWS, dtype=np.int32))
+    gradient, _, metrics = job.gradients(cut(batch, 1))
+    assert metrics["objective"].weight == 0 and metrics["objective"].total == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradient, metrics)))
+
+
+def test_longer_padding_leaves_the_loss_unchanged(job):
+    total, metrics = jax.jit(job.loss)(make_batch(LONGER))
+    assert_means_close({"objective": total} | metrics, job.whole[2])
+
+
+def test_batch_is_the_sum_of_its_single_utterances(job):
+    """With units of one row: every row alone, in a batch of one."""
+    alone = jax.jit(functools.partial(job.loss, method=job.single_method))
+    rows = [jax.tree.map(lambda x: x[n : n + 1], make_batch()) for n in range(ROWS)]  # noqa: B023
+    key, job.key = job.key, jax.random.fold_in(job.key, 0)  # as in the first step of a run
+    try:
+        total = functools.reduce(lambda a, b: a + b, [alone(row)[0] for row in rows])
+    finally:
+        job.key = key
+    np.testing.assert_allclose(total.value(), job.runs["one"].metrics[0]["objective"], rtol=1e-5)
+
+
+def test_loss_in_bfloat16_is_near_that_in_float32(job):
+    half = config_of(job.name)
+    with half.unlocked():
+        half.train.dtype = "bfloat16"
+    total, _ = jax.jit(functools.partial(job.loss, method=method_module(job.name).make(half)))(make_batch())
+    assert total.total.dtype == jnp.float32
+    np.testing.assert_allclose(total.value(), job.whole[2]["objective"].value(), rtol=0.03)
+
+
+@eight
+def test_eight_devices_give_what_one_gives(job):
+    one = job.runs["one"]
+    for name, other in job.runs.items():
+        for n, (a, b) in enumerate(zip(one.metrics, other.metrics, strict=True)):
+            for metric in a:
+                np.testing.assert_allclose(b[metric], a[metric], rtol=1e-5, atol=1e-6, err_msg=f"{name} {n} {metric}")
+        for (path, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(one.state.params), jax.tree.leaves(other.state.params), strict=True
+        ):
+            np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5, err_msg=f"{name} {optim.path_name(path)}")
+
+
+def test_a_step_is_traced_once(job):
+    """Neither the state that a step returns nor other lengths, weights and rows make it compile again."""
+    for name, run in job.runs.items():
+        batch = make_batch(seed=4) | dict(num_samples=LENGTHS[::-1].copy(), row=np.arange(ROWS, 2 * ROWS, dtype=np.int32))
+        run(run.state, batch)
+        assert run.traces == 1, name
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_batch_that_is_not_finite_is_skipped_and_counted(job, value):
+    run = job.runs["one"]
+    assert all(metrics["skipped"] == 0 for metrics in run.metrics)
+    bad = make_batch()
+    bad["wave"][3, 1000] = value
+    state, metrics = run(run.state, bad)
+    assert metrics["skipped"] == 1
+    assert state.step == run.state.step + 1
+    for name in ("params", "extra", "opt"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(run.state, name))
+    _, metrics = run(state, make_batch())
+    assert metrics["skipped"] == 0
+
+
+def test_loss_falls_on_one_batch(job):
+    run, losses = job.runs["one"], []
+    state = run.start
+    for _ in range(60):
+        state, metrics = run(state, make_batch())
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-5:]) < OVERFIT.get(job.name, 0.9) * np.mean(losses[:2]), losses
