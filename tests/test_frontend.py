@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from w2v_jax.config import UserError
 from w2v_jax.encoders import Wav2Vec2Encoder
 from w2v_jax.frontend import (
     ChannelNorm,
@@ -170,7 +171,7 @@ def test_rows_without_samples_are_finite(padded):
 
 
 def test_unknown_norm_is_an_error(padded):
-    with pytest.raises(ValueError, match="conv_norm is 'batch'"):
+    with pytest.raises(UserError, match="conv_norm is 'batch'"):
         ConvFrontend(SMALL, "batch", False).init(jax.random.key(0), padded[0], padded[2])
 
 

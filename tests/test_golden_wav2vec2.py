@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from fairseq_names import our_config, our_name, our_params
 
-
 from w2v_jax.config import flatten
 from w2v_jax.frontend import num_frames
 from w2v_jax.methods import wav2vec2

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from w2v_jax import noise as noises
+from w2v_jax.config import UserError
 from w2v_jax.quantizers import GumbelQuantizer, Quantized, perplexity, temperature, unit_perplexities
 
 B, M, C, G, V, E = 2, 5, 8, 2, 6, 3
@@ -105,7 +106,7 @@ def test_codebook_gets_the_gradient_of_its_chosen_codes(case, gradients):
 
 
 def test_indivisible_width_is_an_error():
-    with pytest.raises(ValueError, match="7 is not divisible by 2"):
+    with pytest.raises(UserError, match="7 is not divisible by 2"):
         GumbelQuantizer(groups=2, codes=3, dim=7).init(jax.random.key(0), jnp.ones((1, 1, 4)), TAU, None)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from w2v_jax import noise as noises
+from w2v_jax.config import UserError
 from w2v_jax.transformer import PositionalConv, Transformer, attention
 
 B, F, D, H, L = 2, 12, 8, 2, 2
@@ -184,21 +185,21 @@ def test_attention_auto_on_cpu_is_xla(heads):
 def test_attention_errors_name_the_setting(heads):
     half = [a.astype(jnp.bfloat16) for a in heads]
     noise = noises.row_noise(jax.random.key(0), jnp.arange(B))
-    with pytest.raises(ValueError, match="encoder.attention is 'flash'"):
+    with pytest.raises(UserError, match="encoder.attention is 'flash'"):
         attention(*heads, LENGTHS, implementation="flash")
-    with pytest.raises(ValueError, match="train.dtype='bfloat16' and encoder.attention_dropout=0"):
+    with pytest.raises(UserError, match="train.dtype='bfloat16' and encoder.attention_dropout=0"):
         attention(*heads, LENGTHS, implementation="cudnn")
-    with pytest.raises(ValueError, match="train.dtype='bfloat16' and encoder.attention_dropout=0"):
+    with pytest.raises(UserError, match="train.dtype='bfloat16' and encoder.attention_dropout=0"):
         attention(*half, LENGTHS, dropout=0.1, noise=noise, implementation="cudnn")
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="a GPU has cuDNN")
 def test_cudnn_attention_on_cpu_is_a_clear_error(heads):
     half = [a.astype(jnp.bfloat16) for a in heads]
-    with pytest.raises(ValueError, match="encoder.attention='cudnn' needs an NVIDIA GPU"):
+    with pytest.raises(UserError, match="encoder.attention='cudnn' needs an NVIDIA GPU"):
         attention(*half, LENGTHS, implementation="cudnn")
 
 
 def test_unknown_positional_is_an_error(params, x):
-    with pytest.raises(ValueError, match="encoder.positional is 'fast'"):
+    with pytest.raises(UserError, match="encoder.positional is 'fast'"):
         run(params, x, positional="fast")

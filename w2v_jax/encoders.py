@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from w2v_jax import noise as noises
+from w2v_jax.config import UserError
 from w2v_jax.frontend import ConvFrontend, ConvSpec, LayerNorm, linear, num_frames, part, scale_gradient
 from w2v_jax.transformer import Transformer
 
@@ -70,7 +71,10 @@ class Wav2Vec2Encoder(nn.Module):
 
 
 def wav2vec2_encoder(encoder: Any, dtype: Any) -> Wav2Vec2Encoder:
-    """The encoder that a config's `encoder` section describes."""
+    """The encoder that a config's `encoder` section describes. Raises UserError for widths that do not divide."""
+    for key in ("heads", "pos_groups"):
+        if encoder.width % encoder[key]:
+            raise UserError(f"encoder.width={encoder.width} is not divisible by encoder.{key}={encoder[key]}")
     return Wav2Vec2Encoder(
         conv_layers=encoder.conv_layers,
         conv_norm=encoder.conv_norm,

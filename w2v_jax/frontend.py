@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from w2v_jax.config import UserError
+
 part = nn.with_logical_partitioning
 
 ConvSpec = Sequence[tuple[int, int, int]]
@@ -165,7 +167,7 @@ class ConvFrontend(nn.Module):
     def __call__(self, wave: jax.Array, num_samples: jax.Array) -> jax.Array:
         """wave [B T], num_samples [B] -> local features [B F C]."""
         if self.norm not in ("group", "layer"):
-            raise ValueError(f"encoder.conv_norm is {self.norm!r}; it is one of 'group', 'layer'")
+            raise UserError(f"encoder.conv_norm is {self.norm!r}; it is one of 'group', 'layer'")
         layer_class = nn.remat(ConvLayer) if self.remat else ConvLayer
         x = wave[..., None]
         for i, (channels, kernel, stride) in enumerate(self.layers):

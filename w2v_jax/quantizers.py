@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from w2v_jax.config import UserError
+
 part = nn.with_logical_partitioning
 
 
@@ -44,7 +46,7 @@ class GumbelQuantizer(nn.Module):
 
     def setup(self) -> None:
         if self.dim % self.groups:
-            raise ValueError(f"quantizer.dim {self.dim} is not divisible by {self.groups} groups")
+            raise UserError(f"quantizer.dim {self.dim} is not divisible by {self.groups} groups")
         # N(0, 1) weights on layer-normed input make each frame's softmax nearly one-hot from the start, which
         # keeps codes alive; small weights average to a uniform softmax (fairseq gumbel_vector_quantizer).
         self.weight_proj = nn.Dense(

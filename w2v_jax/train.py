@@ -83,6 +83,8 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: Any, path: pathlib.Path) -> int:
     """Trains to config.train.steps; returns the exit code."""
+    if config.train.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"train.dtype={config.train.dtype!r}: it is 'float32' or 'bfloat16'")
     module, mesh = method_module(config.method), sharding.make_mesh(config.sharding)
     active = jax.process_index() == 0
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES), workdir.open_workdir(path, config, active=active):
@@ -142,17 +144,18 @@ def loop(job: Job, update: Any, score: Any) -> int:
             state, metrics = update(state, sharding.put_batch(batch, job.mesh, job.parts), key)
             log.finish_pending()
             log.pending = (n, batch, info, metrics)
-            due = {what for what in ("eval", "checkpoint") if n % train[f"{what}_every"] == 0 or n == train.steps}
+            due_eval = n % train.eval_every == 0 or n == train.steps
+            due_save = n % train.checkpoint_every == 0 or n == train.steps
             if preemption.reached(n):
                 stopped = "SIGTERM"
-            if due or stopped or new_shape:
+            if due_eval or due_save or stopped or new_shape:
                 log.finish_pending()
             stopped = stopped or log.dead
             with log.meter.apart():
-                if "eval" in due:
+                if due_eval:
                     scores = log.evaluation(n, evaluation(job, score, state))
-                if "checkpoint" in due or stopped:
-                    log.save(manager, n, state, scores if "eval" in due else {})
+                if due_save or stopped:
+                    log.save(manager, n, state, scores if due_eval else {})
             if stopped:
                 break
     log.close(manager, int(state.step), stopped)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from w2v_jax import losses, masking
 from w2v_jax import noise as noises
 from w2v_jax.api import Batch, Mean, Method, PyTree
-from w2v_jax.config import unit_rows
+from w2v_jax.config import UserError, unit_rows
 from w2v_jax.encoders import Encoded, wav2vec2_encoder
 from w2v_jax.frontend import linear, num_frames, valid_frames
 from w2v_jax.quantizers import GumbelQuantizer, Quantized, temperature, unit_perplexities
@@ -96,6 +96,8 @@ def draw(config: Any, batch: Batch, key: jax.Array, *, train: bool) -> Draws:
     m, q, contrast = config.masking, config.quantizer, config.loss
     noise = noises.row_noise(key, batch["row"])
     total = num_frames(batch["wave"].shape[1], config.encoder.conv_layers)
+    if total < 2:
+        raise UserError(f"rows of {batch['wave'].shape[1]} samples have {total} frames; raise data.bucket_seconds")
     frames = num_frames(batch["num_samples"], config.encoder.conv_layers)
     law = dict(prob=m.prob, length=m.length, min_spans=m.min_spans)
     masked = masking.span_mask(noises.fold(noise, 1), frames, total, **law)
