@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import jax
@@ -268,7 +269,8 @@ def test_disk_that_refuses_the_bytes_fails_loudly_and_keeps_the_previous(tmp_pat
         print("left:", sorted(p.name for p in pathlib.Path(sys.argv[1]).iterdir()))
         print("restored:", checkpoint.restore_latest(manager, abstract(make_state(size=256))).step)
         checkpoint.save(manager, 3, make_state(3, 256))
-        time.sleep(1)
+        while any(thread.name == "save_finalize" for thread in threading.enumerate()):
+            time.sleep(0.05)
         resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, unlimited))
         try:
             checkpoint.save(manager, 4, make_state(4, 256))
@@ -287,6 +289,23 @@ def test_disk_that_refuses_the_bytes_fails_loudly_and_keeps_the_previous(tmp_pat
     assert "the checkpoint of step 1 is whole" in told and "Free some space" in told
     rest = result.stdout.split("left:")[1].split("\n")
     assert rest == [" ['1']", "restored: 1", "told later: the checkpoint of step 3", "finally: ['4']", ""]
+
+
+def test_a_failed_save_is_cleaned_up_while_other_threads_still_write(tmp_path, monkeypatch):
+    manager, left = manager_at(tmp_path), tmp_path / "5.orbax-checkpoint-tmp"
+    left.mkdir()
+    refusals = iter([OSError(39, "Directory not empty")] * 3)
+    rmtree = shutil.rmtree
+
+    def busy(path, *args, **kwargs):
+        for error in refusals:
+            raise error
+        rmtree(path, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    error = checkpoint._save_error(manager, OSError(28, "No space left on device"))
+    assert "checkpoint of step 5 could not be written" in str(error)
+    assert not left.exists() and next(refusals, None) is None
 
 
 def test_directory_that_cannot_be_made_is_a_clear_error(tmp_path):

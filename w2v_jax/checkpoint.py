@@ -22,6 +22,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from types import FrameType
@@ -305,11 +306,21 @@ def _save_error(manager, error: Exception, step: int | None = None) -> Exception
     if jax.process_index() == 0:
         for unfinished in manager.directory.glob(UNFINISHED):
             step = int(unfinished.name.split(".")[0]) if unfinished.name.split(".")[0].isdigit() else step
-            unfinished.rmtree(missing_ok=True)
+            _remove(unfinished)
     manager.reload()
     if isinstance(error, (TypeError, AttributeError, AssertionError, NotImplementedError)):
         return error
     return SaveError(_save_message(manager, step, _one_line(error)))
+
+
+def _remove(unfinished: epath.Path) -> None:
+    """Removes a half-written checkpoint, into which other threads may write for a moment after the failure."""
+    for _ in range(20):
+        try:
+            return unfinished.rmtree(missing_ok=True)
+        except OSError:
+            time.sleep(0.1)
+    # what is left now goes when the directory is next opened
 
 
 def _save_message(manager, step: int | None, detail: str) -> str:
