@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 
 import jax
@@ -253,7 +252,7 @@ def test_no_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
 def test_disk_that_refuses_the_bytes_fails_loudly_and_keeps_the_previous(tmp_path):
     """A limit on the size of files stands for a disk that fills up while Orbax writes (in a process of its own)."""
     script = textwrap.dedent("""
-        import resource, sys
+        import resource, sys, threading
         sys.path.insert(0, "tests")
         from test_checkpoint import *
         manager = manager_at(sys.argv[1], keep_latest=1)
