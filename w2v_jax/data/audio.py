@@ -9,14 +9,14 @@ import math
 import os
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from w2v_jax.config import SAMPLE_RATE
 from w2v_jax.data.index import Index, ReadError
 
-__all__ = ["AudioFiles", "Header", "ReadError", "probe", "read_frames", "resample_crop"]
+__all__ = ["AudioFiles", "Header", "ReadError", "probe", "probe_content", "read_frames", "resample_crop"]
 
 MARGIN = 1024
 """16 kHz samples read on both sides of a crop that is resampled (more of rates below 4 kHz)."""
@@ -77,8 +77,11 @@ def resample_crop(
     return np.ascontiguousarray(wave[begin : begin + length], np.float32)
 
 
-def read_frames(path: str, start: int, count: int, rate: int) -> np.ndarray:
-    """float32 [count] at the file's own rate, channels averaged, found by seek. Raises ReadError."""
+def read_frames(path: str | BinaryIO, start: int, count: int, rate: int) -> np.ndarray:
+    """float32 [count] at the file's own rate, channels averaged, found by seek. Raises ReadError.
+
+    `path` may be the open content of a file instead.
+    """
     import soundfile
 
     try:
@@ -106,14 +109,22 @@ def probe(path: str) -> Header:
 
     A fault in the middle shows only when that part is read.
     """
-    import soundfile
-
     try:
         if not os.path.isfile(path):  # opening a pipe would wait for ever
             raise ReadError("not a regular file" if os.path.exists(path) else "file does not exist")
         with open(path, "rb") as raw:
             if not raw.read(1):
                 raise ReadError("empty file")
+    except (OSError, ValueError) as error:
+        raise ReadError(_reason(path, error)) from None
+    return probe_content(path)
+
+
+def probe_content(path: str | BinaryIO) -> Header:
+    """What `probe` does once the file is known to be one; takes open content too. Raises ReadError."""
+    import soundfile
+
+    try:
         with soundfile.SoundFile(path) as file:
             header = Header(file.frames, file.samplerate)
             if not 0 < header.frames < 1 << 48:
@@ -145,7 +156,7 @@ def _check_end(file) -> None:
         raise ReadError(f"truncated: the header says {seconds:.2f} s, the end cannot be read")
 
 
-def _reason(path: str, error: Exception) -> str:
+def _reason(path: str | BinaryIO, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "file does not exist"
     if isinstance(error, OSError):

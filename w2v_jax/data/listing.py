@@ -59,7 +59,7 @@ def list_files(
 
 def _rows(candidates: Iterable[Candidate], workers: int, skipped: list[Skip], notes: dict[str, int]) -> Iterator[Row]:
     header = functools.lru_cache(maxsize=4 * BLOCK)(_probe)  # many segments of one file: one look
-    waiting, progress = iter(candidates), _Progress()
+    waiting, progress = iter(candidates), Progress()
     with ThreadPoolExecutor(workers) as pool:
         while block := list(itertools.islice(waiting, BLOCK)):
             for candidate, found in zip(block, pool.map(header, [c.path for c in block]), strict=True):
@@ -101,7 +101,7 @@ def _note(notes: dict[str, int], text: str) -> None:
     notes[text] = notes.get(text, 0) + 1
 
 
-class _Progress:
+class Progress:
     """A line on stderr every few seconds, for trees that take longer than that to list."""
 
     def __init__(self):
