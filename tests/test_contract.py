@@ -28,6 +28,9 @@ OVERFIT = {"wav2vec2": 0.9}
 
 ROWS, SAMPLES, LONGER = 8, 12_800, 14_080
 LENGTHS = np.asarray([12_800, 9_000, 12_800, 12_800, 11_111, 12_800, 8_000, 12_800], np.int32)
+QUICK = {"xla_backend_optimization_level": 0}
+"""Compiler options of functions that run a few times only: half the time to compile."""
+
 eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the eight CPU devices of conftest.py")
 
 
@@ -67,9 +70,9 @@ class Job:
         self.rate = optim.schedule(self.config.optim, 1000)
         abstract = jax.eval_shape(lambda: self.method.init(self.key, make_batch()))
         self.tx = optim.optimizer(self.config.optim, self.rate, sharding.bare(abstract[0]))
-        self.init = jax.jit(lambda: sharding.bare(step.init_state(self.method, self.tx, self.key, make_batch())))
-        self.state = self.init()
-        self.gradients = jax.jit(lambda batches: step.gradients(self.method, self.state, batches, self.key))
+        init = lambda: sharding.bare(step.init_state(self.method, self.tx, self.key, make_batch()))  # noqa: E731
+        self.state = jax.jit(init, compiler_options=QUICK)()
+        self.gradients = jax.jit(lambda batches: step.gradients(self.method, self.state, batches, self.key), compiler_options=QUICK)
         self.whole = self.gradients(cut(make_batch(), 1))
 
     def loss(self, batch, method=None, **fields):
@@ -84,8 +87,7 @@ class Job:
         one = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
         return {"one": Run(self, one)} | {
             f"data={data} fsdp={fsdp}": Run(
-                self,
-                jax.make_mesh((data, fsdp, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3),
+                self, jax.make_mesh((data, fsdp, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3), QUICK
             )
             for data, fsdp in (((8, 1), (4, 2)) if jax.device_count() == 8 else ())
         }
@@ -94,7 +96,7 @@ class Job:
 class Run:
     """Three updates on different batches on a mesh, as the training command does them."""
 
-    def __init__(self, job: Job, mesh):
+    def __init__(self, job: Job, mesh, options=None):
         self.job, self.mesh, self.traces, self.metrics = job, mesh, 0, []
 
         def update(state, batches, key):
@@ -104,7 +106,7 @@ class Run:
         with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
             _, shapes = step.create_state(job.single_method, job.tx, job.key, make_batch(), mesh)
             places = jax.tree.map(lambda shape: shape.sharding, shapes)
-            self.update = jax.jit(update, out_shardings=(places, None))
+            self.update = jax.jit(update, out_shardings=(places, None), compiler_options=options)
             self.state = self.start = jax.device_put(jax.tree.map(np.asarray, job.state), places)
             for n in range(3):
                 self.state, metrics = self(self.state, make_batch(seed=n))
@@ -199,13 +201,13 @@ def test_batch_without_any_real_row_is_finite(job):
 
 
 def test_longer_padding_leaves_the_loss_unchanged(job):
-    total, metrics = jax.jit(job.loss)(make_batch(LONGER))
+    total, metrics = jax.jit(job.loss, compiler_options=QUICK)(make_batch(LONGER))
     assert_means_close({"objective": total} | metrics, job.whole[2])
 
 
 def test_batch_is_the_sum_of_its_single_utterances(job):
     """With units of one row: every row alone, in a batch of one."""
-    alone = jax.jit(functools.partial(job.loss, method=job.single_method))
+    alone = jax.jit(functools.partial(job.loss, method=job.single_method), compiler_options=QUICK)
     rows = [jax.tree.map(lambda x: x[n : n + 1], make_batch()) for n in range(ROWS)]  # noqa: B023
     key, job.key = job.key, jax.random.fold_in(job.key, 0)  # as in the first step of a run
     try:
@@ -219,7 +221,8 @@ def test_loss_in_bfloat16_is_near_that_in_float32(job):
     half = config_of(job.name)
     with half.unlocked():
         half.train.dtype = "bfloat16"
-    total, _ = jax.jit(functools.partial(job.loss, method=method_module(job.name).make(half)))(make_batch())
+    method = method_module(job.name).make(half)
+    total, _ = jax.jit(functools.partial(job.loss, method=method), compiler_options=QUICK)(make_batch())
     assert total.total.dtype == jnp.float32
     np.testing.assert_allclose(total.value(), job.whole[2]["objective"].value(), rtol=0.03)
 
