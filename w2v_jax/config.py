@@ -62,7 +62,9 @@ def load(spec: str, overrides: Sequence[tuple[str, str]] = ()):
 def override(config, key: str, text: str) -> None:
     """Sets `config.section.key` from its text; the type of the present value decides how the text is read."""
     *sections, name = key.split(".")
-    node, trail = config, ""
+    node: Any = config
+    parent: Any = config
+    trail = ""
     for part in [*sections, name]:
         if not isinstance(node, Mapping) and not hasattr(node, "keys"):
             raise UserError(f"--config.{key}: {trail!r} is a value, not a section")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from w2v_jax.config import UserError
 
-part = nn.with_logical_partitioning
+part: Any = nn.with_logical_partitioning
 
 ConvSpec = Sequence[tuple[int, int, int]]
 """(channels, kernel, stride) of each convolution, first to last."""
@@ -190,7 +190,7 @@ def _symmetric_uniform(bound: float) -> nn.initializers.Initializer:
     return init
 
 
-def linear(features: int, fan_in: int, axes: tuple[str, str], dtype: Any, name: str) -> nn.Dense:
+def linear(features: int, fan_in: int, axes: tuple[str, str], dtype: Any, name: str | None = None) -> nn.Dense:
     """A dense layer with PyTorch's default initialisation, U(+-1/sqrt(fan_in)) for kernel and bias."""
     init = _symmetric_uniform(1.0 / math.sqrt(fan_in))
     return nn.Dense(features, dtype=dtype, kernel_init=part(init, axes), bias_init=part(init, axes[1:]), name=name)

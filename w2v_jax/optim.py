@@ -64,7 +64,7 @@ class AdamState(NamedTuple):
     nu: PyTree
 
 
-def adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
+def adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformationExtraArgs:
     """Adam whose eps is added before the bias correction, as in the reference (fairseq optim/adam.py).
 
     update = m * sqrt(1 - beta2^t) / (1 - beta1^t) / (sqrt(v) + eps). Differs from `optax.scale_by_adam`, which adds
@@ -75,7 +75,7 @@ def adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation
         zeros = jax.tree.map(jnp.zeros_like, params)
         return AdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.zeros_like, params))
 
-    def update(grads: PyTree, state: AdamState, params: PyTree | None = None) -> tuple[PyTree, AdamState]:
+    def update(grads: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
         count = state.count + 1
         t = count.astype(jnp.float32)
         correction = jnp.sqrt(1.0 - beta2**t) / (1.0 - beta1**t)
@@ -84,7 +84,7 @@ def adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation
         updates = jax.tree.map(lambda m, v: correction * m / (jnp.sqrt(v) + eps), mu, nu)
         return updates, AdamState(count, mu, nu)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def path_name(path: Sequence[Any]) -> str:
@@ -118,7 +118,7 @@ def apply_rules(
     return jax.tree.map(lambda x: x[0], found, **pairs), jax.tree.map(lambda x: x[1], found, **pairs)
 
 
-def optimizer(optim: Any, rate: Schedule, params: PyTree) -> optax.GradientTransformation:
+def optimizer(optim: Any, rate: Schedule, params: PyTree) -> optax.GradientTransformationExtraArgs:
     """Clip (optim.clip_norm, 0 = never), Adam, decoupled weight decay of every parameter, learning rate.
 
     p <- p - lr * scale * (adam + decay * p). Frozen parameters (scale 0) stay bit-equal. params, which may be
@@ -126,13 +126,14 @@ def optimizer(optim: Any, rate: Schedule, params: PyTree) -> optax.GradientTrans
     """
     scale, decay = apply_rules(params, optim.rules, optim.weight_decay)
 
-    def init(params: PyTree) -> tuple:
+    def init(params: Any) -> Any:
         return ()
 
-    def step(updates: PyTree, state: tuple, params: PyTree | None = None, *, count: jax.Array) -> tuple[PyTree, tuple]:
-        lr = rate(count)
+    def step(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        lr = rate(extra["count"])
         return jax.tree.map(lambda u, p, s, d: -lr * s * (u + d * p), updates, params, scale, decay), state
 
     clip = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm > 0 else []
+    beta1, beta2 = optim.betas
     tail = optax.GradientTransformationExtraArgs(init, step)
-    return optax.chain(*clip, adam(*optim.betas, optim.eps), tail)
+    return optax.chain(*clip, adam(beta1, beta2, optim.eps), tail)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from w2v_jax.config import UserError
 
-part = nn.with_logical_partitioning
+part: Any = nn.with_logical_partitioning
 
 
 class Quantized(NamedTuple):

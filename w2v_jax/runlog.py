@@ -28,11 +28,9 @@ class RunLog:
         self.report = report.Report(path, config.train.steps, start_step=first, levels=levels, active=self.active)
         self.pending: tuple[int, dict[str, Any], Any, dict[str, Any]] | None = None
         self.dead = ""
-        if self.active:
-            for name in ("rows.jsonl", "bad_steps.jsonl", "unread.jsonl"):
-                report.trim_steps(path / name, first)
-        history = report.read_metrics(path / "metrics.jsonl") if self.active else []
-        self.watch = watchdog.Watchdog(levels, watchdog.settings_for(config), history)
+        for name in ("rows", "bad_steps", "unread"):
+            report.trim_steps(self._file(name), first)
+        self.watch = watchdog.Watchdog(levels, watchdog.settings_for(config))
         self.report.say(f"resumed from step {first}, epoch {epoch:.2f}" if first else "starting at step 0")
 
     def finish_pending(self) -> None:
@@ -44,7 +42,7 @@ class RunLog:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._say_compiled(batch, self.meter.count(batch))
         if self.config.train.log_rows:
-            self._append("rows.jsonl", {"step": n, "ids": info.ids, "starts": info.starts})
+            self._append("rows", {"step": n, "ids": info.ids, "starts": info.starts})
         self._count_failures(n, info, values)
         if n % self.config.train.log_every == 0 or n == self.config.train.steps:
             values.pop("skipped")
@@ -53,11 +51,11 @@ class RunLog:
     def _count_failures(self, n: int, info: Any, values: dict[str, float]) -> None:
         for failed in info.failed:
             self.meter.unread_rows += 1
-            self._append("unread.jsonl", {"step": n, **failed._asdict()})
+            self._append("unread", {"step": n, **failed._asdict()})
             self._warn(f"step {n}: {failed.path} could not be read and was left out: {failed.reason}")
         if values["skipped"]:
             self.meter.skipped_updates += 1
-            self._append("bad_steps.jsonl", {"step": n, "loss": str(values["loss"]), "ids": info.ids})
+            self._append("bad_steps", {"step": n, "loss": str(values["loss"]), "ids": info.ids})
             self._warn(f"step {n}: loss or gradient is not finite; update skipped, its ids are in bad_steps.jsonl")
 
     def _log(self, row: dict[str, Any]) -> None:
@@ -114,13 +112,16 @@ class RunLog:
         }
         return report.table(rows, "done")
 
+    def _file(self, name: str) -> pathlib.Path:
+        """Each process keeps its own rows; those of process 0 have the plain name."""
+        number = jax.process_index()
+        return self.path / (f"{name}-{number}.jsonl" if number else f"{name}.jsonl")
+
     def _append(self, name: str, record: dict[str, Any]) -> None:
-        if not self.active:
-            return
         try:
-            report.append_lines(self.path / name, [json.dumps(record)])
+            report.append_lines(self._file(name), [json.dumps(record)])
         except OSError as error:
-            self._warn(f"{name} cannot be written: {error}")
+            self._warn(f"{self._file(name).name} cannot be written: {error}")
 
     def _warn(self, text: str) -> None:
         if self.active:

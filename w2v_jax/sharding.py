@@ -68,7 +68,7 @@ def shardings(abstract: PyTree, mesh: Mesh) -> PyTree:
         unknown = {name for name in leaf.names if name is not None} - known
         if unknown:
             raise ValueError(f"logical axis {sorted(unknown)} is not in sharding.RULES")
-        spec = nn.logical_to_mesh_axes(leaf.names, RULES)
+        spec: Any = nn.logical_to_mesh_axes(leaf.names, RULES)
         fits = [
             axis if axis is None or dim % _size(mesh, axis) == 0 else None for axis, dim in zip(spec, leaf.value.shape)
         ]
@@ -95,7 +95,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def local_units(mesh: Mesh, units: int, accumulation: int) -> tuple[int, ...]:
     """The units of a step that this process reads, in the order in which `put_batch` wants them."""
     grid = np.arange(units).reshape(accumulation, -1)
-    pieces = batch_sharding(mesh).addressable_devices_indices_map(grid.shape).values()
+    pieces: Any = batch_sharding(mesh).addressable_devices_indices_map(grid.shape).values()
     columns = sorted({column for _, piece in pieces for column in range(grid.shape[1])[piece]})
     return tuple(grid[:, columns].reshape(-1).tolist())
 

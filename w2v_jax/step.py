@@ -16,14 +16,14 @@ from w2v_jax.optim import Schedule
 Metrics = dict[str, jax.Array]
 
 
-def init_state(method: Method, tx: optax.GradientTransformation, key: jax.Array, batch: Batch) -> State:
+def init_state(method: Method, tx: optax.GradientTransformationExtraArgs, key: jax.Array, batch: Batch) -> State:
     """The state before the first update; leaves are boxed with logical axis names. batch is one micro-batch."""
     params, extra = method.init(key, batch)
     return State(jnp.zeros((), jnp.int32), params, extra, tx.init(params))
 
 
 def create_state(
-    method: Method, tx: optax.GradientTransformation, key: jax.Array, batch: PyTree, mesh: Mesh
+    method: Method, tx: optax.GradientTransformationExtraArgs, key: jax.Array, batch: PyTree, mesh: Mesh
 ) -> tuple[Callable[[], State], PyTree]:
     """(a function that makes the state, born sharded; the state's ShapeDtypeStructs with shardings)."""
     abstract = jax.eval_shape(lambda: init_state(method, tx, key, zeros_like(batch)))
@@ -68,7 +68,12 @@ def gradients(method: Method, state: State, batches: Batch, key: jax.Array) -> t
 
 
 def train_step(
-    method: Method, tx: optax.GradientTransformation, rate: Schedule, state: State, batches: Batch, key: jax.Array
+    method: Method,
+    tx: optax.GradientTransformationExtraArgs,
+    rate: Schedule,
+    state: State,
+    batches: Batch,
+    key: jax.Array,
 ) -> tuple[State, Metrics]:
     """One update from micro-batches [A B ...] and the run's key. Step n's randomness is fold_in(key, n).
 

@@ -27,7 +27,7 @@ from w2v_jax.config import SAMPLE_RATE, UserError
 from w2v_jax.data import source_module
 from w2v_jax.data.index import Source, split_heldout, subset
 from w2v_jax.data.pipeline import Info, batches
-from w2v_jax.data.plan import Plan, eval_plan, train_plan
+from w2v_jax.data.plan import EvalPlan, TrainPlan, eval_plan, train_plan
 from w2v_jax.runlog import RunLog
 
 EVAL_KEY = 2**31 - 1  # folded into the seed for the draws of evaluation, which are the same every time
@@ -38,9 +38,9 @@ class Data(NamedTuple):
     """Sources and plans of training and evaluation."""
 
     train: Source
-    train_plan: Plan
+    train_plan: TrainPlan
     eval: Source
-    eval_plan: Plan
+    eval_plan: EvalPlan
 
 
 class Job(NamedTuple):
@@ -66,7 +66,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workdir", help="folder for checkpoints, metrics and plots; made if missing")
     parser.add_argument("--print-config", action="store_true", help="print the config as it would be used, and end")
     parser.add_argument(
-        "--distributed", action="store_true", help="join the processes of a pod, SLURM or MPI job first"
+        "--distributed",
+        nargs="?",
+        const="auto",
+        metavar="HOST:PORT,COUNT,NUMBER",
+        help="join the other processes of the run: alone on a TPU pod, SLURM or MPI, which say who they are; "
+        "elsewhere the address of process 0, how many there are, and which one this is",
     )
     rest, overrides = configs.split_overrides(argv)
     args = parser.parse_args(rest)
@@ -77,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     if not args.workdir:
         parser.error("--workdir is needed: the folder for checkpoints, metrics and plots")
     if args.distributed:
-        jax.distributed.initialize()
+        join(args.distributed)
     return run(config, pathlib.Path(args.workdir).absolute())
 
 
@@ -162,6 +167,17 @@ def loop(job: Job, update: Any, score: Any) -> int:
     return {"": 0, "SIGTERM": PREEMPTED}.get(stopped, DEAD)
 
 
+def join(others: str) -> None:
+    """Joins the processes of a run; `others` is "auto" or HOST:PORT,COUNT,NUMBER."""
+    if others == "auto":
+        jax.distributed.initialize()
+        return
+    address, *numbers = others.split(",")
+    if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+        raise UserError(f"--distributed={others}: needs HOST:PORT,COUNT,NUMBER, e.g. 10.0.0.1:1234,2,0")
+    jax.distributed.initialize(address, num_processes=int(numbers[0]), process_id=int(numbers[1]))
+
+
 def method_module(name: str) -> Any:
     """The file of `methods/` that the config names."""
     known = sorted(f.stem for f in (pathlib.Path(__file__).parent / "methods").glob("*.py") if f.stem != "__init__")
@@ -183,7 +199,7 @@ def open_data(config: Any, units: int, shards: int) -> Data:
         kept, set_aside = split_heldout(train.index, data.eval_share)
         train, held_out = subset(train, kept), subset(train, set_aside)
     buckets = [int(seconds * SAMPLE_RATE + 0.5) for seconds in data.bucket_seconds]
-    law = dict(bucket_samples=buckets, unit_seconds=data.unit_seconds)
+    law: dict[str, Any] = dict(bucket_samples=buckets, unit_seconds=data.unit_seconds)
     plan = train_plan(train.index.num_samples, seed=config.seed, units=units, **law)
     scored = eval_plan(held_out.index.num_samples, units=shards, max_hours=data.eval_hours, **law)
     return Data(train, plan, held_out, scored)

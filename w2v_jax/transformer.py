@@ -187,19 +187,19 @@ class Transformer(nn.Module):
         if layer_key is not None and self.layer_drop > 0.0:
             keep = jax.random.uniform(layer_key, (self.layers,)) > self.layer_drop
         first = x
-        x, hidden = self._stack(collect)(x, (jnp.arange(self.layers), keep), num_frames, noise)
-        hidden = jnp.concatenate([first[None], hidden]) if collect else None
+        x, outputs = self._stack(collect)(x, (jnp.arange(self.layers), keep), num_frames, noise)
+        hidden = jnp.concatenate([first[None], outputs]) if collect else None
         if self.pre_norm:
             x = LayerNorm(dtype=self.dtype, name="norm")(x)
         return Context(x, hidden)
 
     def _stack(self, collect: bool):
         block = nn.remat(Block, prevent_cse=not self.scan_layers) if self.remat else Block
-        stack = nn.scan(
+        stack: Any = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=self.layers,
             unroll=1 if self.scan_layers else self.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},

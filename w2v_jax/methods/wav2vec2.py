@@ -63,8 +63,8 @@ class Wav2Vec2(nn.Module):
         q, width = config.quantizer, config.loss.proj
         self.encoder = wav2vec2_encoder(config.encoder, dtype)
         self.quantizer = GumbelQuantizer(q.groups, q.codes, q.dim, dtype)
-        self.target_proj = linear(width, q.dim, ("codes", "proj"), dtype, None)
-        self.context_proj = linear(width, config.encoder.width, ("embed", "proj"), dtype, None)
+        self.target_proj = linear(width, q.dim, ("codes", "proj"), dtype)
+        self.context_proj = linear(width, config.encoder.width, ("embed", "proj"), dtype)
 
     def __call__(self, batch: Batch, draws: Draws, tau: jax.Array, noise=None, layer_key=None) -> Prediction:
         """noise [B] words and layer_key switch dropouts and LayerDrop on; tau is the Gumbel temperature."""
@@ -79,7 +79,7 @@ class Wav2Vec2(nn.Module):
             codebook = self.target_proj(self.quantizer.lookup(draws.codebook))
         return Prediction(encoded, self.context_proj(context), targets, quantized, codebook)
 
-    def features(self, batch: Batch) -> dict[str, jax.Array]:
+    def features(self, batch: Batch) -> dict[str, Any]:
         """Local features, context, all hidden states and codes of every frame, without masking or noise."""
         encoded = self.encoder(batch["wave"], batch["num_samples"], collect=True)
         return {
@@ -135,7 +135,7 @@ def objective(config: Any, batch: Batch, draws: Draws, prediction: Prediction) -
         "penalty": (per_row * _mean_square(config, prediction.encoded)).sum(),
     }
     weights = {"loss": 1.0, "diversity": config.loss.diversity_weight, "penalty": config.loss.penalty_weight}
-    total = sum(weights[name] * term for name, term in terms.items())
+    total = jnp.stack([weights[name] * term for name, term in terms.items()]).sum()
     alive = (per_unit > 0).astype(jnp.float32)
     metrics = {name: Mean(term, count) for name, term in terms.items()}
     metrics |= {
@@ -210,7 +210,7 @@ def make(config: Any) -> Method:
         tau = temperature(step, start, end, decay)
         noise = noises.fold(noises.row_noise(key, batch["row"]), 6) if train else None
         layer_key = jax.random.fold_in(key, 7) if train else None
-        prediction = model.apply({"params": params}, batch, draws, tau, noise, layer_key)
+        prediction: Any = model.apply({"params": params}, batch, draws, tau, noise, layer_key)
         total, metrics = objective(config, batch, draws, prediction)
         return total, (extra, metrics | {"temperature": Mean(tau, jnp.float32(1.0))})
 
