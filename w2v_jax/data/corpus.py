@@ -3,7 +3,8 @@
     ROOT/train/SPEAKER/CHAPTER/SPEAKER-CHAPTER-0001.flac    16 kHz, mono, 16 bit
     ROOT/train/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt    one line "ID TRANSCRIPT" per recording
     ROOT/dev/...                                            the same, other speakers
-    ROOT/manifest.jsonl                                     one object per recording, with its SHA-256
+    ROOT/manifest.jsonl                                     one object per recording: what data.name=jsonl reads,
+                                                            and its size and SHA-256
     ROOT/corpus.json                                        the settings: a corpus is known again by this file
     ROOT/README.md
 
@@ -70,13 +71,12 @@ def write(
 ) -> pathlib.Path:
     """Makes the corpus unless ROOT already holds it, and returns ROOT.
 
-    `rows[split]` is an endless stream whose k-th row is a pure function of the settings; it is read until
+    `settings` holds what JSON can. `rows[split]` is an endless stream whose k-th row is a pure function of the settings; it is read until
     `hours[split]` are reached. `render(row)` gives int16 samples at 16 kHz. A second process that wants the same
     corpus waits for the first. Raises UserError when ROOT holds something else, or the disk refuses.
     """
-    root = pathlib.Path(root).expanduser()
-    settings = json.loads(json.dumps(settings))  # as it is read back from the marker
-    if _is_complete(root, settings):
+    root = pathlib.Path(root).expanduser().absolute()
+    if is_complete(root, settings):
         return root
     partial = root.with_name(f".{root.name}.partial")
     try:
@@ -92,11 +92,28 @@ def write(
     return root
 
 
+def source(data: Any, root: Any, write: Callable[[pathlib.Path, dict[str, Any]], pathlib.Path]) -> Any:
+    """The folder source of ROOT/train, or of the part that ROOT names (ROOT/dev), made first if it is missing.
+
+    `write(home, settings)` makes the corpus of a home folder, or finds it; settings are those it was made with.
+    """
+    from w2v_jax.data import folder
+
+    given = [root] if isinstance(root, (str, os.PathLike)) else list(root)
+    if not given:
+        raise UserError("data.root is empty: set it to the folder where the self-made corpus is written (or was)")
+    parts = []
+    for path in map(pathlib.Path, given):
+        home, part = (path.parent, path.name) if path.name in ("train", "dev") else (path, "train")
+        parts.append(str(write(home, read_settings(home) or {}) / part))
+    return folder.make(data, tuple(parts))
+
+
 def verify(root: str | os.PathLike) -> list[tuple[str, str]]:
     """(path, reason) of every file of the manifest that is missing or whose SHA-256 differs."""
     root, wrong = pathlib.Path(root), []
     for record in read_manifest(root):
-        path = root / record["path"]
+        path = root / record["audio_filepath"]
         if not path.is_file():
             wrong.append((str(path), "missing"))
         elif hashlib.sha256(path.read_bytes()).hexdigest() != record["sha256"]:
@@ -108,7 +125,7 @@ def read_manifest(root: pathlib.Path) -> list[dict[str, Any]]:
     """The records of `manifest.jsonl`; a last line that a kill cut short is left out."""
     records = []
     with contextlib.suppress(FileNotFoundError):
-        for line in (root / MANIFEST).read_text(encoding="utf-8").splitlines():
+        for line in (root / MANIFEST).read_text(encoding="utf-8").split("\n"):
             with contextlib.suppress(json.JSONDecodeError):
                 records.append(json.loads(line))
     return records
@@ -122,7 +139,7 @@ def read_settings(root: str | os.PathLike) -> dict[str, Any] | None:
         return None
 
 
-def _is_complete(root: pathlib.Path, settings: Mapping[str, Any]) -> bool:
+def is_complete(root: pathlib.Path, settings: Mapping[str, Any]) -> bool:
     """True when `root` is this corpus with every file; UserError when it is something else, never overwritten."""
     if not root.exists():
         return False
@@ -151,8 +168,8 @@ def _is_complete(root: pathlib.Path, settings: Mapping[str, Any]) -> bool:
 
 def _is_whole(root: pathlib.Path, record: Mapping[str, Any]) -> bool:
     try:
-        return (root / record["path"]).stat().st_size == record["bytes"]
-    except OSError:
+        return (root / record["audio_filepath"]).stat().st_size == record["bytes"]
+    except (OSError, KeyError):
         return False
 
 
@@ -167,13 +184,14 @@ def _lock(root: pathlib.Path, partial: pathlib.Path, settings: Mapping[str, Any]
     except ImportError:  # not a POSIX system
         fcntl = None
     while True:
-        if read_settings(root) is not None and not partial.exists() and not _is_complete(root, settings):
-            os.rename(root, partial)  # ours, but files are missing: finish it where partial work belongs
+        if read_settings(root) is not None and not partial.exists() and not is_complete(root, settings):
+            with contextlib.suppress(FileNotFoundError):  # another process did
+                os.rename(root, partial)  # ours, but files are missing: finish it where partial work belongs
         partial.mkdir(exist_ok=True)
         with open(partial / LOCK, "a") as file:
             if fcntl is not None:
                 _wait_for_lock(fcntl, file, root)
-            if _is_complete(root, settings):
+            if is_complete(root, settings):
                 if not any(p.name != LOCK for p in partial.iterdir()):
                     shutil.rmtree(partial)
                 yield False
@@ -211,7 +229,7 @@ def _fill(
             if path.name != LOCK:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     _write_text(partial / MARKER, json.dumps({"settings": settings}, indent=2))
-    done = {r["path"]: r for r in read_manifest(partial) if _is_whole(partial, r)}
+    done = {r["audio_filepath"]: r for r in read_manifest(partial) if _is_whole(partial, r)}
     _write_text(partial / MANIFEST, "".join(json.dumps(r) + "\n" for r in done.values()))
     records, report = [], _Progress(root, sum(hours.values()), progress)
     with open(partial / MANIFEST, "a", encoding="utf-8") as manifest:
@@ -248,11 +266,12 @@ def _write_row(partial: pathlib.Path, row: Row, wave: np.ndarray) -> dict[str, A
     os.replace(temporary, path)
     return {
         "id": row.id,
-        "path": row.path,
+        "audio_filepath": row.path,
+        "duration": len(wave) / SAMPLE_RATE,
         "frames": len(wave),
         "rate": SAMPLE_RATE,
         "speaker": str(row.speaker),
-        "transcript": row.transcript,
+        "text": row.transcript,
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
@@ -265,25 +284,27 @@ def _finish(
     settings: Mapping[str, Any],
     readme: str,
 ) -> None:
-    kept = {r["path"] for r in records}
+    kept = {r["audio_filepath"] for r in records}
     for path in [*partial.rglob("*.flac"), *partial.rglob("*.tmp")]:
         if path.relative_to(partial).as_posix() not in kept:
             path.unlink()  # e.g. written, but killed before its line in the manifest
     chapters: dict[pathlib.Path, list[str]] = {}
     for r in records:
-        folder = (partial / r["path"]).parent
+        folder = (partial / r["audio_filepath"]).parent
         name = f"{r['id'].rsplit('-', 1)[0]}.trans.txt"
-        chapters.setdefault(folder / name, []).append(f"{r['id']} {r['transcript']}\n")
+        chapters.setdefault(folder / name, []).append(f"{r['id']} {r['text']}\n")
     for path, lines in chapters.items():
         _write_text(path, "".join(lines))
     seconds = sum(r["frames"] for r in records) / SAMPLE_RATE
-    splits = sorted({r["path"].split("/", 1)[0] for r in records})
+    splits = sorted({r["audio_filepath"].split("/", 1)[0] for r in records})
     about = {"settings": settings, "rows": len(records), "hours": round(seconds / 3600, 4), "splits": splits}
     _write_text(partial / MANIFEST, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
     _write_text(partial / "README.md", readme)
     _write_text(partial / MARKER, json.dumps(about, indent=2))
-    if root.is_dir():
-        root.rmdir()  # `_is_complete` lets only an empty folder come this far
+    if read_settings(root) == settings:
+        shutil.rmtree(root)  # ours, but files are missing in it
+    elif root.is_dir():
+        root.rmdir()  # `is_complete` lets no other folder than an empty one come this far
     os.rename(partial, root)
     (root / LOCK).unlink(missing_ok=True)
 

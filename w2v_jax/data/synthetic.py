@@ -129,22 +129,14 @@ def write_corpus(
     )
 
 
-def make(data: Any, root: tuple[str, ...]) -> Any:
+def make(data: Any, root: Any) -> Any:
     """The source of ROOT/train, made first if missing (`data.hours`). A root ending in train or dev names that part."""
-    from w2v_jax.data import folder
 
-    if not root:
-        raise UserError("data.root is empty: set it to the folder where the synthetic corpus is written (or was)")
-    parts = []
-    for path in map(pathlib.Path, (root,) if isinstance(root, (str, os.PathLike)) else root):
-        is_part = path.name in ("train", "dev")
-        home, part = (path.parent, path.name) if is_part else (path, "train")
-        settings = corpus.read_settings(home) or {}
-        hours = data.hours or settings.get("hours") or DEFAULT_HOURS
-        parts.append(
-            str(write_corpus(home, hours, seed=settings.get("seed", 0), speakers=settings.get("speakers", 0)) / part)
-        )
-    return folder.make(data, tuple(parts))
+    def write(home: pathlib.Path, made: dict[str, Any]) -> pathlib.Path:
+        hours = data.hours or made.get("hours") or DEFAULT_HOURS
+        return write_corpus(home, hours, seed=made.get("seed", 0), speakers=made.get("speakers", 0))
+
+    return corpus.source(data, root, write)
 
 
 def utterance(speaker: int, number: int, *, seed: int = 0) -> tuple[np.ndarray, str, np.ndarray]:
