@@ -7,6 +7,7 @@ import pytest
 
 from w2v_jax.config import UserError
 from w2v_jax.data import jsonl, tsv
+from w2v_jax.data.index import ReadError
 
 
 def write_tsv(path, root, lines):
@@ -126,6 +127,16 @@ def test_jsonl_segments_outside_their_file_are_cut_or_named(tmp_path, audio, sec
     assert [s.reason.split(": ")[0] for s in index.skipped] == ["segment outside its file", "segment without length"]
 
 
+def test_jsonl_files_that_were_checked_before_stay_closed(tmp_path, section):
+    entry = {"audio_filepath": "gone.wav", "frames": 8000, "rate": 8000, "offset": 0.5}
+    source = jsonl.make(section(), write_jsonl(tmp_path / "m.jsonl", [entry, {**entry, "rate": None}]))
+    index = source.index
+    assert (len(index), index.offsets[0], index.frames[0], index.num_samples[0]) == (1, 4000, 8000, 16000)
+    assert [skip.reason for skip in index.skipped] == ["file does not exist"]
+    with pytest.raises(ReadError, match="file does not exist"):
+        source.read(0, 0, 100)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -137,6 +148,8 @@ def test_jsonl_segments_outside_their_file_are_cut_or_named(tmp_path, audio, sec
         ('{"audio_filepath": "a.wav", "duration": NaN}', "'duration' must be seconds"),
         ('{"audio_filepath": "a.wav", "offset": -1}', "'offset' must be seconds"),
         ('{"audio_filepath": "a.wav", "offset": true}', "'offset' must be seconds"),
+        ('{"audio_filepath": "a.wav", "frames": 1.5, "rate": 16000}', "'frames' must be a whole number above 0"),
+        ('{"audio_filepath": "a.wav", "frames": 1, "rate": 0}', "'rate' must be a whole number above 0"),
         ('{"audio_filepath": "\\ud800.wav"}', "'audio_filepath' holds half of a surrogate pair"),
     ],
 )

@@ -4,6 +4,7 @@ import io
 import json
 import pathlib
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -17,6 +18,11 @@ from w2v_jax.data.tfrecord import TFRecords, masked_crc
 tfds = pytest.importorskip("tensorflow_datasets")
 tfds.disable_progress_bar()
 FORMATS = ("tfrecord", "array_record")
+
+
+@pytest.fixture(autouse=True)
+def _temporary_folders_of_tfds(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -157,7 +157,7 @@ def _check_end(file) -> None:
 
 
 def _reason(path: str | BinaryIO, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or (isinstance(path, str) and not os.path.exists(path)):
         return "file does not exist"
     if isinstance(error, OSError):
         return f"unreadable file: {error.strerror or error}"

@@ -1,7 +1,9 @@
 """JSONL manifests as NeMo writes them: one JSON object per line with `audio_filepath`, and optionally `duration`
 and `offset` in seconds (a segment of a longer file), `text`, `speaker`, `id`.
 
-Relative paths are relative to the manifest. Other keys are ignored.
+A line with both `frames` (length of the recording or segment in samples) and `rate` (of the file), as `prepare` writes
+them, is believed: its file stays closed until it is read. Relative paths are relative to the manifest. Other keys are
+ignored.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ def _read(manifest: pathlib.Path) -> Iterator[Candidate]:
             raise UserError(f"{where}: 'audio_filepath' is missing")
         offset = _seconds(entry, "offset", where) or 0.0
         duration = _seconds(entry, "duration", where)
+        frames, rate = _count(entry, "frames", where), _count(entry, "rate", where)
         default = os.path.splitext(name)[0] + (f":{offset:g}" if offset else "")
         yield Candidate(
             id=_text(entry, "id", where) or default,
@@ -54,6 +57,8 @@ def _read(manifest: pathlib.Path) -> Iterator[Candidate]:
             duration=duration,
             speaker=_text(entry, "speaker", where),
             transcript=_text(entry, "text", where),
+            frames=frames if rate else None,
+            rate=rate if frames else None,
         )
 
 
@@ -76,3 +81,10 @@ def _seconds(entry: dict, key: str, where: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
         raise UserError(f"{where}: {key!r} must be seconds, 0 or more, got {value!r}")
     return float(value)
+
+
+def _count(entry: dict, key: str, where: str) -> int | None:
+    value = entry.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 48):
+        raise UserError(f"{where}: {key!r} must be a whole number above 0, got {value!r}")
+    return value

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from w2v_jax.config import UserError
-from w2v_jax.data.audio import AudioFiles, probe
+from w2v_jax.data.audio import AudioFiles, Header, probe
 from w2v_jax.data.index import ReadError, Row, Skip, make_index, usable
 
 BLOCK = 1024
@@ -25,7 +25,8 @@ PROGRESS_SECONDS = 5.0
 class Candidate(NamedTuple):
     """A file that should be audio. `offset` and `duration` in seconds choose a segment (None: to the end).
 
-    `frames` is a length that a manifest claims, at the file's rate; the header's is the one that counts.
+    `frames` is a length that a manifest claims, at the file's rate. The header's is the one that counts, unless
+    `rate` is given too: then the file was checked when the manifest was written, and stays closed until it is read.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Candidate(NamedTuple):
     speaker: str = ""
     transcript: str = ""
     frames: int | None = None
+    rate: int | None = None
 
 
 def list_files(
@@ -62,8 +64,11 @@ def _rows(candidates: Iterable[Candidate], workers: int, skipped: list[Skip], no
     waiting, progress = iter(candidates), Progress()
     with ThreadPoolExecutor(workers) as pool:
         while block := list(itertools.islice(waiting, BLOCK)):
-            for candidate, found in zip(block, pool.map(header, [c.path for c in block]), strict=True):
-                row = found if isinstance(found, str) else _segment(candidate, found, notes)
+            headers = pool.map(header, [c.path for c in block if not _is_checked(c)])
+            for candidate in block:
+                row = _checked(candidate) if _is_checked(candidate) else next(headers)
+                if isinstance(row, Header):
+                    row = _segment(candidate, row, notes)
                 progress.count(row)
                 if isinstance(row, str):
                     skipped.append(Skip(candidate.path, row))
@@ -72,14 +77,24 @@ def _rows(candidates: Iterable[Candidate], workers: int, skipped: list[Skip], no
     progress.finish()
 
 
-def _probe(path: str):
+def _probe(path: str) -> Header | str:
     try:
         return probe(path)
     except ReadError as error:
         return str(error)
 
 
-def _segment(candidate: Candidate, header, notes: dict[str, int]) -> Row | str:
+def _is_checked(candidate: Candidate) -> bool:
+    return candidate.rate is not None and candidate.frames is not None
+
+
+def _checked(candidate: Candidate) -> Row:
+    rate, frames = candidate.rate or 0, candidate.frames or 0
+    offset = round(candidate.offset * rate)
+    return Row(candidate.id, candidate.path, offset, frames, rate, candidate.speaker, candidate.transcript)
+
+
+def _segment(candidate: Candidate, header: Header, notes: dict[str, int]) -> Row | str:
     """The row of a candidate, cut to the file; the reason as text if nothing of it lies in the file."""
     offset = round(candidate.offset * header.rate)
     frames = header.frames - offset
