@@ -1,0 +1,167 @@
+"""Laws of the preparing command: its manifest is the same data, its report names every loss, its sheet shows faults."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from w2v_jax import prepare
+from w2v_jax.config import UserError
+from w2v_jax.data import open_source
+from w2v_jax.data.index import Skip
+
+soundfile = pytest.importorskip("soundfile")
+
+
+def write(path, seconds, rate=16000, level=0.1):
+    wave = level * np.random.default_rng(0).uniform(-1, 1, int(seconds * rate))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, wave, rate)
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "audio"
+    write(folder / "1" / "2" / "1-2-0001.flac", 1.0)
+    (folder / "1" / "2" / "1-2.trans.txt").write_text("1-2-0001 JE SUIS LÀ\n", encoding="utf-8")
+    write(folder / "~b.wav", 2.0, rate=44100)
+    (folder / "broken.wav").write_bytes(b"RIFF")
+    (folder / "notes.txt").write_text("not audio")
+    return folder
+
+
+def run(*arguments):
+    return prepare.main([str(argument) for argument in arguments])
+
+
+def test_the_manifest_is_the_same_data_without_opening_a_file(corpus, tmp_path):
+    assert run("--root", corpus, "--out", corpus / "all.jsonl") == 0
+    was = open_source("folder", corpus).index
+    shutil.move(corpus, tmp_path / "moved")  # with the manifest
+    shutil.move(tmp_path / "moved" / "1", tmp_path / "away")
+    source = open_source("jsonl", tmp_path / "moved" / "all.jsonl")
+    assert source.index.fingerprint() == was.fingerprint()
+    for column in ("ids", "offsets", "frames", "rates", "num_samples", "speakers", "transcripts"):
+        np.testing.assert_array_equal(getattr(source.index, column), getattr(was, column))
+    assert len(source.read(source.index.ids.tolist().index("~b"), 0, 10**6)) == 32000
+
+
+def test_segments_of_files_keep_their_samples(corpus, tmp_path):
+    path = str(corpus / "~b.wav")
+    lines = [{"audio_filepath": path, "offset": k / 44100, "duration": 0.1001} for k in (0, 1, 12345, 80001)]
+    (tmp_path / "parts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    run("--source", "jsonl", "--root", tmp_path / "parts.jsonl", "--out", tmp_path / "again" / "parts.jsonl")
+    was, now = (open_source("jsonl", p).index for p in (tmp_path / "parts.jsonl", tmp_path / "again" / "parts.jsonl"))
+    assert now.offsets.tolist() == was.offsets.tolist() == [0, 1, 12345, 80001]
+    assert now.frames.tolist() == was.frames.tolist()
+    assert now.ids.tolist() == was.ids.tolist()
+
+
+def test_everything_skipped_is_counted_and_written_with_its_reason(corpus, tmp_path, capsys):
+    assert run("--root", corpus, "--min-seconds", 1.5, "--skipped", tmp_path / "skipped.jsonl") == 0
+    said = capsys.readouterr().out
+    assert "1 recordings, 0.00 h" in said and "1 x shorter than data.min_seconds" in said
+    skips = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert {skip["path"].rpartition("/")[2] for skip in skips} == {"1-2-0001.flac", "broken.wav", "notes.txt"}
+    assert all(skip["reason"] for skip in skips)
+
+
+def test_too_large_a_share_of_lost_recordings_is_an_error(corpus):
+    assert run("--root", corpus, "--max-skipped-share", 0.34) == 0
+    with pytest.raises(UserError, match=r"1 of 3 recordings \(33.3%\) cannot be used"):
+        run("--root", corpus, "--max-skipped-share", 0.33)
+    (corpus / "broken.wav").unlink()
+    assert run("--root", corpus, "--max-skipped-share", 0) == 0, "a text file is no lost recording"
+    shutil.move(corpus / "~b.wav", corpus / "b.txt")
+    with pytest.raises(UserError, match="1 of 2 recordings"):
+        run("--root", corpus, "--max-skipped-share", 0)
+
+
+def test_folders_listed_twice_are_no_lost_recordings():
+    assert not prepare.is_lost_recording(Skip("a", "directory listed already"))
+    assert prepare.is_lost_recording(Skip("a", "unreadable directory: Permission denied"))
+
+
+def test_self_made_corpora_are_made_and_listed(tmp_path, capsys):
+    assert run("--source", "synthetic", "--root", tmp_path / "syn", "--hours", 0.004) == 0
+    assert "recordings, 0.0" in capsys.readouterr().out
+    assert (tmp_path / "syn" / "manifest.jsonl").is_file()
+
+
+def test_what_cannot_be_written_is_said_in_words(corpus):
+    for option, name in (("--out", "m.jsonl"), ("--skipped", "s"), ("--plot", "p.png")):
+        with pytest.raises(UserError, match="cannot be written"):
+            run("--root", corpus, option, corpus / "notes.txt" / name)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--out", "manifest.txt"],
+        ["--plot", "sheet.jpg"],
+        ["--rows", "0"],
+        ["--max-skipped-share", "2"],
+        ["--max-skipped-share", "few"],
+        ["--source", "tfds", "--out", "m.jsonl"],
+    ],
+)
+def test_wrong_options_are_usage_errors(options, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("--root", "x", *options)
+    assert stopped.value.code == 2
+    assert options[-2] in capsys.readouterr().err
+
+
+def test_an_unknown_source_is_answered_with_the_known(tmp_path):
+    with pytest.raises(UserError, match="Did you mean 'folder'"):
+        run("--source", "foldr", "--root", tmp_path)
+
+
+def test_rows_are_spread_from_the_shortest_to_the_longest():
+    durations = np.array([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert durations[prepare.pick_rows(durations, 3)].tolist() == [1, 3, 5]
+    assert durations[prepare.pick_rows(durations, 99)].tolist() == [1, 2, 3, 4, 5]
+    assert len(prepare.pick_rows(durations, 1)) == 1
+
+
+def test_the_log_mel_spectrum_has_80_bins_every_10_ms_and_its_tone_at_its_place():
+    librosa = pytest.importorskip("librosa")
+    mel = prepare.log_mel(np.sin(np.arange(16000) * 2 * np.pi * 1000 / 16000).astype(np.float32))
+    assert mel.shape == (80, 101)
+    centres = librosa.mel_frequencies(82, fmin=0, fmax=8000)[1:-1]
+    assert abs(centres[mel[:, 50].argmax()] - 1000) < 60
+    assert prepare.log_mel(np.zeros(1600, np.float32)).max() <= prepare.FLOOR_DB
+
+
+@pytest.mark.parametrize(
+    ("wave", "fault"),
+    [
+        (np.clip(3 * np.sin(np.arange(9999)), -1, 1), "at full scale: clipped?"),
+        (1e-4 * np.sin(np.arange(9999)), "silent"),
+        (0.1 * np.sin(np.arange(9999)) + 0.1, r"offset +0.10"),
+        (0.3 * np.sin(np.arange(9999)), None),
+    ],
+)
+def test_faults_of_level_are_seen(wave, fault):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    found = prepare._draw_wave(figure.subplots(), wave.astype(np.float32), 1.0)
+    assert not found if fault is None else any(fault in text for text in found)
+
+
+def test_the_sheet_shows_recordings_of_any_rate_name_and_state(corpus, tmp_path):
+    image = pytest.importorskip("matplotlib.image")
+    pytest.importorskip("librosa")
+    write(corpus / "gone$^$.wav", 0.5)
+    write(corpus / "phone.wav", 0.2, rate=8000)
+    (corpus / "1" / "2" / "1-2.trans.txt").write_text("1-2-0001 $ 한국어 \U00020000 " + "word " * 90)
+    source = open_source("folder", corpus)
+    (corpus / "gone$^$.wav").unlink()
+    prepare.draw_sheet(source, range(4), tmp_path / "sheet.png")
+    pixels = image.imread(tmp_path / "sheet.png")[..., :3]
+    assert pixels.shape == (970, 1300, 3)
+    red = np.array([0xC0, 0x39, 0x2B]) / 255
+    assert (np.abs(pixels - red).max(axis=-1) < 0.02).sum() > 500, "the frame and words of what cannot be read"
+    assert run("--root", corpus, "--plot", tmp_path / "new" / "sheet.png", "--rows", 1) == 0
+    assert (tmp_path / "new" / "sheet.png").stat().st_size > 5000
