@@ -71,9 +71,9 @@ def write(
 ) -> pathlib.Path:
     """Makes the corpus unless ROOT already holds it, and returns ROOT.
 
-    `settings` holds what JSON can. `rows[split]` is an endless stream whose k-th row is a pure function of the settings; it is read until
-    `hours[split]` are reached. `render(row)` gives int16 samples at 16 kHz. A second process that wants the same
-    corpus waits for the first. Raises UserError when ROOT holds something else, or the disk refuses.
+    `settings` holds what JSON can. `rows[split]` is an endless stream whose k-th row is a pure function of the
+    settings; it is read until `hours[split]` are reached. `render(row)` gives int16 samples at 16 kHz. A second process
+    that wants the same corpus waits for the first. Raises UserError when ROOT holds something else or the disk refuses.
     """
     root = pathlib.Path(root).expanduser().absolute()
     if is_complete(root, settings):
