@@ -106,13 +106,14 @@ def make(data, root) -> Records:
     skipped: list[Skip] = []
     rows: list[Iterator[Row]] = []
     datasets: dict[str, Dataset] = {}
-    for entry in given:
-        builder, split = _open_builder(entry, data.split)
-        dataset, parts = _open_dataset(builder, split, entry, skipped)
-        datasets.update(dict.fromkeys(dataset.shards, dataset))
-        rows.append(_rows(dataset, parts, data.workers or os.cpu_count() or 1, skipped))
-    index = make_index(itertools.chain.from_iterable(rows))
-    index.skipped.extend(skipped)
+    with _quiet():
+        for entry in given:
+            builder, split = _open_builder(entry, data.split)
+            dataset, parts = _open_dataset(builder, split, entry, skipped)
+            datasets.update(dict.fromkeys(dataset.shards, dataset))
+            rows.append(_rows(dataset, parts, data.workers or os.cpu_count() or 1, skipped))
+        index = make_index(itertools.chain.from_iterable(rows))
+        index.skipped.extend(skipped)
     return Records(usable(index, ", ".join(given), data.min_seconds), datasets)
 
 
@@ -125,22 +126,21 @@ def _open_builder(entry: str, split: str) -> tuple[Any, str]:
     name = os.path.expanduser(entry)
     if "@" in name and not os.path.exists(name):
         name, _, split = name.rpartition("@")
-    with _quiet():
-        if "://" in name or os.path.isdir(name):
-            return tfds.builder_from_directory(_prepared_folder(name, entry)), split
-        try:
-            builder = tfds.builder(name)
-        except tfds.core.registered.DatasetNotFoundError:
-            near = difflib.get_close_matches(name.split("/")[0], tfds.list_builders(), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"data.root: {entry!r} is neither a folder nor a TensorFlow dataset.{hint}") from None
-        except (ValueError, AssertionError, OSError) as error:  # no such config or version
-            raise UserError(f"data.root: {entry!r} cannot be opened: {str(error).splitlines()[0]}") from None
-        if builder.is_prepared():
-            return builder, split
-        home = next(folder for folder in builder.data_path.parents if folder.name == builder.name)
-        if name == builder.name and home.is_dir() and (found := _prepared_below(home)):
-            return tfds.builder_from_directory(_only(found, entry)), split
+    if "://" in name or os.path.isdir(name):
+        return tfds.builder_from_directory(_prepared_folder(name, entry)), split
+    try:
+        builder = tfds.builder(name)
+    except tfds.core.registered.DatasetNotFoundError:
+        near = difflib.get_close_matches(name.split("/")[0], tfds.list_builders(), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"data.root: {entry!r} is neither a folder nor a TensorFlow dataset.{hint}") from None
+    except (ValueError, AssertionError, OSError) as error:  # no such config or version
+        raise UserError(f"data.root: {entry!r} cannot be opened: {str(error).splitlines()[0]}") from None
+    if builder.is_prepared():
+        return builder, split
+    home = next(folder for folder in builder.data_path.parents if folder.name == builder.name)
+    if name == builder.name and home.is_dir() and (found := _prepared_below(home)):
+        return tfds.builder_from_directory(_only(found, entry)), split
     raise UserError(_how_to_prepare(name, builder))
 
 
@@ -370,7 +370,7 @@ def _import_tfds() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings by which TFDS says that a folder is not prepared, which is said here in words."""
+    """Without TFDS' warnings: about its own parts, and about what is not prepared, which is said here in words."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
