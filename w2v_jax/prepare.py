@@ -217,7 +217,7 @@ def _draw_row(source: Source, row: int, wave_axes: Any, mel_axes: Any) -> Any:
         wave = source.read(row, 0, SHEET_SECONDS * SAMPLE_RATE)
         faults = _draw_wave(wave_axes, wave, shown)
         image = _draw_mel(mel_axes, wave, shown, rate)
-        facts.append(f"peak {_decibels(np.abs(wave).max()):.0f} dB, RMS {_decibels(np.sqrt(np.mean(wave**2))):.0f} dB")
+        facts.append(f"peak {_decibels(np.abs(wave).max())} dB, RMS {_decibels(np.sqrt(np.mean(wave**2)))} dB")
     except ReadError as error:
         faults, image = [f"cannot be read: {error}"], None
         for axes in (wave_axes, mel_axes):
@@ -309,8 +309,8 @@ def _plain(axes: Any) -> None:
     axes.tick_params(labelsize=7, colors=GREY, length=2)
 
 
-def _decibels(amplitude: float) -> float:
-    return 20 * float(np.log10(max(float(amplitude), 1e-6)))
+def _decibels(amplitude: float) -> int:
+    return round(20 * np.log10(max(float(amplitude), 1e-6)))
 
 
 if __name__ == "__main__":
