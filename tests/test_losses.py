@@ -119,7 +119,7 @@ def test_gradient_equals_that_of_gathered_distractors(case):
     context, targets, codes, index, extra = case
 
     def gathered(context, targets, vectors):
-        unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+        unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
         block = jnp.arange(B)[:, None, None]
         drawn = jnp.concatenate([targets[block, index], vectors], axis=2)  # [B M N+X P]
         drawn_codes = jnp.concatenate([jnp.asarray(codes)[block, index], extra[1]], axis=2)
@@ -158,7 +158,7 @@ def test_equal_codes_everywhere_give_loss_0_and_a_finite_gradient(case):
 
 def test_unused_slots_change_nothing(case):
     context, targets, codes, index, _ = case
-    spoil = lambda x, value: np.where(USED[..., None], x, value)  # noqa: E731
+    spoil = lambda x, value: np.where(USED[..., None], x, value)
     spoiled = spoil(context, 1e3), spoil(targets, -1e3), spoil(codes, 0), spoil(index, 1)
     a, b = contrast(context, targets, codes, index, USED), contrast(*spoiled, USED)
     np.testing.assert_array_equal(np.asarray(a.loss)[USED], np.asarray(b.loss)[USED])

@@ -25,7 +25,7 @@ def counts(config) -> dict[str, int]:
     params, extra = jax.eval_shape(lambda batch: method.init(jax.random.key(0), batch), batch)
     assert not extra
     params = bare(params)
-    count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))  # noqa: E731
+    count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
     return {name: count(tree) for name, tree in params.items()} | {"all": count(params)}
 
 

@@ -22,9 +22,8 @@ pytestmark = pytest.mark.parity
 MISSING = "live parity with PyTorch did NOT run: torch or transformers is not installed (extra `parity`)"
 TEMPERATURE = 1.3
 
-OFF = dict.fromkeys(
-    "hidden_dropout attention_dropout activation_dropout feat_proj_dropout feat_quantizer_dropout layerdrop".split(), 0.0
-)
+OFF = dict(hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, layerdrop=0.0)
+OFF |= dict(feat_proj_dropout=0.0, feat_quantizer_dropout=0.0)
 SMALL = dict(conv_dim=(24,) * 7, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48)
 SMALL |= dict(num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, num_codevectors_per_group=12)
 SMALL |= dict(codevector_dim=16, proj_codevector_dim=20, num_negatives=15)
