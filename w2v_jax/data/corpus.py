@@ -24,7 +24,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -179,28 +179,39 @@ def _lock(root: pathlib.Path, partial: pathlib.Path, settings: Mapping[str, Any]
 
     The kernel frees the lock of a killed process. Where a file system has no locks, there is none.
     """
+    file = None
+    while file is None:
+        if is_complete(root, settings):
+            yield False
+            return
+        with contextlib.suppress(FileNotFoundError):  # another process renamed the folder this very moment: look again
+            if read_settings(root) is not None and not partial.exists():
+                os.rename(root, partial)  # ours, but files are missing: finish it where partial work belongs
+            partial.mkdir(exist_ok=True)
+            file = _locked(partial / LOCK, root)
+    with file:
+        is_ours = not is_complete(root, settings)
+        if not is_ours and [path.name for path in partial.iterdir()] == [LOCK]:
+            shutil.rmtree(partial)  # made by this process just after another one had finished
+        yield is_ours
+
+
+def _locked(path: pathlib.Path, root: pathlib.Path) -> IO | None:
+    """The open file, locked; None if its folder has become the corpus while this process waited for the lock."""
+    file = open(path, "a")
     try:
         import fcntl
+
+        _wait_for_lock(fcntl, file, root)
     except ImportError:  # not a POSIX system
-        fcntl = None
-    while True:
-        if read_settings(root) is not None and not partial.exists() and not is_complete(root, settings):
-            with contextlib.suppress(FileNotFoundError):  # another process did
-                os.rename(root, partial)  # ours, but files are missing: finish it where partial work belongs
-        partial.mkdir(exist_ok=True)
-        with open(partial / LOCK, "a") as file:
-            if fcntl is not None:
-                _wait_for_lock(fcntl, file, root)
-            if is_complete(root, settings):
-                if not any(p.name != LOCK for p in partial.iterdir()):
-                    shutil.rmtree(partial)
-                yield False
-                return
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(partial / LOCK)):
-                    yield True
-                    return
-        # The folder was renamed away while this process waited: look again.
+        pass
+    try:
+        if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return file
+    except FileNotFoundError:
+        pass
+    file.close()
+    return None
 
 
 def _wait_for_lock(fcntl: Any, file: Any, root: pathlib.Path) -> None:

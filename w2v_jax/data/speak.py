@@ -79,7 +79,9 @@ def write_corpus(
         raise UserError(f"a corpus of {hours} hours cannot be made; set data.hours to e.g. {DEFAULT_HOURS}")
     lines = _read_lines(text) if text else ()
     speakers = speakers or int(np.clip(hours * 20, 8, 400))
-    settings = dict(kind="speak", version=VERSION, seed=seed, hours=float(hours), speakers=speakers, language=language)
+    settings: dict[str, Any] = dict(
+        kind="speak", version=VERSION, seed=seed, hours=float(hours), speakers=speakers, language=language
+    )
     settings["voices"] = list(voices)
     settings["text"] = hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else ""
     home = pathlib.Path(root).expanduser().absolute()
