@@ -90,6 +90,38 @@ def test_self_made_corpora_are_made_and_listed(tmp_path, capsys):
     assert (tmp_path / "syn" / "manifest.jsonl").is_file()
 
 
+def test_a_spoken_corpus_takes_voices_and_a_text(tmp_path, capsys):
+    pytest.importorskip("espeakng_loader", reason='text-to-speech was NOT tested: pip install "w2v_jax[demo]"')
+    (tmp_path / "lines.txt").write_text("Guten Morgen, liebe Leute!\n...\n", encoding="utf-8")
+    options = ["--source", "speak", "--root", tmp_path / "de", "--language", "de", "--voices", "f1", "m1"]
+    options += ["--text", tmp_path / "lines.txt", "--decode"]
+    assert run(*options, "--hours", 0.003, "--out", tmp_path / "de.jsonl") == 0
+    assert set(open_source("jsonl", tmp_path / "de.jsonl").index.transcripts) == {"GUTEN MORGEN LIEBE LEUTE"}
+    assert run("--source", "speak", "--root", tmp_path / "de", "--language", "de") == 0, "as it is"
+    with pytest.raises(UserError, match="holds a corpus with other settings: seed=0"):
+        run(*options, "--seed", 1)
+    file = next((tmp_path / "de" / "train").rglob("*.flac"))
+    file.write_bytes(file.read_bytes()[::-1])
+    with pytest.raises(UserError, match="1 files of .* are not as they were made"):
+        run(*options)
+
+
+def test_decoding_finds_damage_in_the_middle(tmp_path, capsys):
+    path = write(tmp_path / "a" / "long.flac", 8.0)
+    write(tmp_path / "a" / "good.flac", 1.0)
+    content = path.read_bytes()
+    half = len(content) // 2
+    path.write_bytes(content[:half] + bytes(3000) + content[half + 3000 :])
+    assert run("--root", tmp_path / "a") == 0
+    assert "2 recordings" in capsys.readouterr().out
+    with pytest.raises(UserError, match="1 of 2 recordings"):
+        run("--root", tmp_path / "a", "--decode", "--out", tmp_path / "m.jsonl", "--max-skipped-share", 0)
+    assert open_source("jsonl", tmp_path / "m.jsonl").index.ids.tolist() == ["good"]
+    (tmp_path / "a" / "good.flac").unlink()
+    with pytest.raises(UserError, match="none of the 1 recordings can be decoded"):
+        run("--root", tmp_path / "a", "--decode")
+
+
 def test_what_cannot_be_written_is_said_in_words(corpus):
     for option, name in (("--out", "m.jsonl"), ("--skipped", "s"), ("--plot", "p.png")):
         with pytest.raises(UserError, match="cannot be written"):

@@ -13,16 +13,20 @@ import pathlib
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from w2v_jax.config import SAMPLE_RATE, UserError, run_command
 from w2v_jax.data import open_source, source_names
-from w2v_jax.data.index import ReadError, Skip, Source
+from w2v_jax.data.index import ReadError, Skip, Source, subset
 
 WITHOUT_FILES = ("tfds",)
 """Sources whose rows are not files, so that no manifest can point at them."""
+
+SELF_MADE = ("synthetic", "speak")
+DECODED_AT_ONCE = 60 * SAMPLE_RATE
 
 EXAMPLES = """examples:
   Check two folders and write the manifest that training reads without opening the files again:
@@ -36,6 +40,7 @@ EXAMPLES = """examples:
   Make an hour of speech without a download, in a formant language or by text-to-speech:
     python -m w2v_jax.prepare --source synthetic --root corpora/formants --hours 1
     python -m w2v_jax.prepare --source speak --root corpora/english --hours 1 --language en
+    python -m w2v_jax.prepare --source speak --root corpora/german --hours 1 --language de --text lines.txt
 
 exit codes: 0 done, 1 a mistake or too much skipped, 2 wrong usage."""
 
@@ -49,7 +54,11 @@ INK, BLUE, RED, GREY = "#222222", "#3b6ea5", "#c0392b", "#777777"
 def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
     options = {"min_seconds": args.min_seconds, "workers": args.workers, "split": args.split}
+    if args.source in SELF_MADE:
+        make_corpora(args)
     source = open_source(args.source, tuple(args.root), **options, hours=args.hours, language=args.language)
+    if args.decode:
+        source = decodable(source, args.workers or os.cpu_count() or 1)
     index = source.index
     print(index.report())
     try:
@@ -84,9 +93,20 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--min-seconds", type=float, default=0.0, metavar="S", help="skip shorter recordings (training skips them too)")
     add("--plot", type=pathlib.Path, metavar="FILE.png", help="draw waveform and log-mel spectrum of a few recordings")
     add("--rows", type=int, default=6, metavar="N", help="how many recordings to draw (default: 6)")
+    add("--decode", action="store_true", help="read every recording to its end, which finds damage in the middle")
     add("--split", default="", help="of a TensorFlow dataset, e.g. train[:10%%]")
     add("--hours", type=float, default=0.0, metavar="H", help="how much a self-made corpus is to hold")
-    add("--language", default="en", help="of the speak corpus: a language code of espeak (default: en)")
+    add("--seed", type=int, default=0, help="of a self-made corpus: another one, other speakers and sentences")
+    add(
+        "--speakers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of a self-made corpus, to train on (default: by its hours)",
+    )
+    add("--language", default="en", help="of the speak corpus: a language code of espeak, e.g. en-us (default: en)")
+    add("--voices", nargs="+", default=[], metavar="V", help="of the speak corpus: espeak's variants, e.g. f1 m3 klatt")
+    add("--text", default="", metavar="FILE", help="of the speak corpus: lines to be spoken, in UTF-8")
     add("--workers", type=int, default=0, metavar="N", help="threads that open files (default: one per core)")
     args = parser.parse_args(argv)
     if args.out and args.out.suffix != ".jsonl":
@@ -98,6 +118,49 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     if args.rows < 1:
         parser.error("--rows needs at least 1")
     return args
+
+
+def make_corpora(args: argparse.Namespace) -> None:
+    """Makes the corpus of each root, unless it is there; with --decode checks its files by their SHA-256."""
+    from w2v_jax.data import corpus, speak, synthetic
+
+    asked = {"seed": args.seed, "speakers": args.speakers}
+    if args.source == "speak":
+        asked |= {"voices": args.voices, "text": args.text}
+    asked = {key: value for key, value in asked.items() if value}
+    for root in args.root:
+        made = corpus.read_settings(root)
+        if asked or not made:  # what is there and not asked about is taken as it is
+            hours = args.hours or (made or {}).get("hours") or synthetic.DEFAULT_HOURS
+            if args.source == "synthetic":
+                synthetic.write_corpus(root, hours, **asked)
+            else:
+                speak.write_corpus(root, hours, language=args.language, **asked)
+        if args.decode and (wrong := corpus.verify(root)):
+            path, reason = wrong[0]
+            raise UserError(f"{len(wrong):,} files of {root} are not as they were made; delete them. {path}: {reason}")
+
+
+def decodable(source: Source, workers: int) -> Source:
+    """The source without the recordings that cannot be read to their end, which join the skipped ones."""
+    index = source.index
+
+    def fault(row: int) -> str:
+        try:
+            for start in range(0, int(index.num_samples[row]), DECODED_AT_ONCE):
+                source.read(row, start, DECODED_AT_ONCE)
+        except ReadError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(workers) as pool:
+        faults = list(pool.map(fault, range(len(index))))
+    index.skipped.extend(Skip(str(index.paths[row]), reason) for row, reason in enumerate(faults) if reason)
+    if all(faults):
+        raise UserError(
+            f"none of the {len(index):,} recordings can be decoded; the first: {index.skipped[-len(faults)]}"
+        )
+    return subset(source, np.flatnonzero([not reason for reason in faults]))
 
 
 def _share(text: str) -> float:
