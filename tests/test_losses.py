@@ -147,6 +147,16 @@ def test_equal_logits_give_the_chance_loss():
     np.testing.assert_array_equal(result.correct, 0.0)  # a dead model is not right
 
 
+def test_positive_among_excluded_distractors_counts_as_right():
+    """As in the reference, whose excluded distractors are the lowest, so that not all similarities are equal."""
+    ones = np.ones((1, 4, 3), np.float32)
+    codes = np.asarray([[[0], [0], [1], [2]]])
+    index = np.asarray([[[1, 2], [0, 3], [0, 3], [1, 2]]])
+    result = contrast(ones, ones, codes, index, np.ones((1, 4), bool))
+    np.testing.assert_array_equal(result.correct, [[1, 1, 0, 0]])
+    np.testing.assert_allclose(result.loss, np.log([[2, 2, 3, 3]]), rtol=1e-6)
+
+
 def test_equal_codes_everywhere_give_loss_0_and_a_finite_gradient(case):
     context, targets, codes, index, _ = case
     same = np.zeros_like(codes), index, USED
