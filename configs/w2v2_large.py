@@ -117,8 +117,8 @@ def demo(config: ConfigDict) -> None:
     config.encoder.update(dropout=0.0, attention_dropout=0.0, input_dropout=0.0)
     config.quantizer.update(codes=64, dim=64, temperature=(2.0, 0.5, 0.997), input_dropout=0.0)
     config.loss.update(proj=64, negatives=50, penalty_weight=0.0)
-    config.optim.update(peak=2e-3, warmup=100)
-    config.train.update(steps=600, log_every=10, eval_every=100, checkpoint_every=100)
+    config.optim.update(peak=1e-3, warmup=100)
+    config.train.update(steps=1000, log_every=10, eval_every=100, checkpoint_every=100)
 
 
 def tiny(config: ConfigDict) -> None:

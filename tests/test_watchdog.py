@@ -147,8 +147,11 @@ def test_without_levels_and_metrics_nothing_is_claimed():
     assert names(dying(40, loss=CHANCE, code_perplexity=2.0), levels={}) == []
 
 
-@pytest.mark.parametrize(("warmup", "grace"), [(32_000, 3000), (5, 100), (500, 500)])
-def test_grace_follows_the_warm_up_within_bounds(warmup, grace):
+@pytest.mark.parametrize(
+    ("warmup", "steps", "grace"), [(32_000, 400_000, 3000), (5, 20, 100), (500, 600, 500), (5, 1500, 500)]
+)
+def test_grace_is_the_warm_up_or_a_third_of_the_run_within_bounds(warmup, steps, grace):
     optim, data = types.SimpleNamespace(warmup=warmup, peak=1e-3), types.SimpleNamespace(batch_hours=1.5)
-    found = settings_for(types.SimpleNamespace(optim=optim, data=data))
+    train = types.SimpleNamespace(steps=steps)
+    found = settings_for(types.SimpleNamespace(optim=optim, data=data, train=train))
     assert (found.grace_steps, found.batch_hours, found.peak) == (grace, 1.5, 1e-3)

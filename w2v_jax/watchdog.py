@@ -40,8 +40,8 @@ class Settings(NamedTuple):
 
 
 def settings_for(config: Any) -> Settings:
-    """The settings of a config: the warm-up is the time of grace, but no more than 3000 steps and no less than 100."""
-    grace = min(max(config.optim.warmup, 100), 3000)
+    """The settings of a config. Grace is the warm-up or a third of the run, between 100 and 3000 steps."""
+    grace = min(max(config.optim.warmup, config.train.steps // 3, 100), 3000)
     return Settings(grace_steps=grace, batch_hours=config.data.batch_hours, peak=config.optim.peak)
 
 
