@@ -51,9 +51,9 @@ class Case:
         self.tau = temperature(jnp.asarray(reference["updates"]), *reference["latent_temp"])
         self.draws = self.reference_draws(reference)
         self.model = wav2vec2.Wav2Vec2(self.config)
-        (_, (self.total, self.metrics, self.prediction)), self.grads = jax.jit(
-            jax.value_and_grad(self.loss, has_aux=True)
-        )(self.params)
+        once = {"xla_backend_optimization_level": 0}  # each function runs once: compile time is all that counts
+        both = jax.jit(jax.value_and_grad(self.loss, has_aux=True), compiler_options=once)
+        (_, (self.total, self.metrics, self.prediction)), self.grads = both(self.params)
 
     def part(self, prefix: str) -> dict[str, np.ndarray]:
         return {k.removeprefix(prefix): v for k, v in self.arrays.items() if k.startswith(prefix)}

@@ -8,7 +8,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -107,6 +106,7 @@ def test_killed_run_resumes_bit_equal_with_the_same_rows(shared, whole, tmp_path
     assert [row["step"] for row in lines(workdir / "rows.jsonl")] == list(range(1, 21))
 
 
+@pytest.mark.slow
 def test_resume_on_eight_devices_reads_the_same_rows(shared, whole, tmp_path):
     workdir = tmp_path / "run"
     first = command(shared, workdir, "--config.train.checkpoint_every=8")
@@ -201,17 +201,40 @@ def test_second_run_in_a_workdir_is_kept_out(shared, tmp_path):
             train.run(load(shared), tmp_path / "run")
 
 
+@pytest.mark.slow
+def test_no_retrace_after_the_first_step_of_each_bucket(shared, tmp_path, monkeypatch, capsys):
+    traces, real = [], train.step.train_step
+
+    def counted(*arguments):
+        traces.append(arguments[-2]["wave"].shape)
+        return real(*arguments)
+
+    monkeypatch.setattr(train.step, "train_step", counted)
+    buckets = load(
+        shared,
+        data__root=shared["data.root"] + "-buckets",
+        data__hours=0.05,
+        data__bucket_seconds="(5.0, 8.0)",
+        train__steps=8,
+        train__eval_every=100,
+        train__checkpoint_every=100,
+    )
+    assert train.run(buckets, tmp_path / "run") == 0
+    assert sorted(traces) == [(1, 8, 80_000), (1, 8, 128_000)]
+    assert capsys.readouterr().out.count("compiled and ran the first step") == 2
+
+
+@pytest.mark.slow
 def test_watchdog_stops_a_dead_run(shared, tmp_path):
     dead = load(
         shared,
         optim__rules="(('.', 0.0, 0.0),)",
-        train__steps=300,
+        train__steps=200,
         optim__warmup=5,
         train__watchdog="stop",
         loss__temperature=1e9,
         train__eval_every=1000,
     )
-    began = time.monotonic()
     assert train.run(dead, tmp_path / "run") == train.DEAD
-    assert time.monotonic() - began < 250
-    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] < 100
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] < 150
+    assert not (tmp_path / "run" / "done.json").exists()
