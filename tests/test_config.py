@@ -58,7 +58,7 @@ def test_wrong_overrides_are_answered_with_the_right_key(key, text, message):
 
 @pytest.mark.parametrize(
     ("spec", "message"),
-    [(BASE + ":huge", "there are demo and tiny"), (BASE.replace("base", "bse"), "w2v2_base.py"), ("", "does not exist")],
+    [(BASE + ":huge", "are demo and tiny"), (BASE.replace("base", "bse"), "w2v2_base.py"), ("", "does not exist")],
 )
 def test_wrong_files_and_variants_are_named(spec, message):
     with pytest.raises(UserError, match=message):
