@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 
@@ -122,6 +123,31 @@ def test_resume_on_eight_devices_reads_the_same_rows(shared, whole, tmp_path):
     assert lines(workdir / "rows.jsonl") == lines(whole / "rows.jsonl")
     for ours, theirs in zip(numbers(workdir), numbers(whole), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3), f"step {ours['step']}"
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does(shared, whole, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workdir = tmp_path / "run"
+    processes = [
+        subprocess.Popen(
+            command(shared, workdir, f"--distributed=127.0.0.1:{port},2,{number}"),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    outcomes = [process.communicate(timeout=280) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outcomes
+    for ours, theirs in zip(numbers(workdir), numbers(whole), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3), f"step {ours['step']}"
+    halves = [lines(workdir / name) for name in ("rows.jsonl", "rows-1.jsonl")]
+    for both, one in zip(zip(*halves, strict=True), lines(whole / "rows.jsonl"), strict=True):
+        assert sorted(both[0]["ids"] + both[1]["ids"]) == sorted(one["ids"])
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(shared, whole, tmp_path):
