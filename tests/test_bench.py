@@ -74,9 +74,10 @@ def test_json_is_one_object_and_all_that_stdout_gets(capsys):
     assert "theirs_seconds" not in result and "ratio" not in result
 
 
+@pytest.mark.parity
 def test_both_sides_run_the_same_sizes_and_start_at_the_same_loss(capsys):
-    pytest.importorskip("torch", reason="parity extra")
-    pytest.importorskip("transformers", reason="parity extra")
+    pytest.importorskip("torch", reason="torch or transformers is not installed (extra `parity`)")
+    pytest.importorskip("transformers", reason="torch or transformers is not installed (extra `parity`)")
     assert bench.main([*TINY, "--against=transformers", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     check_result(result)
@@ -88,10 +89,11 @@ def test_both_sides_run_the_same_sizes_and_start_at_the_same_loss(capsys):
     assert "ratio" in text and "audio-hours per hour" in text
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", ["w2v2_base", "w2v2_large"])
 def test_the_other_model_has_as_many_parameters_as_ours(name):
-    torch = pytest.importorskip("torch", reason="parity extra")
-    transformers = pytest.importorskip("transformers", reason="parity extra")
+    torch = pytest.importorskip("torch", reason="torch or transformers is not installed (extra `parity`)")
+    transformers = pytest.importorskip("transformers", reason="torch or transformers is not installed (extra `parity`)")
     import jax
 
     from w2v_jax import sharding
@@ -118,8 +120,9 @@ def test_sizes_that_cannot_be_timed_are_a_persons_error(wrong):
         bench.main([*TINY, wrong])
 
 
+@pytest.mark.parity
 def test_distractors_that_the_other_side_lacks_are_refused():
-    pytest.importorskip("transformers", reason="parity extra")
+    pytest.importorskip("transformers", reason="torch or transformers is not installed (extra `parity`)")
     config = load("configs/w2v2_base.py:tiny", [("loss.cross_negatives", "5")])
     with pytest.raises(UserError, match="cross_negatives"):
         bench.their_config(config)
