@@ -102,6 +102,49 @@ def _read_value(key: str, text: str, present: Any) -> Any:
     return value
 
 
+POSITIVE = (
+    "data.batch_hours",
+    "data.unit_seconds",
+    "data.device_seconds",
+    "encoder.layers",
+    "encoder.heads",
+    "encoder.width",
+    "quantizer.groups",
+    "quantizer.codes",
+    "quantizer.dim",
+    "masking.length",
+    "loss.proj",
+    "loss.negatives",
+    "loss.temperature",
+    "optim.peak",
+    "sharding.fsdp",
+    "sharding.tensor",
+    "train.steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+)
+SHARES = ("data.eval_share", "masking.prob")
+"""Keys that must be above 0, and keys from 0 to 1. Whatever ends in dropout or _drop must be below 1."""
+
+
+def check_values(config: Any) -> None:
+    """Raises UserError for numbers that no run can have; keys that a method does not have are left out."""
+    flat = flatten(config)
+    for key in POSITIVE:
+        if key in flat and not flat[key] > 0:
+            raise UserError(f"{key}={flat[key]!r}: must be above 0")
+    for key, value in flat.items():
+        if key in SHARES and not 0 <= value <= 1:
+            raise UserError(f"{key}={value!r}: must be between 0 and 1")
+        if key.endswith(("dropout", "_drop")) and not 0 <= value < 1:
+            raise UserError(f"{key}={value!r}: must be at least 0 and below 1")
+    if flat["data.batch_hours"] * 3600 < 0.5 * flat["data.unit_seconds"]:
+        raise UserError("data.batch_hours is less than half of data.unit_seconds: a batch holds at least one unit")
+    if len(flat.get("quantizer.temperature", (0, 0, 0))) != 3:
+        raise UserError("quantizer.temperature needs three numbers: (start, end, decay per update)")
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """{"data.root": ..., ...} of a nested config or dict."""
     flat = {}

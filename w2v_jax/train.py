@@ -90,6 +90,7 @@ def run(config: Any, path: pathlib.Path) -> int:
     """Trains to config.train.steps; returns the exit code."""
     if config.train.dtype not in ("float32", "bfloat16"):
         raise UserError(f"train.dtype={config.train.dtype!r}: it is 'float32' or 'bfloat16'")
+    configs.check_values(config)
     module, mesh = method_module(config.method), sharding.make_mesh(config.sharding)
     active = jax.process_index() == 0
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES), workdir.open_workdir(path, config, active=active):
