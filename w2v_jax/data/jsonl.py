@@ -16,22 +16,13 @@ from collections.abc import Iterator
 
 from w2v_jax.config import UserError
 from w2v_jax.data.audio import AudioFiles
-from w2v_jax.data.index import Skip
-from w2v_jax.data.listing import Candidate, list_files
-from w2v_jax.data.tsv import manifest_files, numbered_lines
+from w2v_jax.data.listing import Candidate
+from w2v_jax.data.tsv import manifest_source, numbered_lines
 
 
 def make(data, root) -> AudioFiles:
     """The source of the manifests `root`. Uses data.min_seconds, data.workers. Raises UserError with file and line."""
-    skipped: list[Skip] = []
-    manifests = manifest_files(root, ".jsonl")
-    return list_files(
-        (candidate for manifest in manifests for candidate in _read(manifest)),
-        where=", ".join(map(str, manifests)),
-        min_seconds=data.min_seconds,
-        workers=data.workers,
-        skipped=skipped,
-    )
+    return manifest_source(data, root, ".jsonl", _read)
 
 
 def _read(manifest: pathlib.Path) -> Iterator[Candidate]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from w2v_jax.config import UserError
 from w2v_jax.data.audio import AudioFiles
@@ -18,10 +18,15 @@ from w2v_jax.data.listing import Candidate, list_files
 
 def make(data, root) -> AudioFiles:
     """The source of the manifests `root`. Uses data.min_seconds, data.workers. Raises UserError with file and line."""
+    return manifest_source(data, root, ".tsv", _read)
+
+
+def manifest_source(data, root, suffix: str, read: Callable[[pathlib.Path], Iterator[Candidate]]) -> AudioFiles:
+    """The source of the manifests with `suffix` that `root` names; `read` gives the candidates of one."""
     skipped: list[Skip] = []
-    manifests = manifest_files(root, ".tsv")
+    manifests = manifest_files(root, suffix)
     return list_files(
-        (candidate for manifest in manifests for candidate in _read(manifest)),
+        (candidate for manifest in manifests for candidate in read(manifest)),
         where=", ".join(map(str, manifests)),
         min_seconds=data.min_seconds,
         workers=data.workers,
