@@ -17,7 +17,18 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "w2v_jax"
 
 CORE = {"api", "config"}  # L0
-MATHS = {"frontend", "transformer", "encoders", "quantizers", "masking", "losses", "noise"}  # L1
+MATHS = {
+    "frontend",
+    "context",
+    "recurrent",
+    "transformer",
+    "encoders",
+    "quantizers",
+    "prediction",
+    "masking",
+    "losses",
+    "noise",
+}  # L1
 MACHINERY = {
     "step",
     "optim",

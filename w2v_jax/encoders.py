@@ -1,7 +1,8 @@
 """Encoders: batch -> one record of local features, context and hidden states, the same for every method.
 
-`Wav2Vec2Encoder` is waveform -> convolutions -> (masking) -> Transformer (Baevski et al. 2020, section 2). Its
-parameters live under params["encoder"], so that fine-tuning, probes, extraction and conversion can reuse them.
+`Wav2Vec2Encoder` is waveform -> convolutions -> (masking) -> Transformer (Baevski et al. 2020, section 2);
+`CausalEncoder` is waveform -> convolutions -> causal convolutions or a recurrent network (CPC, wav2vec, vq-wav2vec).
+Their parameters live under params["encoder"], so that fine-tuning, probes, extraction and conversion can reuse them.
 """
 
 from __future__ import annotations
@@ -14,13 +15,24 @@ import jax.numpy as jnp
 
 from w2v_jax import noise as noises
 from w2v_jax.config import UserError
-from w2v_jax.frontend import ConvFrontend, ConvSpec, LayerNorm, linear, num_frames, part, scale_gradient
+from w2v_jax.context import ConvContext
+from w2v_jax.frontend import (
+    ConvFrontend,
+    ConvSpec,
+    LayerNorm,
+    linear,
+    num_frames,
+    part,
+    scale_gradient,
+    valid_frames,
+)
 from w2v_jax.transformer import Transformer
 
 
 class Encoded(NamedTuple):
-    """features [B F C], the raw output of the frontend; local [B F C], its normalised form (z);
-    context [B F D] (c); hidden [L+1 B F D] or None; num_frames [B] valid frames of each row."""
+    """features [B F C], the raw output of the frontend; local [B F C], its normalised form (z); context [B F D] (c);
+    hidden [L+1 B F D] (before and after each Transformer layer) or [L B F D] (after each layer of a causal context),
+    or None; num_frames [B] valid frames of each row."""
 
     features: jax.Array
     local: jax.Array
@@ -101,4 +113,73 @@ def wav2vec2_encoder(encoder: Any, dtype: Any) -> Wav2Vec2Encoder:
             scan_layers=encoder.scan_layers,
             remat=encoder.remat_layers,
         ),
+    )
+
+
+class CausalEncoder(nn.Module):
+    """The trunk of CPC, wav2vec and vq-wav2vec: `local` and `context` are apart, for what stands between them."""
+
+    conv_layers: ConvSpec
+    conv_norm: str
+    conv_bias: bool
+    activation: str
+    log_compression: bool
+    padding_aware: bool
+    context_net: Any
+    remat_frontend: bool = False
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.frontend = ConvFrontend(
+            self.conv_layers,
+            self.conv_norm,
+            self.conv_bias,
+            self.padding_aware,
+            self.remat_frontend,
+            self.dtype,
+            self.activation,
+            kaiming=False,
+        )
+        self.aggregator = self.context_net.copy()
+
+    def local(self, wave: jax.Array, num_samples: jax.Array) -> jax.Array:
+        """wave [B T], num_samples [B] -> z [B F C]; with log compression ln(|z| + 1)."""
+        z = self.frontend(wave, num_samples)
+        return jnp.log(jnp.abs(z) + 1.0) if self.log_compression else z
+
+    def context(self, z: jax.Array, num_samples: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """z [B F C], or what a quantizer made of it -> (context [B F D], output of every layer [L B F D])."""
+        if not isinstance(self.aggregator, ConvContext):
+            return self.aggregator(z)
+        frames = num_frames(num_samples, self.conv_layers)
+        return self.aggregator(z, valid_frames(frames, z.shape[1]) if self.padding_aware else None)
+
+    def __call__(self, wave: jax.Array, num_samples: jax.Array) -> Encoded:
+        z = self.local(wave, num_samples)
+        context, hidden = self.context(z, num_samples)
+        return Encoded(z, z, context, hidden, num_frames(num_samples, self.conv_layers))
+
+
+def causal_encoder(encoder: Any, dtype: Any) -> CausalEncoder:
+    """The causal encoder that a config's `encoder` section describes. Raises UserError for an unknown context."""
+    if encoder.context == "conv":
+        net: Any = ConvContext(
+            encoder.context_kernels, encoder.context_skip, encoder.context_zero_pad, encoder.activation, dtype
+        )
+    elif encoder.context in ("gru", "lstm"):
+        from w2v_jax.recurrent import Recurrent
+
+        net = Recurrent(encoder.context, encoder.width, encoder.layers, dtype)
+    else:
+        raise UserError(f"encoder.context is {encoder.context!r}; it is 'conv', 'gru' or 'lstm'")
+    return CausalEncoder(
+        conv_layers=encoder.conv_layers,
+        conv_norm=encoder.conv_norm,
+        conv_bias=encoder.conv_bias,
+        activation=encoder.activation,
+        log_compression=encoder.log_compression,
+        padding_aware=encoder.padding_aware,
+        context_net=net,
+        remat_frontend=encoder.remat_frontend,
+        dtype=dtype,
     )

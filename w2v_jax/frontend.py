@@ -1,7 +1,12 @@
 """From the waveform to local features: strided convolutions, and the arithmetic of their frames.
 
-Two styles of wav2vec 2.0 (Baevski et al. 2020, section 2): "group" normalises each channel of the first layer
-over time (a group norm with one channel per group), "layer" normalises the channels of each frame in every layer.
+The norms are those of the family's papers:
+
+    "group"      wav2vec 2.0: each channel of the first layer over time (a group norm with one channel per group)
+    "layer"      wav2vec 2.0 Large: the channels of each frame, in every layer
+    "utterance"  wav2vec and vq-wav2vec: all channels and all frames together, in every layer (a group norm of one group)
+    "frame"      CPC after Riviere et al. 2020: as "layer", with the unbiased variance
+    "none"       CPC as van den Oord et al. 2018 wrote it
 """
 
 from __future__ import annotations
@@ -17,6 +22,8 @@ import jax.numpy as jnp
 from w2v_jax.config import UserError
 
 part: Any = nn.with_logical_partitioning
+
+NORMS = ("group", "layer", "utterance", "frame", "none")
 
 ConvSpec = Sequence[tuple[int, int, int]]
 """(channels, kernel, stride) of each convolution, first to last."""
@@ -68,6 +75,13 @@ def _gelu_backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
+def activate(x: jax.Array, name: str) -> jax.Array:
+    """ "gelu" (exact) or "relu" of x."""
+    if name not in ("gelu", "relu"):
+        raise UserError(f"encoder.activation is {name!r}; it is 'gelu' or 'relu'")
+    return gelu(x) if name == "gelu" else jax.nn.relu(x)
+
+
 def scale_gradient(x: jax.Array, scale: float) -> jax.Array:
     """x itself, with its gradient multiplied by `scale`."""
     if scale == 1.0:
@@ -105,11 +119,38 @@ class ChannelNorm(nn.Module):
         return (y * inverse + (bias - mean * inverse)).astype(self.dtype)
 
 
+class UtteranceNorm(nn.Module):
+    """Normalises all channels and frames of an utterance together: group norm of one group, float32, eps 1e-5.
+
+    With `valid`, only real frames count, so that padding cannot change an utterance's features. Without it the
+    padding is part of the statistics, as in the reference (wav2vec, fairseq's Fp32GroupNorm).
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
+        """x [B F C], valid [B F] bool or None -> [B F C]."""
+        scale = self.param("scale", part(nn.initializers.ones, ("conv",)), (x.shape[-1],))
+        bias = self.param("bias", part(nn.initializers.zeros, ("conv",)), (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        real = jnp.ones(x.shape[:2], bool) if valid is None else valid
+        count = jnp.maximum(real.sum(axis=1), 1).astype(jnp.float32)[:, None, None] * x.shape[-1]
+        mean = jnp.where(real[..., None], y, 0.0).sum(axis=(1, 2), keepdims=True) / count
+        y = y - mean
+        square = jnp.where(real[..., None], y * y, 0.0).sum(axis=(1, 2), keepdims=True) / count
+        return (y * (jax.lax.rsqrt(square + 1e-5) * scale) + bias).astype(self.dtype)
+
+
 class LayerNorm(nn.Module):
-    """Layer norm over the last axis in float32, eps 1e-5, one pass of sums; `axis` names the logical axis."""
+    """Layer norm over the last axis in float32, eps 1e-5; `axis` names the logical axis.
+
+    `unbiased` divides the squares by C - 1, as CPC's norm does.
+    """
 
     axis: str = "embed"
     dtype: Any = jnp.float32
+    unbiased: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -117,25 +158,37 @@ class LayerNorm(nn.Module):
         bias = self.param("bias", part(nn.initializers.zeros, (self.axis,)), (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y - y.mean(axis=-1, keepdims=True)
-        inverse = jax.lax.rsqrt((y * y).mean(axis=-1, keepdims=True) + 1e-5)
+        count = y.shape[-1] - 1 if self.unbiased else y.shape[-1]
+        inverse = jax.lax.rsqrt((y * y).sum(axis=-1, keepdims=True) / count + 1e-5)
         return (y * inverse * scale + bias).astype(self.dtype)
 
 
 class ConvLayer(nn.Module):
-    """Convolution without padding -> norm ("channel", "layer" or "none") -> GELU; frames are [B F C]."""
+    """Convolution -> norm -> activation; frames are [B F C]. `norm` is one of NORMS, "group" for this very layer.
+
+    `pad` frames stand before the first one: copies of it, or zeros with `zero_pad`. Weights start as in PyTorch
+    (uniform) or, with `kaiming`, as wav2vec 2.0's (normal).
+    """
 
     channels: int
     kernel: int
     stride: int
     norm: str
     use_bias: bool
+    activation: str = "gelu"
+    kaiming: bool = True
+    pad: int = 0
+    zero_pad: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
         fan_in = self.kernel * x.shape[-1]
-        init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # kaiming, as in the reference
+        uniform = symmetric_uniform(1.0 / math.sqrt(fan_in))
+        init = nn.initializers.variance_scaling(2.0, "fan_in", "normal") if self.kaiming else uniform
         kernel = self.param("kernel", part(init, (None, None, "conv")), (self.kernel, x.shape[-1], self.channels))
+        if self.pad:
+            x = jnp.pad(x, ((0, 0), (self.pad, 0), (0, 0)), mode="constant" if self.zero_pad else "edge")
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -144,17 +197,17 @@ class ConvLayer(nn.Module):
             dimension_numbers=("NWC", "WIO", "NWC"),
         )
         if self.use_bias:
-            bias_init = part(_symmetric_uniform(1.0 / math.sqrt(fan_in)), ("conv",))
-            y = y + self.param("bias", bias_init, (self.channels,)).astype(self.dtype)
-        if self.norm == "channel":
-            y = ChannelNorm(self.dtype, name="norm")(y, valid)
-        elif self.norm == "layer":
-            y = LayerNorm("conv", self.dtype, name="norm")(y)
-        return gelu(y)
+            y = y + self.param("bias", part(uniform, ("conv",)), (self.channels,)).astype(self.dtype)
+        if self.norm in ("group", "utterance"):
+            norm = ChannelNorm if self.norm == "group" else UtteranceNorm
+            y = norm(self.dtype, name="norm")(y, valid)
+        elif self.norm != "none":
+            y = LayerNorm("conv", self.dtype, self.norm == "frame", name="norm")(y)
+        return activate(y, self.activation)
 
 
 class ConvFrontend(nn.Module):
-    """The feature encoder of wav2vec 2.0: `layers` of (channels, kernel, stride), `norm` "group" or "layer"."""
+    """The feature encoder: `layers` of (channels, kernel, stride), `norm` one of NORMS."""
 
     layers: ConvSpec
     norm: str
@@ -162,26 +215,38 @@ class ConvFrontend(nn.Module):
     padding_aware: bool = True
     remat: bool = False
     dtype: Any = jnp.float32
+    activation: str = "gelu"
+    kaiming: bool = True
 
     @nn.compact
     def __call__(self, wave: jax.Array, num_samples: jax.Array) -> jax.Array:
         """wave [B T], num_samples [B] -> local features [B F C]."""
-        if self.norm not in ("group", "layer"):
-            raise UserError(f"encoder.conv_norm is {self.norm!r}; it is one of 'group', 'layer'")
+        if self.norm not in NORMS:
+            raise UserError(f"encoder.conv_norm is {self.norm!r}; it is one of {NORMS}")
         layer_class = nn.remat(ConvLayer) if self.remat else ConvLayer
         x = wave[..., None]
         for i, (channels, kernel, stride) in enumerate(self.layers):
-            norm = "layer" if self.norm == "layer" else ("channel" if i == 0 else "none")
+            norm = "none" if self.norm == "group" and i else self.norm
+            layer = layer_class(
+                channels,
+                kernel,
+                stride,
+                norm,
+                self.use_bias,
+                self.activation,
+                self.kaiming,
+                dtype=self.dtype,
+                name=f"conv{i}",
+            )
             valid = None
-            if norm == "channel" and self.padding_aware:
-                total = num_frames(wave.shape[1], self.layers[:1])
-                valid = valid_frames(num_frames(num_samples, self.layers[:1]), total)
-            x = layer_class(channels, kernel, stride, norm, self.use_bias, self.dtype, name=f"conv{i}")(x, valid)
-            x = nn.with_logical_constraint(x, ("batch", "frames", "conv"))
+            if norm in ("group", "utterance") and self.padding_aware:
+                shorter = self.layers[: i + 1]
+                valid = valid_frames(num_frames(num_samples, shorter), num_frames(wave.shape[1], shorter))
+            x = nn.with_logical_constraint(layer(x, valid), ("batch", "frames", "conv"))
         return x
 
 
-def _symmetric_uniform(bound: float) -> nn.initializers.Initializer:
+def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
     """U(-bound, bound): PyTorch's default for biases and linear layers, which the reference keeps."""
 
     def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
@@ -192,5 +257,5 @@ def _symmetric_uniform(bound: float) -> nn.initializers.Initializer:
 
 def linear(features: int, fan_in: int, axes: tuple[str, str], dtype: Any, name: str | None = None) -> nn.Dense:
     """A dense layer with PyTorch's default initialisation, U(+-1/sqrt(fan_in)) for kernel and bias."""
-    init = _symmetric_uniform(1.0 / math.sqrt(fan_in))
+    init = symmetric_uniform(1.0 / math.sqrt(fan_in))
     return nn.Dense(features, dtype=dtype, kernel_init=part(init, axes), bias_init=part(init, axes[1:]), name=name)

@@ -114,3 +114,24 @@ def contrastive(
     lowest = jnp.min(jnp.where(live, logits, jnp.inf), axis=-1)
     flat = (highest == positive) & (lowest == positive) & ~excluded  # all equal: a dead model is not right
     return Contrast(loss, ((positive >= highest) & ~flat).astype(jnp.float32))
+
+
+def info_nce(logits: jax.Array) -> Contrast:
+    """-log softmax of the first of logits [... 1+N] float32, in nats: the positive among N distractors."""
+    return Contrast(jax.nn.logsumexp(logits, axis=-1) - logits[..., 0], highest_first(logits))
+
+
+def noise_contrastive(logits: jax.Array, negative_weight: float) -> Contrast:
+    """Binary cross-entropies of logits [... 1+N] float32, summed: the first is real, the others are noise.
+
+    -log s(x) - w * sum log s(-y), s the logistic function; wav2vec (Schneider et al. 2019, equation 2) has w = 1.
+    """
+    loss = jax.nn.softplus(-logits[..., 0]) + negative_weight * jax.nn.softplus(logits[..., 1:]).sum(axis=-1)
+    return Contrast(loss, highest_first(logits))
+
+
+def highest_first(logits: jax.Array) -> jax.Array:
+    """1 where the first of logits [... 1+N] is the highest, unless all are equal: a dead model is not right."""
+    positive, others = logits[..., 0], logits[..., 1:]
+    flat = (others.max(axis=-1) == positive) & (others.min(axis=-1) == positive)
+    return ((positive >= others.max(axis=-1)) & ~flat).astype(jnp.float32)

@@ -1,0 +1,150 @@
+"""Predicting the local features of coming frames from the context: what CPC, wav2vec and vq-wav2vec share.
+
+A step s of S predicts the frame u = t + offset + s from the context of frame t. Everything here is aligned to the
+target frame u, so that its distractors are drawn once and serve all steps that predict it, as in Schneider et al.
+2019.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from w2v_jax import losses
+from w2v_jax import noise as noises
+from w2v_jax.api import Batch, Mean
+from w2v_jax.config import UserError, unit_rows
+from w2v_jax.frontend import part, receptive_field, symmetric_uniform, valid_frames
+
+
+def first_offset(config: Any) -> int:
+    """`loss.offset`, or for 0 the first frame that shares no sample with the present: ceil(receptive field / hop)."""
+    field, hop = receptive_field(config.encoder.conv_layers)
+    return config.loss.offset or -(-field // hop)
+
+
+class FuturePredictor(nn.Module):
+    """One linear map per step from the context to local features; `use_bias` adds one vector to all steps.
+
+    Starts as PyTorch's transposed convolution does (wav2vec), or without bias as its linear layer (CPC).
+    """
+
+    steps: int
+    width: int
+    dtype: Any = jnp.float32
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, context: jax.Array, offset: int) -> jax.Array:
+        """context [B F D] -> [B F S C]: at (u, s) the prediction of frame u from the context of u - offset - s.
+
+        Where that is before the first frame the prediction is 0.
+        """
+        depth = context.shape[-1]
+        fan_in = self.width * self.steps if self.use_bias else depth
+        init = symmetric_uniform(1.0 / math.sqrt(fan_in))
+        kernel = self.param("kernel", part(init, (None, "embed", "proj")), (self.steps, depth, self.width))
+        y = jnp.einsum("bfd,sdc->bfsc", context.astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            y = y + self.param("bias", part(init, ("proj",)), (self.width,)).astype(self.dtype)
+        frames = y.shape[1]
+        later = [
+            jnp.pad(y[:, : max(frames - offset - s, 0), s], ((0, 0), (min(offset + s, frames), 0), (0, 0)))
+            for s in range(self.steps)
+        ]
+        return jnp.stack(later, axis=2)
+
+
+def target_valid(num_frames: jax.Array, total: int, offset: int, steps: int) -> jax.Array:
+    """[B F S] bool: frame u of `total` is real and its step s has a context frame."""
+    reached = jnp.arange(total)[:, None] >= offset + jnp.arange(steps)
+    return valid_frames(num_frames, total)[..., None] & reached
+
+
+def draw(config: Any, batch: Batch, num_frames: jax.Array, total: int, key: jax.Array) -> jax.Array:
+    """Distractors [K J N] of every frame of `total`, as indices into the J frames of its block.
+
+    `loss.negatives` other frames of its row and `loss.cross_negatives` frames of its unit; a block is a row, or with
+    the latter a unit. Only real frames are drawn.
+    """
+    noise = noises.row_noise(key, batch["row"])
+    real = valid_frames(jnp.where(batch["weight"] > 0, num_frames, 0), total)
+    index = losses.draw_distractors(noises.fold(noise, 1), real, config.loss.negatives)
+    if not config.loss.cross_negatives:
+        return index
+    rows = unit_rows(config.data.unit_seconds, batch["wave"].shape[1])
+    own_row = jnp.arange(len(real)).reshape(-1, 1, 1) % rows
+    cross = losses.draw_cross_distractors(noises.fold(noise, 2), real, config.loss.cross_negatives, rows)
+    index = jnp.concatenate([index + own_row * total, cross], axis=-1)
+    return index.reshape(-1, rows * total, index.shape[-1])
+
+
+def candidate_logits(predictions: jax.Array, targets: jax.Array, distractors: jax.Array) -> jax.Array:
+    """Dot products [B F S 1+N], float32: the target frame first, then its distractors.
+
+    predictions [B F S C]; targets [B F C]; distractors [K J N] into the J frames of each block. The vectors of the
+    distractors are gathered: for N far below J that costs less than all products.
+    """
+    blocks, size, _ = distractors.shape
+    pool = targets.reshape(blocks, size, -1)
+    drawn = jax.vmap(lambda x, index: x[index])(pool, distractors)  # [K J N C]
+    candidates = jnp.concatenate([pool[:, :, None], drawn], axis=2)
+    flat = predictions.reshape(blocks, size, *predictions.shape[2:])
+    logits = jnp.einsum("kjsc,kjnc->kjsn", flat, candidates, preferred_element_type=jnp.float32)
+    return logits.reshape(*predictions.shape[:3], -1)
+
+
+def objective(
+    config: Any,
+    batch: Batch,
+    num_frames: jax.Array,
+    targets: jax.Array,
+    predictions: jax.Array,
+    distractors: jax.Array,
+) -> tuple[Mean, dict[str, Mean]]:
+    """The summed loss over its weight, the number of (frame, step) pairs that are predicted; and the metrics.
+
+    targets [B F C]; predictions [B F S C] from `FuturePredictor`; distractors from `draw`.
+    """
+    logits = candidate_logits(predictions, targets, distractors)
+    if config.loss.kind == "infonce":
+        contrast = losses.info_nce(logits)
+    elif config.loss.kind == "bce":
+        weight = 1.0 / distractors.shape[-1] if config.loss.balanced else 1.0
+        contrast = losses.noise_contrastive(logits, weight)
+    else:
+        raise UserError(f"loss.kind is {config.loss.kind!r}; it is 'bce' or 'infonce'")
+    valid = target_valid(num_frames, targets.shape[1], first_offset(config), config.loss.steps)
+    return summary(contrast, valid, batch["weight"])
+
+
+def summary(contrast: losses.Contrast, valid: jax.Array, weight: jax.Array) -> tuple[Mean, dict[str, Mean]]:
+    """(Mean of the loss over the valid pairs, metrics) of terms and valid [B F S]; weight [B], 0 on rows to ignore.
+
+    A row without any pair is "too short": it is counted and adds nothing.
+    """
+    counted = valid & (weight > 0)[:, None, None]
+    pairs = counted.sum(axis=(0, 1)).astype(jnp.float32)  # [S]
+    right = jnp.where(counted, contrast.correct, 0.0).sum(axis=(0, 1))
+    total = Mean(jnp.where(counted, contrast.loss, 0.0).sum(), pairs.sum())
+    short = (weight > 0) & ~counted.any(axis=(1, 2))
+    metrics = {
+        "loss": total,
+        "accuracy": Mean(right.sum(), pairs.sum()),
+        "too_short_share": Mean(short.sum().astype(jnp.float32), (weight > 0).sum().astype(jnp.float32)),
+    }
+    steps = {f"accuracy_step_{s + 1:02d}": Mean(right[s], pairs[s]) for s in range(len(right))}
+    return total, metrics | steps
+
+
+def levels(config: Any) -> dict[str, float]:
+    """What a model reaches whose logits are all equal."""
+    count = config.loss.negatives + config.loss.cross_negatives
+    weight = 1.0 / count if config.loss.balanced else 1.0
+    bce = math.log(2.0) * (1.0 + weight * count)
+    chance = bce if config.loss.kind == "bce" else math.log(1.0 + count)
+    return {"loss_chance": chance, "accuracy_chance": 1.0 / (1.0 + count)}
