@@ -72,6 +72,11 @@ def our_params(arrays: dict[str, np.ndarray], groups: int) -> dict:
         else:
             layers.setdefault(path, {})[layer] = array
     flat |= {path: np.stack([by[i] for i in sorted(by)]) for path, by in layers.items()}
+    return nest(flat)
+
+
+def nest(flat: dict[str, np.ndarray]) -> dict:
+    """{"a": {"b": x}} of {"a/b": x}."""
     nested: dict = {}
     for path, array in flat.items():
         *parents, leaf = path.split("/")

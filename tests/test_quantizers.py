@@ -128,7 +128,7 @@ def test_unit_perplexities_pool_the_used_frames_of_each_unit():
     used[4:] = False  # a unit without any frame
     codes = logits.argmax(-1)
     quantized = Quantized(jnp.zeros((rows, M, G * E)), jnp.asarray(codes), jnp.asarray(codes), jnp.asarray(logits))
-    hard, soft = unit_perplexities(quantized, jnp.asarray(used), units)
+    hard, soft = unit_perplexities(quantized, jnp.asarray(used), units, V)
     assert np.isfinite(hard).all() and np.isfinite(soft).all()
 
     def entropy_sum(p):

@@ -34,6 +34,14 @@ def unit_rows(unit_seconds: float, num_samples: int) -> int:
     return max(1, int(unit_seconds * SAMPLE_RATE + 0.5) // num_samples)
 
 
+def num_units(unit_seconds: float, rows: int, num_samples: int) -> int:
+    """Units in a batch of `rows` rows of `num_samples` samples. Raises ValueError when a unit would be cut."""
+    per_unit = unit_rows(unit_seconds, num_samples)
+    if rows % per_unit:
+        raise ValueError(f"a batch of {rows} rows cannot be cut into units of {per_unit} (data.unit_seconds)")
+    return rows // per_unit
+
+
 def load(spec: str, overrides: Sequence[tuple[str, str]] = ()):
     """The locked config of `FILE[:variant]` with `(dotted key, text)` overrides applied.
 

@@ -4,7 +4,7 @@ The norms are those of the family's papers:
 
     "group"      wav2vec 2.0: each channel of the first layer over time (a group norm with one channel per group)
     "layer"      wav2vec 2.0 Large: the channels of each frame, in every layer
-    "utterance"  wav2vec and vq-wav2vec: all channels and all frames together, in every layer (a group norm of one group)
+    "utterance"  wav2vec and vq-wav2vec: all channels and frames together, in every layer (a group norm of one group)
     "frame"      CPC after Riviere et al. 2020: as "layer", with the unbiased variance
     "none"       CPC as van den Oord et al. 2018 wrote it
 """
@@ -120,26 +120,27 @@ class ChannelNorm(nn.Module):
 
 
 class UtteranceNorm(nn.Module):
-    """Normalises all channels and frames of an utterance together: group norm of one group, float32, eps 1e-5.
+    """Normalises all frames of an utterance and all channels of a group together: group norm, float32, eps 1e-5.
 
     With `valid`, only real frames count, so that padding cannot change an utterance's features. Without it the
     padding is part of the statistics, as in the reference (wav2vec, fairseq's Fp32GroupNorm).
     """
 
     dtype: Any = jnp.float32
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
         """x [B F C], valid [B F] bool or None -> [B F C]."""
         scale = self.param("scale", part(nn.initializers.ones, ("conv",)), (x.shape[-1],))
         bias = self.param("bias", part(nn.initializers.zeros, ("conv",)), (x.shape[-1],))
-        y = x.astype(jnp.float32)
-        real = jnp.ones(x.shape[:2], bool) if valid is None else valid
-        count = jnp.maximum(real.sum(axis=1), 1).astype(jnp.float32)[:, None, None] * x.shape[-1]
-        mean = jnp.where(real[..., None], y, 0.0).sum(axis=(1, 2), keepdims=True) / count
-        y = y - mean
-        square = jnp.where(real[..., None], y * y, 0.0).sum(axis=(1, 2), keepdims=True) / count
-        return (y * (jax.lax.rsqrt(square + 1e-5) * scale) + bias).astype(self.dtype)
+        y = x.astype(jnp.float32).reshape(*x.shape[:2], self.groups, -1)
+        real = (jnp.ones(x.shape[:2], bool) if valid is None else valid)[..., None, None]
+        count = jnp.maximum(real.sum(axis=1, keepdims=True), 1).astype(jnp.float32) * y.shape[-1]
+        y = y - jnp.where(real, y, 0.0).sum(axis=(1, 3), keepdims=True) / count
+        square = jnp.where(real, y * y, 0.0).sum(axis=(1, 3), keepdims=True) / count
+        y = (y * jax.lax.rsqrt(square + 1e-5)).reshape(x.shape)
+        return (y * scale + bias).astype(self.dtype)
 
 
 class LayerNorm(nn.Module):

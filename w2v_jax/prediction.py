@@ -65,6 +65,11 @@ def target_valid(num_frames: jax.Array, total: int, offset: int, steps: int) -> 
     return valid_frames(num_frames, total)[..., None] & reached
 
 
+def num_pairs(config: Any, num_frames: jax.Array, total: int) -> jax.Array:
+    """(frame, step) pairs [B] that each row predicts."""
+    return target_valid(num_frames, total, first_offset(config), config.loss.steps).sum(axis=(1, 2))
+
+
 def draw(config: Any, batch: Batch, num_frames: jax.Array, total: int, key: jax.Array) -> jax.Array:
     """Distractors [K J N] of every frame of `total`, as indices into the J frames of its block.
 

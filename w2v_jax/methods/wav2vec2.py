@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from w2v_jax import losses, masking
 from w2v_jax import noise as noises
 from w2v_jax.api import Batch, Mean, Method, PyTree
-from w2v_jax.config import UserError, unit_rows
+from w2v_jax.config import UserError, num_units, unit_rows
 from w2v_jax.encoders import Encoded, wav2vec2_encoder
 from w2v_jax.frontend import linear, num_frames, valid_frames
 from w2v_jax.quantizers import GumbelQuantizer, Quantized, temperature, unit_perplexities
@@ -121,13 +121,15 @@ def draw(config: Any, batch: Batch, key: jax.Array, *, train: bool) -> Draws:
 
 def objective(config: Any, batch: Batch, draws: Draws, prediction: Prediction) -> tuple[Mean, dict[str, Mean]]:
     """The summed loss and its weight, the number of masked frames; and the metrics."""
-    units = _units(config, batch)
+    units = num_units(config.data.unit_seconds, *batch["wave"].shape)
     used = draws.used.astype(jnp.float32)
     count = used.sum()
     blocks = draws.distractors.shape[0]
     contrast = _contrast(config, draws, prediction, blocks)
     per_row, per_unit = used.sum(axis=1), used.reshape(units, -1).sum(axis=1)
-    code_perplexity, prob_perplexity = unit_perplexities(prediction.quantized, draws.used, units)
+    code_perplexity, prob_perplexity = unit_perplexities(
+        prediction.quantized, draws.used, units, config.quantizer.codes
+    )
     entries = config.quantizer.groups * config.quantizer.codes
     terms = {
         "loss": (contrast.loss.reshape(used.shape) * used).sum(),
@@ -146,14 +148,6 @@ def objective(config: Any, batch: Batch, draws: Draws, prediction: Prediction) -
         "masked_share": Mean(count, (prediction.encoded.num_frames * batch["weight"]).sum()),
     }
     return Mean(total, count), metrics
-
-
-def _units(config: Any, batch: Batch) -> int:
-    rows, length = batch["wave"].shape
-    per_unit = unit_rows(config.data.unit_seconds, length)
-    if rows % per_unit:
-        raise ValueError(f"a batch of {rows} rows cannot be cut into units of {per_unit} (data.unit_seconds)")
-    return rows // per_unit
 
 
 def _contrast(config: Any, draws: Draws, prediction: Prediction, blocks: int) -> losses.Contrast:

@@ -1,0 +1,208 @@
+"""wav2vec and vq-wav2vec against the reference implementation's own arrays (tests/golden, or W2V_JAX_GOLDEN).
+
+Each file holds parameters, inputs, every random draw, and what came out: outputs, loss terms, gradients.
+If one of these tests fails, the maths has changed: the message says which array first differs. The numbers are
+the reference's, so they are never to be regenerated from this package.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from fairseq_names import conv_layers, nest
+
+from w2v_jax import prediction
+from w2v_jax.config import flatten
+from w2v_jax.methods import vq_wav2vec, wav2vec
+from w2v_jax.quantizers import temperature
+
+GOLDEN = pathlib.Path(os.environ.get("W2V_JAX_GOLDEN") or pathlib.Path(__file__).parent / "golden")
+FILES = sorted([*GOLDEN.glob("wav2vec_*.npz"), *GOLDEN.glob("vq_wav2vec_*.npz")])
+
+
+def test_golden_files_are_there():
+    assert len(FILES) == 6, f"wav2vec_*.npz and vq_wav2vec_*.npz in {GOLDEN}"
+
+
+def our_config(reference: dict, rows: int, samples: int) -> ml_collections.ConfigDict:
+    weights = reference["loss_weights"] or [0.0]
+    gumbel = reference.get("vq_type") == "gumbel"
+    groups, codes = reference.get("vq_groups", 1), reference.get("vq_vars", 1)
+    return ml_collections.ConfigDict(
+        dict(
+            data=dict(unit_seconds=rows * samples / 16_000),
+            train=dict(dtype="float32"),
+            encoder=dict(
+                conv_layers=conv_layers(reference["conv_feature_layers"]),
+                conv_norm="utterance",
+                conv_bias=False,
+                activation=reference["activation"],
+                log_compression=reference["log_compression"],
+                padding_aware=False,
+                context="conv",
+                context_kernels=tuple(k for _, k, _ in conv_layers(reference["conv_aggregator_layers"])),
+                context_skip=reference["skip_connections_agg"],
+                context_zero_pad=reference.get("agg_zero_pad", False),
+                width=0,
+                layers=0,
+                remat_frontend=False,
+            ),
+            quantizer=dict(
+                kind="gumbel" if gumbel else "kmeans",
+                groups=groups,
+                codes=codes,
+                shared=reference.get("combine_groups", False),
+                depth=reference.get("vq_depth", 1),
+                temperature=tuple(reference.get("vq_temp", (2.0, 0.5, 0.99))),
+                restart=0.0,
+                init_iterations=0,
+            ),
+            loss=dict(
+                kind="infonce" if reference["infonce"] else "bce",
+                balanced=reference.get("balanced_classes", False),
+                steps=reference["prediction_steps"],
+                offset=0,
+                negatives=reference["num_negatives"],
+                cross_negatives=reference.get("cross_sample_negatives", 0),
+                diversity_weight=weights[0] * groups * codes if gumbel else 0.0,
+                commitment_weight=weights[0],
+                commitment_gamma=reference.get("vq_gamma", 0.25),
+            ),
+        )
+    )
+
+
+def our_parameter(name: str, array: np.ndarray, groups: int) -> tuple[str, np.ndarray]:
+    """(path, array) here of a parameter of the reference."""
+    if match := re.fullmatch(r"feature_(extractor|aggregator)\.conv_layers\.(\d+)\.([0-3])\.(weight|bias)", name):
+        part = "frontend" if match[1] == "extractor" else "aggregator"
+        stem = f"encoder/{part}/conv{match[2]}"
+        if match[3] in "01":
+            return (f"{stem}/kernel", array.transpose()) if match[4] == "weight" else (f"{stem}/bias", array)
+        return f"{stem}/norm/{'scale' if match[4] == 'weight' else 'bias'}", array
+    module, _, leaf = name.rpartition(".")
+    if module == "wav2vec_predictions.project_to_steps":
+        return (
+            ("predictor/kernel", array[:, :, 0].transpose(2, 0, 1)) if leaf == "weight" else ("predictor/bias", array)
+        )
+    if module == "vector_quantizer":
+        return "quantizer/codebook", array.transpose(1, 0, 2) if leaf == "embedding" else array
+    if module == "vector_quantizer.projection.0":
+        return "quantizer/projection", array[..., 0].reshape(groups, -1, array.shape[1]).transpose(0, 2, 1)
+    if module == "vector_quantizer.projection.1":
+        return f"quantizer/norm/{'scale' if leaf == 'weight' else 'bias'}", array
+    ours = {"vector_quantizer.weight_proj.0.0": "hidden", "vector_quantizer.weight_proj.1": "weight_proj"}[module]
+    return f"quantizer/{ours}/{leaf.replace('weight', 'kernel')}", array.transpose()
+
+
+class Case:
+    """One golden file: our config, params and batch, the reference's draws, and one forward and backward pass."""
+
+    def __init__(self, path: pathlib.Path):
+        self.arrays = dict(np.load(path))
+        self.reference = json.loads(str(self.arrays["config"]))
+        wave = self.arrays["in/source"]
+        rows = len(wave)
+        self.config = our_config(self.reference, rows, wave.shape[1])
+        self.batch = dict(
+            wave=jnp.asarray(wave),
+            num_samples=jnp.full(rows, wave.shape[1], jnp.int32),
+            weight=jnp.ones(rows),
+            row=jnp.arange(rows),
+        )
+        self.frames = self.arrays["out/feature_extractor"].shape[2]
+        self.quantizes = path.stem.startswith("vq_")
+        self.distractors = self.reference_distractors(rows)
+        self.tau = temperature(jnp.asarray(self.reference["updates"]), *self.config.quantizer.temperature)
+        once = {"xla_backend_optimization_level": 0}  # each function runs once: compile time is all that counts
+        both = jax.jit(jax.value_and_grad(self.loss, has_aux=True), compiler_options=once)
+        (_, (self.total, self.metrics, self.outputs)), self.grads = both(self.params("param/"))
+
+    def params(self, prefix: str) -> dict:
+        found = [(k.removeprefix(prefix), v) for k, v in self.arrays.items() if k.startswith(prefix)]
+        groups = self.config.quantizer.groups
+        return nest(dict(our_parameter(name, array, groups) for name, array in found))
+
+    def reference_distractors(self, rows: int) -> np.ndarray:
+        """The reference skips the positive frame by frame, then reads the draws back negative by negative."""
+
+        def read(name: str, count: int) -> np.ndarray:
+            draw = self.arrays[name]
+            skipped = draw + (draw >= np.arange(draw.shape[1]) // count)
+            return skipped.reshape(rows, count, self.frames).transpose(0, 2, 1)
+
+        index = read("in/randint_1", self.config.loss.negatives)
+        if not self.config.loss.cross_negatives:
+            return index
+        cross = read("in/randint_2", self.config.loss.cross_negatives)
+        index = index + np.arange(rows)[:, None, None] * self.frames
+        return np.concatenate([index, cross], axis=-1).reshape(1, rows * self.frames, -1)
+
+    def loss(self, params):
+        if not self.quantizes:
+            encoded, predictions = wav2vec.Wav2Vec(self.config).apply({"params": params}, self.batch)
+            total, metrics = prediction.objective(
+                self.config, self.batch, encoded.num_frames, encoded.local, predictions, self.distractors
+            )
+            outputs = {"feature_extractor": encoded.local, "feature_aggregator": encoded.context}
+            return total.total, (total, metrics, outputs)
+        gumbel = self.arrays.get("in/gumbel_noise")
+        if gumbel is not None:
+            gumbel = gumbel.reshape(len(self.batch["wave"]), self.frames, self.config.quantizer.groups, -1)
+        model = vq_wav2vec.VQWav2Vec(self.config)
+        encoded, quantized, predictions = model.apply({"params": params}, self.batch, self.tau, gumbel)
+        total, metrics = vq_wav2vec.objective(
+            self.config, self.batch, encoded, quantized, predictions, self.distractors
+        )
+        outputs = {
+            "feature_extractor": encoded.local,
+            "vector_quantizer": quantized.vectors,
+            "feature_aggregator": encoded.context,
+        }
+        return total.total, (total, metrics, outputs)
+
+
+@pytest.fixture(scope="module", params=FILES, ids=lambda p: p.stem)
+def case(request) -> Case:
+    return Case(request.param)
+
+
+def relative_error(ours, theirs) -> float:
+    return float(np.max(np.abs(np.asarray(ours) - theirs)) / max(np.max(np.abs(theirs)), 1e-12))
+
+
+def test_golden_forward(case):
+    for name, ours in case.outputs.items():
+        assert relative_error(ours.transpose(0, 2, 1), case.arrays[f"out/{name}"]) < 1e-4, f"{name} differs"
+
+
+def test_golden_loss_terms(case):
+    assert float(case.total.weight) == case.arrays["out/sample_size"]
+    weights = case.config.loss
+    ours = {"out/loss_sum": case.total.total}
+    if case.quantizes:
+        extra = ("diversity", weights.diversity_weight), ("commitment", weights.commitment_weight)
+        term = next(weight * case.metrics[name].total for name, weight in extra if name in case.metrics)
+        ours |= {"log/loss_0": case.metrics["loss"].total, "log/loss_1": term}
+        ours["log/code_perplexity"] = case.metrics["code_perplexity"].value()
+    if "prob_perplexity" in case.metrics:
+        ours |= {"log/prob_perplexity": case.metrics["prob_perplexity"].value(), "log/temp": case.tau}
+    if case.config.loss.kind == "infonce":
+        ours |= {"log/count": case.metrics["accuracy"].weight, "log/correct": case.metrics["accuracy"].total}
+    for name, value in ours.items():
+        assert relative_error(value, case.arrays[name]) < 1e-4, f"{name}: {value} is not {case.arrays[name]}"
+
+
+def test_golden_gradient_of_every_parameter(case):
+    theirs, ours = flatten(case.params("grad/")), flatten(case.grads)
+    assert theirs.keys() == ours.keys()
+    for name, gradient in theirs.items():
+        assert relative_error(ours[name], gradient) < 1e-3, f"the gradient of {name} differs"

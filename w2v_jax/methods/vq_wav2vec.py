@@ -1,0 +1,157 @@
+"""vq-wav2vec (Baevski, Schneider, Auli 2020, arXiv 1910.05453): wav2vec on discrete codes, from either quantizer.
+
+The local features of every frame are replaced by the vectors of their codes; the context network reads those, and
+they are what the context of earlier frames must tell from distractors. `quantizer.kind` is "gumbel" (section 3.1) or
+"kmeans" (section 3.2). What makes a codebook collapse, and its remedies, are named in configs/vq_wav2vec.py.
+
+Differs: as in `wav2vec.py`; and the diversity term, which the paper does not have (`loss.diversity_weight` 0), is
+normalised by the number of codes as in wav2vec 2.0, where the reference's wav2vec leaves it as it is. Perplexities
+pool over a unit of the batch (`data.unit_seconds`), the analogue of the reference's batch of one GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from w2v_jax import noise as noises
+from w2v_jax import prediction
+from w2v_jax.api import Batch, Mean, Method, PyTree
+from w2v_jax.config import UserError, num_units
+from w2v_jax.encoders import Encoded, causal_encoder
+from w2v_jax.frontend import num_frames, valid_frames
+from w2v_jax.quantizers import (
+    GumbelQuantizer,
+    KMeansQuantizer,
+    Quantized,
+    commitment,
+    first_life,
+    group_width,
+    revive,
+    temperature,
+    unit_perplexities,
+)
+
+
+class VQWav2Vec(nn.Module):
+    """The model: params "encoder", "quantizer" and "predictor"."""
+
+    config: Any
+
+    def setup(self) -> None:
+        config, dtype = self.config, jnp.dtype(self.config.train.dtype)
+        q, channels = config.quantizer, config.encoder.conv_layers[-1][0]
+        self.encoder = causal_encoder(config.encoder, dtype)
+        if q.kind == "gumbel":
+            inputs = channels if q.depth == 2 else 0
+            self.quantizer = GumbelQuantizer(
+                q.groups, q.codes, channels, dtype, inputs, config.encoder.activation, q.shared
+            )
+        else:
+            self.quantizer = KMeansQuantizer(q.groups, q.codes, channels, dtype, q.shared)
+        self.predictor = prediction.FuturePredictor(config.loss.steps, channels, dtype)
+
+    def encode(self, batch: Batch, tau=1.0, gumbel=None, moved=None) -> tuple[Encoded, Quantized]:
+        """The encoded batch and its codes; gumbel [B F G V] noise, moved [G V E] what `revive` adds to the codes."""
+        z = self.encoder.local(batch["wave"], batch["num_samples"])
+        frames = num_frames(batch["num_samples"], self.config.encoder.conv_layers)
+        if self.config.quantizer.kind == "gumbel":
+            quantized = self.quantizer(z, tau, gumbel)
+        else:
+            valid = valid_frames(frames, z.shape[1]) if self.config.encoder.padding_aware else None
+            quantized = self.quantizer(z, valid, moved)
+        context, hidden = self.encoder.context(quantized.vectors, batch["num_samples"])
+        return Encoded(z, z, context, hidden, frames), quantized
+
+    def __call__(self, batch: Batch, tau=1.0, gumbel=None, moved=None) -> tuple[Encoded, Quantized, jax.Array]:
+        """As `encode`, and the predictions [B F S C], aligned to their target frames."""
+        encoded, quantized = self.encode(batch, tau, gumbel, moved)
+        return encoded, quantized, self.predictor(encoded.context, prediction.first_offset(self.config))
+
+    def features(self, batch: Batch, moved=None) -> dict[str, Any]:
+        """Local features, context, the output of every context layer, and the codes of every frame."""
+        encoded, quantized = self.encode(batch, moved=moved)
+        return {
+            "local": encoded.local,
+            "context": encoded.context,
+            "hidden": encoded.hidden,
+            "valid": valid_frames(encoded.num_frames, encoded.local.shape[1]),
+            "codes": quantized.codes,
+        }
+
+
+def objective(
+    config: Any,
+    batch: Batch,
+    encoded: Encoded,
+    quantized: Quantized,
+    predictions: jax.Array,
+    distractors: jax.Array,
+) -> tuple[Mean, dict[str, Mean]]:
+    """The prediction loss with the quantizer's own term, per predicted (frame, step) pair; and the metrics."""
+    targets, weight = quantized.vectors, batch["weight"]
+    total, metrics = prediction.objective(config, batch, encoded.num_frames, targets, predictions, distractors)
+    valid = valid_frames(encoded.num_frames, targets.shape[1]) & (weight > 0)[:, None]
+    units = num_units(config.data.unit_seconds, *batch["wave"].shape)
+    pairs = prediction.num_pairs(config, encoded.num_frames, targets.shape[1]) * (weight > 0)  # [B]
+    code_perplexity, prob_perplexity = unit_perplexities(quantized, valid, units, config.quantizer.codes)
+    alive = valid.reshape(units, -1).any(axis=1).astype(jnp.float32)
+    if prob_perplexity is None:
+        term = (pairs * commitment(quantized, valid, config.loss.commitment_gamma)).sum()
+        name, factor = "commitment", config.loss.commitment_weight
+    else:
+        entries = config.quantizer.groups * config.quantizer.codes
+        term = (pairs.reshape(units, -1).sum(axis=1) * (entries - prob_perplexity) / entries).sum()
+        name, factor = "diversity", config.loss.diversity_weight
+        metrics["prob_perplexity"] = Mean((prob_perplexity * alive).sum(), alive.sum())
+    metrics["code_perplexity"] = Mean((code_perplexity * alive).sum(), alive.sum())
+    metrics[name] = Mean(term, total.weight)
+    return Mean(total.total + factor * term, total.weight), metrics
+
+
+def make(config: Any) -> Method:
+    """The three functions of vq-wav2vec for a config."""
+    q, model = config.quantizer, VQWav2Vec(config)
+    if q.kind not in ("gumbel", "kmeans"):
+        raise UserError(f"quantizer.kind is {q.kind!r}; it is 'gumbel' or 'kmeans'")
+    if q.depth not in (1, 2):
+        raise UserError(f"quantizer.depth is {q.depth!r}; it is 1 or 2")
+    revives = q.kind == "kmeans" and (q.restart > 0 or q.init_iterations > 0)
+    width = group_width(config.encoder.conv_layers[-1][0], q.groups)
+
+    def init(key: jax.Array, batch: Batch) -> tuple[PyTree, PyTree]:
+        extra = first_life(1 if q.shared else q.groups, q.codes, width) if revives else {}
+        return model.init(key, batch)["params"], extra
+
+    def loss(params, extra, batch, key, step, *, train):
+        noise, gumbel = noises.row_noise(key, batch["row"]), None
+        if train and q.kind == "gumbel":
+            frames = num_frames(batch["wave"].shape[1], config.encoder.conv_layers)
+            gumbel = noises.gumbel(noises.fold(noise, 3), frames, q.groups, q.codes)
+        tau = temperature(step, *q.temperature) if q.kind == "gumbel" else None
+        encoded, quantized, predictions = model.apply({"params": params}, batch, tau, gumbel, extra.get("moved"))
+        distractors = prediction.draw(config, batch, encoded.num_frames, predictions.shape[1], key)
+        total, metrics = objective(config, batch, encoded, quantized, predictions, distractors)
+        if revives and train:
+            valid = valid_frames(encoded.num_frames, predictions.shape[1]) & (batch["weight"] > 0)[:, None]
+            codebook = jax.lax.stop_gradient(params["quantizer"]["codebook"])
+            law = dict(threshold=q.restart, iterations=q.init_iterations)
+            extra = revive(extra, quantized, codebook, valid, noises.fold(noise, 4), step, **law)
+        if q.kind == "gumbel":
+            metrics["temperature"] = Mean(tau, jnp.float32(1.0))
+        return total, (extra, metrics)
+
+    def predict(params, extra, batch):
+        return model.apply({"params": params}, batch, extra.get("moved"), method=VQWav2Vec.features)
+
+    return Method(init, loss, predict)
+
+
+def levels(config: Any) -> dict[str, float]:
+    """What a useless model reaches: drawn into the curves and watched by the watchdog."""
+    q = config.quantizer
+    floor, most = float(q.groups), float(q.groups * q.codes)
+    return prediction.levels(config) | {"perplexity_floor": floor, "perplexity_max": most}
