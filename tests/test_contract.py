@@ -23,6 +23,8 @@ from w2v_jax.train import method_module
 
 METHODS = sorted(f.stem for f in pathlib.Path(w2v_jax.methods.__file__).parent.glob("*.py") if f.stem != "__init__")
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+VARIANTS = ["vq_wav2vec:kmeans_tiny"]
+"""Variants with other maths than the tiny one of their method."""
 OVERFIT = {"wav2vec2": 0.9}
 """The loss that training on one batch must fall to, as a share of the first one. A method that is not named: 0.9."""
 
@@ -34,11 +36,12 @@ QUICK = {"xla_backend_optimization_level": 0}
 eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the eight CPU devices of conftest.py")
 
 
-def config_of(method: str, rows_per_unit: int = 2):
-    """The tiny config of a method, with units of some rows of SAMPLES (or LONGER) samples."""
+def config_of(name: str, rows_per_unit: int = 2):
+    """The config of a method[:variant], tiny without one, with units of some rows of SAMPLES (or LONGER) samples."""
+    method, _, variant = name.partition(":")
     for file in CONFIGS:
-        config = configs.load(f"{file}:tiny")
-        if config.method == method:
+        if configs.load(f"{file}:tiny").method == method:
+            config = configs.load(f"{file}:{variant or 'tiny'}")
             with config.unlocked():
                 config.data.unit_seconds = rows_per_unit * LONGER / 16_000
             return config
@@ -65,7 +68,8 @@ class Job:
     def __init__(self, name: str):
         self.name = name
         self.config, self.single = config_of(name), config_of(name, rows_per_unit=1)
-        self.method, self.single_method = (method_module(name).make(c) for c in (self.config, self.single))
+        self.module = method_module(self.config.method)
+        self.method, self.single_method = (self.module.make(c) for c in (self.config, self.single))
         self.key = jax.random.key(5)
         self.rate = optim.schedule(self.config.optim, 1000)
         abstract = jax.eval_shape(lambda: self.method.init(self.key, make_batch()))
@@ -118,7 +122,7 @@ class Run:
             return self.update(state, sharding.put_batch(batch, self.mesh, 1), self.job.key)
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=[*METHODS, *VARIANTS])
 def job(request) -> Job:
     return Job(request.param)
 
@@ -220,7 +224,7 @@ def test_loss_in_bfloat16_is_near_that_in_float32(job):
     half = config_of(job.name)
     with half.unlocked():
         half.train.dtype = "bfloat16"
-    method = method_module(job.name).make(half)
+    method = job.module.make(half)
     total, _ = jax.jit(functools.partial(job.loss, method=method), compiler_options=QUICK)(make_batch())
     assert total.total.dtype == jnp.float32
     np.testing.assert_allclose(total.value(), job.whole[2]["objective"].value(), rtol=0.03)

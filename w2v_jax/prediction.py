@@ -147,9 +147,14 @@ def summary(contrast: losses.Contrast, valid: jax.Array, weight: jax.Array) -> t
 
 
 def levels(config: Any) -> dict[str, float]:
-    """What a model reaches whose logits are all equal."""
+    """What the best model reaches that gives all frames the same logit.
+
+    InfoNCE: ln(1 + N). Binary: the logit says 1 in 1 + wN, so ln(1 + wN) + wN ln(1 + 1 / wN); at the start, with
+    logits near 0, the loss is higher: (1 + wN) ln 2.
+    """
     count = config.loss.negatives + config.loss.cross_negatives
-    weight = 1.0 / count if config.loss.balanced else 1.0
-    bce = math.log(2.0) * (1.0 + weight * count)
-    chance = bce if config.loss.kind == "bce" else math.log(1.0 + count)
+    noise = 1.0 if config.loss.balanced else float(count)
+    chance = math.log(1.0 + count)
+    if config.loss.kind == "bce":
+        chance = math.log(1.0 + noise) + noise * math.log(1.0 + 1.0 / noise)
     return {"loss_chance": chance, "accuracy_chance": 1.0 / (1.0 + count)}

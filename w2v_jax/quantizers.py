@@ -19,7 +19,6 @@ from w2v_jax import noise as noises
 from w2v_jax.config import UserError
 from w2v_jax.frontend import UtteranceNorm, activate, linear, part, symmetric_uniform
 
-
 held = jax.lax.stop_gradient
 
 
