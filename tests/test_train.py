@@ -80,6 +80,15 @@ def test_run_leaves_everything_that_it_names(whole):
     assert "try next" in said and "chance" in said
 
 
+def test_start_up_counts_the_recordings_that_are_cropped(shared, tmp_path):
+    for longest, number in ((2.0, "recordings longer than 2 s, at a random place each epoch"), (20.0, "")):
+        config = load(shared, data__bucket_seconds=f"({longest},)", data__eval_share=0.2)
+        mesh, data = train.sharding.make_mesh(config.sharding), train.open_data(config, 8, 8)
+        table = train.start_up(config, tmp_path, mesh, data, {}, 1)
+        count = (data.train.index.durations > longest).sum()
+        assert table.get("cropped") == (f"{count} {number}" if number else None)
+
+
 def test_metrics_have_the_promised_keys(whole):
     rows = read_metrics(whole / "metrics.jsonl")
     assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, 21))
@@ -192,7 +201,7 @@ def test_complete_run_is_left_alone(shared, whole, capsys):
     [
         ({"data__name": "folder", "data__root": "/nowhere/at/all"}, "does not exist"),
         ({"data__name": "fodler"}, "Did you mean 'folder'"),
-        ({"method": "wav2vec3"}, "Did you mean 'wav2vec2'"),
+        ({"method": "wav2vec22"}, "Did you mean 'wav2vec2'"),
         ({"data__batch_hours": 1.0}, "fewer than one batch"),
         ({"data__batch_hours": 6 / 3600}, "cannot share evenly"),
         ({"sharding__data": 3}, "does not make the 8 devices"),

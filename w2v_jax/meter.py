@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +17,8 @@ class Meter:
 
     def __init__(self, processes: int = 1):
         self.processes = processes
-        self.started: dict[tuple[int, ...], float] = {}
-        self.compiled: set[tuple[int, ...]] = set()
+        self.started: dict[tuple[int, int], float] = {}
+        self.compiled: set[tuple[int, int]] = set()
         self.skipped_updates = 0
         self.unread_rows = 0
         self._clear()
@@ -41,23 +42,24 @@ class Meter:
         yield
         self._left_out += time.perf_counter() - began
 
-    def is_new_shape(self, batch: dict[str, np.ndarray]) -> bool:
+    def is_new_shape(self, batch: dict[str, np.ndarray], info: Any) -> bool:
         """Whether this batch, whose step is about to be started, is the first of its shape: then the step compiles."""
-        if batch["wave"].shape in self.started:
+        shape = _shape(batch, info)
+        if shape in self.started:
             return False
-        self.started[batch["wave"].shape] = time.perf_counter()
+        self.started[shape] = time.perf_counter()
         return True
 
-    def count(self, batch: dict[str, np.ndarray]) -> float | None:
+    def count(self, batch: dict[str, np.ndarray], info: Any) -> float | None:
         """Adds a finished step. The first of its shape is timed apart: its seconds are returned instead."""
-        shape = batch["wave"].shape
+        shape = _shape(batch, info)
         if shape not in self.compiled:
             self.compiled.add(shape)
             self._clear()
             return time.perf_counter() - self.started[shape]
         self._steps += 1
         self._audio += float(batch["num_samples"].sum()) / SAMPLE_RATE * self.processes
-        self._room += batch["wave"].size / SAMPLE_RATE * self.processes
+        self._room += shape[0] * shape[1] / SAMPLE_RATE * self.processes
         return None
 
     def row(self) -> dict[str, float]:
@@ -74,3 +76,8 @@ class Meter:
         }
         self._clear()
         return timed | counters
+
+
+def _shape(batch: dict[str, np.ndarray], info: Any) -> tuple[int, int]:
+    """(rows, 16 kHz samples of each) of a batch and its `pipeline.Info`."""
+    return len(batch["row"]), info.length

@@ -40,7 +40,7 @@ class RunLog:
         n, batch, info, metrics = self.pending
         self.pending = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self._say_compiled(batch, self.meter.count(batch))
+        self._say_compiled(batch, info, self.meter.count(batch, info))
         if self.config.train.log_rows:
             self._append("rows", {"step": n, "ids": info.ids, "starts": info.starts})
         self._count_failures(n, info, values)
@@ -67,10 +67,10 @@ class RunLog:
             if self.config.train.watchdog == "stop" and finding.dead:
                 self.dead = finding.name
 
-    def _say_compiled(self, batch: dict[str, Any], seconds: float | None) -> None:
+    def _say_compiled(self, batch: dict[str, Any], info: Any, seconds: float | None) -> None:
         if seconds is not None:
-            rows, length = batch["wave"].shape
-            what = f"{rows * self.meter.processes} rows of {length / SAMPLE_RATE:g} s"
+            rows = len(batch["row"]) * self.meter.processes
+            what = f"{rows} rows of {info.length / SAMPLE_RATE:g} s"
             self.report.say(f"compiled and ran the first step of {what} ({report.duration(seconds)})")
 
     def evaluation(self, n: int, metrics: dict[str, float]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from w2v_jax import checkpoint, optim, report, sharding, step, workdir
 from w2v_jax import config as configs
 from w2v_jax.config import SAMPLE_RATE, UserError
 from w2v_jax.data import source_module
-from w2v_jax.data.index import Source, split_heldout, subset
+from w2v_jax.data.index import Form, Source, split_heldout, subset
 from w2v_jax.data.pipeline import Info, batches
 from w2v_jax.data.plan import EvalPlan, TrainPlan, eval_plan, train_plan
 from w2v_jax.runlog import RunLog
@@ -107,7 +107,7 @@ def run(config: Any, path: pathlib.Path) -> int:
             ]
             report.write_whole(path / "skipped.jsonl", "".join(lines))
         method, key = module.make(config), jax.random.key(config.seed)
-        micro = micro_batch(*data.train_plan.shapes[0], parts)
+        micro = micro_batch(data.train.form, *data.train_plan.shapes[0], parts)
         abstract, _ = jax.eval_shape(lambda: method.init(key, step.zeros_like(micro)))
         rate = optim.schedule(config.optim, config.train.steps)
         tx = optim.optimizer(config.optim, rate, sharding.bare(abstract))
@@ -146,7 +146,7 @@ def loop(job: Job, update: Any, score: Any) -> int:
         for n in range(first + 1, train.steps + 1):
             with log.meter.waiting():
                 batch, info = next(stream)
-            new_shape = log.meter.is_new_shape(batch)
+            new_shape = log.meter.is_new_shape(batch, info)
             state, metrics = update(state, sharding.put_batch(batch, job.mesh, job.parts), key)
             log.finish_pending()
             log.pending = (n, batch, info, metrics)
@@ -199,6 +199,8 @@ def open_data(config: Any, units: int, shards: int) -> Data:
     else:
         kept, set_aside = split_heldout(train.index, data.eval_share)
         train, held_out = subset(train, kept), subset(train, set_aside)
+    if held_out.form != train.form:
+        raise UserError(f"data.eval_root holds {held_out.form}, data.root {train.form}; they must be made alike")
     buckets = [int(seconds * SAMPLE_RATE + 0.5) for seconds in data.bucket_seconds]
     law: dict[str, Any] = dict(bucket_samples=buckets, unit_seconds=data.unit_seconds)
     plan = train_plan(train.index.num_samples, seed=config.seed, units=units, **law)
@@ -206,12 +208,12 @@ def open_data(config: Any, units: int, shards: int) -> Data:
     return Data(train, plan, held_out, scored)
 
 
-def micro_batch(rows: int, length: int, parts: int) -> dict[str, jax.ShapeDtypeStruct]:
+def micro_batch(form: Form, rows: int, length: int, parts: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of one of the `parts` micro-batches of a step of `rows` rows of `length` samples."""
     count = rows // parts
     per_row = dict(num_samples=jnp.int32, weight=jnp.float32, row=jnp.int32)
     shapes = {name: jax.ShapeDtypeStruct((count,), kind) for name, kind in per_row.items()}
-    return {"wave": jax.ShapeDtypeStruct((count, length), jnp.float32), **shapes}
+    return {form.name: jax.ShapeDtypeStruct((count, length // form.hop), form.dtype), **shapes}
 
 
 def training_batches(job: Job, first: int) -> Iterator[tuple[dict[str, np.ndarray], Info]]:
@@ -266,8 +268,10 @@ def start_up(config: Any, path: pathlib.Path, mesh: Any, data: Data, params: Any
     per_device = plan.units * d.unit_seconds / sharding.batch_shards(mesh) / parts
     count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
     epochs, hours = config.train.steps / plan.steps_per_epoch, plan.units * d.unit_seconds / 3600
+    longest = max(length for _, length in plan.shapes)
+    cropped = int((plan.num_samples > longest).sum())
     skipped = f", {len(index.skipped):,} files skipped (see skipped.jsonl)" if index.skipped else ""
-    return {
+    table = {
         "method": f"{config.method}, {count:,} parameters, {config.train.dtype}",
         "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
         "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
@@ -275,11 +279,13 @@ def start_up(config: Any, path: pathlib.Path, mesh: Any, data: Data, params: Any
         "held out": f"{len(data.eval.index):,} recordings, {data.eval.index.hours:,.2f} h",
         "batch per update": f"{hours:.4g} h of audio, {plan.units} units of {d.unit_seconds:g} s",
         "rows per update": f"{rows} (padding {plan.padding_share:.1%})",
+        "cropped": f"{cropped:,} recordings longer than {longest / SAMPLE_RATE:g} s, at a random place each epoch",
         "per device": f"{per_device:g} s of audio at once x {parts} micro-batch(es) per update",
         "updates": f"{config.train.steps:,}, {epochs:,.3g} epochs of the data",
         "learning rate": f"{config.optim.peak:g} at its peak, {config.optim.schedule}; it belongs to this batch",
         "workdir": str(path),
     }
+    return table if cropped else {name: text for name, text in table.items() if name != "cropped"}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from w2v_jax.config import UserError
-from w2v_jax.data.index import Index, Row, Skip, hash_ids, make_index, roots, split_heldout, subset, usable
+from w2v_jax.data.index import WAVE, Index, Row, Skip, hash_ids, make_index, roots, split_heldout, subset, usable
 
 
 def rows(ids, seconds=1.0):
@@ -120,6 +120,7 @@ def test_report_counts_skipped_files_by_kind_with_their_paths():
 def test_subset_numbers_its_rows_from_zero():
     class Numbers:
         index = make_index(rows("abcd"))
+        form = WAVE
 
         def read(self, row, start, length):
             return np.full(length, row, np.float32)
@@ -127,6 +128,7 @@ def test_subset_numbers_its_rows_from_zero():
     part = subset(Numbers(), np.array([3, 1]))
     assert part.index.ids.tolist() == ["d", "b"]
     assert part.read(0, 0, 2).tolist() == [3, 3]
+    assert part.form == WAVE
 
 
 def test_roots_must_be_named_and_exist(tmp_path):

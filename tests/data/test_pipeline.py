@@ -10,7 +10,7 @@ import pytest
 
 from w2v_jax.config import UserError
 from w2v_jax.data import open_source, pipeline
-from w2v_jax.data.index import ReadError, Row, make_index
+from w2v_jax.data.index import WAVE, Form, ReadError, Row, make_index
 from w2v_jax.data.pipeline import batches
 from w2v_jax.data.plan import eval_plan, train_plan
 
@@ -22,6 +22,8 @@ LOADERS = ["threads", "tfdata"]
 class Ramps:
     """A source without files: sample k of row i is i + k / 2^20. Rows in `bad` cannot be read."""
 
+    form = WAVE
+
     def __init__(self, lengths, bad=()):
         self.bad = bad
         self.index = make_index(Row(f"id-{i}", f"path-{i}", 0, int(n), RATE) for i, n in enumerate(lengths))
@@ -31,6 +33,19 @@ class Ramps:
             raise ReadError(f"no row {row}")
         stop = min(start + length, int(self.index.num_samples[row]))
         return (row + np.arange(start, stop) / 2**20).astype(np.float32)
+
+
+class Codes(Ramps):
+    """A source of codes, one per 320 samples: code k of row i is 1000 i + k + 1."""
+
+    form = Form("codes", "int32", 320)
+
+    def __init__(self, frames):
+        super().__init__([320 * n for n in frames])
+
+    def read(self, row, start, length):
+        first, stop = start // 320, min((start // 320) + length // 320, int(self.index.num_samples[row]) // 320)
+        return (1000 * row + np.arange(first, stop) + 1).astype(np.int32)
 
 
 def ramps(bad=()):
@@ -76,7 +91,7 @@ def test_batch_holds_what_the_plan_says(loader):
     plan = plan_of(source)
     for step, (batch, info) in enumerate(batches(source, plan, stop=12, loader=loader)):
         planned = plan.step(step)
-        assert (info.step, info.epoch) == (step, planned.epoch)
+        assert (info.step, info.epoch, info.length) == (step, planned.epoch, planned.length)
         assert info.ids == [f"id-{row}" for row in planned.rows]
         assert info.starts == planned.starts.tolist()
         assert {k: v.dtype.name for k, v in batch.items()} == {
@@ -93,6 +108,32 @@ def test_batch_holds_what_the_plan_says(loader):
             assert batch["num_samples"][i] == len(wave)
             np.testing.assert_array_equal(batch["wave"][i, : len(wave)], wave)
             assert not batch["wave"][i, len(wave) :].any()
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_batch_of_codes_has_their_form_and_counts_16_khz_samples(loader):
+    source = Codes([20] * 8 + [49] * 10 + [333] * 6)
+    plan = plan_of(source)
+    cropped = False
+    for step, (batch, info) in enumerate(batches(source, plan, stop=12, loader=loader)):
+        planned = plan.step(step)
+        assert list(batch) == ["codes", "num_samples", "weight", "row"]
+        assert (info.length, info.starts) == (planned.length, planned.starts.tolist())
+        assert batch["codes"].dtype == np.int32
+        assert batch["codes"].shape == (len(planned.rows), planned.length // 320)
+        for i, (row, start) in enumerate(zip(planned.rows, planned.starts, strict=True)):
+            codes = source.read(row, start, planned.length)
+            assert batch["num_samples"][i] == 320 * len(codes)
+            np.testing.assert_array_equal(batch["codes"][i, : len(codes)], codes)
+            assert not batch["codes"][i, len(codes) :].any()
+            cropped |= start > 0
+    assert cropped
+
+
+def test_codes_cannot_be_normalized():
+    source = Codes([50] * 8)
+    with pytest.raises(UserError, match="data.normalize is for audio; the data are codes"):
+        batches(source, plan_of(source), normalize=True, loader="threads")
 
 
 @pytest.mark.parametrize("loader", LOADERS)

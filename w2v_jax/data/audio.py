@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from w2v_jax.config import SAMPLE_RATE
-from w2v_jax.data.index import Index, ReadError
+from w2v_jax.data.index import WAVE, Index, ReadError
 
 __all__ = ["AudioFiles", "Header", "ReadError", "probe", "probe_content", "read_frames", "resample_crop"]
 
@@ -39,6 +39,8 @@ class Header(NamedTuple):
 
 class AudioFiles:
     """The source of an index whose rows are (segments of) audio files. Opens the file anew at each read."""
+
+    form = WAVE
 
     def __init__(self, index: Index):
         self.index = index

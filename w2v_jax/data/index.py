@@ -46,6 +46,17 @@ class Row(NamedTuple):
     transcript: str = ""
 
 
+class Form(NamedTuple):
+    """What a source's rows are made of: the key in the batch, its type, and the 16 kHz samples of one element."""
+
+    name: str = "wave"
+    dtype: str = "float32"
+    hop: int = 1
+
+
+WAVE = Form()
+
+
 class ReadError(Exception):
     """A row that cannot be read; the text is the reason. A run goes on without the row and reports it."""
 
@@ -53,11 +64,13 @@ class ReadError(Exception):
 class Source(Protocol):
     """Random access to recordings. Each source file of this folder exports `make(data, root) -> Source`.
 
-    read(row, start, length) -> float32 [at most length]: mono at 16 kHz; start and length in 16 kHz samples
-    within the row. Raises ReadError. Safe to call from several threads.
+    read(row, start, length) -> form.dtype [at most length / form.hop]; for audio mono at 16 kHz. start and length are
+    16 kHz samples within the row whatever the form, rounded down to whole elements. Raises ReadError. Safe to call
+    from several threads.
     """
 
     index: Index
+    form: Form
 
     def read(self, row: int, start: int, length: int) -> np.ndarray: ...
 
@@ -229,7 +242,7 @@ def split_heldout(index: Index, share: float) -> tuple[np.ndarray, np.ndarray]:
 
 def subset(source: Source, rows: np.ndarray) -> Source:
     """The source that holds only these rows, numbered from 0."""
-    return _Subset(source, np.asarray(rows, np.int64), source.index.select(rows))
+    return _Subset(source, np.asarray(rows, np.int64), source.index.select(rows), source.form)
 
 
 @dataclasses.dataclass(eq=False)
@@ -237,6 +250,7 @@ class _Subset:
     source: Source
     rows: np.ndarray
     index: Index
+    form: Form
 
     def read(self, row: int, start: int, length: int) -> np.ndarray:
         return self.source.read(int(self.rows[row]), start, length)

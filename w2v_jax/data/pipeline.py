@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from w2v_jax.config import UserError
-from w2v_jax.data.index import ReadError, Source
+from w2v_jax.data.index import WAVE, ReadError, Source
 from w2v_jax.data.plan import FILLER, Plan
 
 LOADERS = ("tfdata", "threads")
@@ -40,10 +40,14 @@ class Failed(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What the batch of a step was made of: `ids` and `starts` (16 kHz samples) of this host's rows, in order."""
+    """What the batch of a step was made of: `length` of its rows, `ids` and `starts` of this host's rows, in order.
+
+    Lengths and starts are 16 kHz samples, whatever the rows are made of.
+    """
 
     step: int
     epoch: float
+    length: int
     ids: list[str]
     starts: list[int]
     failed: list[Failed]
@@ -63,13 +67,16 @@ def batches(
     """(batch, info) of the steps start .. stop (None: the plan's end, or endless).
 
     `units`: the units of the global batch that this host reads, in this order (None: all). batch: wave [n T]
-    float32 padded with zeros, num_samples [n] int32, weight [n] float32, row [n] int32 (the row's number in the
-    global batch). A row that cannot be read is zeros with num_samples 0 and weight 0, and is named in info.failed.
+    float32 padded with zeros (or what else `source.form` says, [n T / hop]), num_samples [n] int32 at 16 kHz, weight
+    [n] float32, row [n] int32 (the row's number in the global batch). A row that cannot be read is zeros with
+    num_samples 0 and weight 0, and is named in info.failed.
     normalize: zero mean and unit variance over the whole recording, before the crop. workers 0: one per core.
     Close the iterator (or exhaust it) to stop reading ahead. Raises UserError.
     """
     if loader not in LOADERS:
         raise UserError(f"data.loader={loader!r}: there are {' and '.join(LOADERS)}")
+    if normalize and source.form != WAVE:
+        raise UserError(f"data.normalize is for audio; the data are {source.form.name}: --config.data.normalize=false")
     if loader == "tfdata":
         _tensorflow()
     units = tuple(range(plan.units)) if units is None else tuple(units)
@@ -101,11 +108,12 @@ class _Reader:
         self.statistics = np.full((len(source.index), 2), np.nan) if normalize else None
 
     def unit(self, step: int, unit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """wave [R T], num_samples [R], reasons [R] of one unit; a reason is empty where the row was read."""
+        """elements [R T / hop], num_samples [R], reasons [R] of one unit; a reason is empty where a row was read."""
+        form = self.source.form
         batch = self.plan.step(step)
         count = len(batch.rows) // self.plan.units
         chosen = slice(unit * count, (unit + 1) * count)
-        wave = np.zeros((count, batch.length), np.float32)
+        elements = np.zeros((count, batch.length // form.hop), form.dtype)
         num_samples = np.zeros(count, np.int32)
         reasons = np.zeros(count, object)
         for i, (row, start) in enumerate(zip(batch.rows[chosen], batch.starts[chosen], strict=True)):
@@ -114,11 +122,11 @@ class _Reader:
                 continue
             try:
                 read = self._row(int(row), int(start), batch.length)
-                wave[i, : len(read)] = read
-                num_samples[i] = len(read)
+                elements[i, : len(read)] = read
+                num_samples[i] = len(read) * form.hop
             except Exception as error:  # whatever a codec does, one row must not end the run
                 reasons[i] = _reason(error).encode()
-        return wave, num_samples, reasons
+        return elements, num_samples, reasons
 
     def _row(self, row: int, start: int, length: int) -> np.ndarray:
         wave = self.source.read(row, start, length)
@@ -166,23 +174,23 @@ def _tfdata(
 ) -> Generator[tuple, None, None]:
     tf = _tensorflow()
     count = len(units)
-    kinds = (tf.float32, tf.int32, tf.string)
+    kinds = (tf.as_dtype(reader.source.form.dtype), tf.int32, tf.string)
 
     def read(place):
         step, number = divmod(int(place), count)
         return reader.unit(step, units[number])
 
     def load(place):
-        wave, num_samples, reasons = tf.numpy_function(read, [place], kinds, stateful=False)
-        wave.set_shape([None, None])
+        elements, num_samples, reasons = tf.numpy_function(read, [place], kinds, stateful=False)
+        elements.set_shape([None, None])
         num_samples.set_shape([None])
         reasons.set_shape([None])
-        return wave, num_samples, reasons
+        return elements, num_samples, reasons
 
     data = tf.data.Dataset.range(start * count, 2**62 if stop is None else stop * count)
     data = data.map(load, num_parallel_calls=workers, deterministic=True).batch(count, drop_remainder=True)
-    for wave, num_samples, reasons in data.prefetch(AHEAD).as_numpy_iterator():
-        yield wave.reshape(-1, wave.shape[-1]), num_samples.reshape(-1), reasons.reshape(-1)
+    for elements, num_samples, reasons in data.prefetch(AHEAD).as_numpy_iterator():
+        yield elements.reshape(-1, elements.shape[-1]), num_samples.reshape(-1), reasons.reshape(-1)
 
 
 def _assemble(
@@ -190,7 +198,7 @@ def _assemble(
 ) -> Generator[tuple[dict[str, np.ndarray], Info], None, None]:
     index, plan, sequence = reader.source.index, reader.plan, 0
     with contextlib.closing(parts):
-        for step, (wave, num_samples, reasons) in enumerate(parts, start):
+        for step, (elements, num_samples, reasons) in enumerate(parts, start):
             planned = plan.step(step)
             count = len(planned.rows) // plan.units
             row = np.concatenate([np.arange(unit * count, (unit + 1) * count, dtype=np.int32) for unit in units])
@@ -204,9 +212,9 @@ def _assemble(
                     f"({failed[-1].reason}); is the disk still there?"
                 )
             weight = (num_samples > 0).astype(np.float32)
-            batch = {"wave": wave, "num_samples": num_samples, "weight": weight, "row": row}
+            batch = {reader.source.form.name: elements, "num_samples": num_samples, "weight": weight, "row": row}
             ids = [str(index.ids[r]) if r != FILLER else "" for r in rows]
-            yield batch, Info(step, planned.epoch, ids, planned.starts[row].tolist(), failed)
+            yield batch, Info(step, planned.epoch, planned.length, ids, planned.starts[row].tolist(), failed)
 
 
 def _reason(error: Exception) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 
 from w2v_jax.config import SAMPLE_RATE, UserError
 from w2v_jax.data.audio import Header, probe_content, read_frames, resample_crop
-from w2v_jax.data.index import Index, ReadError, Row, Skip, make_index, usable
+from w2v_jax.data.index import WAVE, Index, ReadError, Row, Skip, make_index, usable
 from w2v_jax.data.listing import Progress
 from w2v_jax.data.tfrecord import TFRecords
 
@@ -65,6 +65,8 @@ class Part(NamedTuple):
 
 class Records:
     """The source of rows whose path is SHARD#NUMBER, the number counting the records of the file from 0."""
+
+    form = WAVE
 
     def __init__(self, index: Index, datasets: Mapping[str, Dataset]):
         self.index = index
