@@ -16,6 +16,7 @@ from w2v_jax.frontend import (
     ChannelNorm,
     ConvFrontend,
     LayerNorm,
+    UtteranceNorm,
     gelu,
     num_frames,
     receptive_field,
@@ -203,3 +204,42 @@ def test_frontend_gradient_is_scaled_including_the_penalty():
         for a, b in zip(jax.tree.leaves(whole[name]), jax.tree.leaves(tenth[name]), strict=True):
             np.testing.assert_allclose(b, factor * a, rtol=1e-4, atol=1e-5, err_msg=name)
     assert all(np.abs(g).max() > 1e-3 for g in jax.tree.leaves(whole["frontend"]))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_utterance_norm_pools_all_real_frames_and_the_channels_of_a_group(groups):
+    x = jax.random.normal(jax.random.key(0), (2, 7, 6)) * 3 + 5
+    valid = jnp.arange(7)[None] < jnp.asarray([[7], [4]])
+    norm = UtteranceNorm(groups=groups)
+    found = norm.apply(norm.init(jax.random.key(1), x, valid), x, valid)
+    for b, n in enumerate((7, 4)):
+        real = np.asarray(x)[b, :n].reshape(n, groups, -1)
+        expected = (real - real.mean((0, 2), keepdims=True)) / np.sqrt(real.var((0, 2), keepdims=True) + 1e-5)
+        np.testing.assert_allclose(found[b, :n], expected.reshape(n, 6), atol=1e-5)
+    everything = norm.apply(norm.init(jax.random.key(1), x, None), x, None)
+    np.testing.assert_allclose(everything[0], found[0], atol=1e-6)
+    assert np.abs(everything[1, :4] - found[1, :4]).max() > 1e-2  # padding in the statistics
+
+
+@pytest.mark.parametrize("norm", ["utterance", "frame", "none"])
+def test_padding_changes_no_real_frame_with_any_norm(norm):
+    frontend = ConvFrontend(((8, 10, 5), (8, 8, 4), (8, 1, 1)), norm, False, activation="relu", kaiming=False)
+    wave = np.random.default_rng(0).normal(size=(2, 600)).astype(np.float32)
+    num_samples = jnp.asarray([600, 400])
+    wave = jnp.asarray(wave * (np.arange(600) < np.asarray([[600], [400]])))
+    params = frontend.init(jax.random.key(0), wave, num_samples)
+    short = frontend.apply(params, wave, num_samples)
+    long = frontend.apply(params, jnp.pad(wave, ((0, 0), (0, 200))), num_samples)
+    alone = frontend.apply(params, wave[1:, :400], num_samples[1:])
+    frames = np.asarray(num_frames(np.asarray(num_samples), frontend.layers))
+    for b in range(2):
+        np.testing.assert_allclose(long[b, : frames[b]], short[b, : frames[b]], atol=1e-5)
+    np.testing.assert_allclose(alone[0], short[1, : frames[1]], atol=1e-5)
+
+
+def test_frame_norm_divides_by_the_unbiased_variance():
+    x = jax.random.normal(jax.random.key(0), (1, 3, 5))
+    norm = LayerNorm("conv", unbiased=True)
+    found = norm.apply(norm.init(jax.random.key(1), x), x)
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(np.asarray(x).var(-1, ddof=1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
