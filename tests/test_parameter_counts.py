@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import pytest
 
 from w2v_jax import config as configs
-from w2v_jax.methods import wav2vec2
 from w2v_jax.sharding import bare
+from w2v_jax.train import method_module
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
 def counts(config) -> dict[str, int]:
     """Parameters by top-level name, and of "encoder/*"."""
-    method = wav2vec2.make(config)
+    method = method_module(config.method).make(config)
     shape = jax.ShapeDtypeStruct
     ints = shape((1,), jnp.int32)
     batch = dict(wave=shape((1, 32_000), jnp.float32), num_samples=ints, weight=shape((1,), jnp.float32), row=ints)
@@ -51,3 +51,21 @@ def test_base_has_the_published_parts():
     found = counts(configs.load(str(CONFIGS / "w2v2_base.py")))
     assert found["quantizer"] == 410_240
     assert found["target_proj"] + found["context_proj"] == 262_656
+
+
+@pytest.mark.parametrize(
+    ("file", "conv", "kernels", "total"),
+    [
+        ("wav2vec_large.py", None, None, 32_537_088),
+        ("wav2vec_large.py", 5, (3,) * 9, 15_491_072),
+        ("vq_wav2vec.py:gumbel", None, None, 34_063_488),
+        ("vq_wav2vec.py:kmeans", None, None, 33_014_272),
+    ],
+    ids=["large", "small", "gumbel", "kmeans"],
+)
+def test_wav2vec_has_as_many_parameters_as_the_reference(file, conv, kernels, total):
+    config = configs.load(str(CONFIGS / file))
+    with config.unlocked():
+        config.encoder.conv_layers = config.encoder.conv_layers[:conv]
+        config.encoder.context_kernels = kernels or config.encoder.context_kernels
+    assert counts(config)["all"] == total

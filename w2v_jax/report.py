@@ -209,7 +209,8 @@ def legend(levels: Levels) -> str:
     parts = ["loss in nats" + (f" (chance {levels['loss_chance']:.3f})" if "loss_chance" in levels else "")]
     parts.append("acc" + (f" (chance {levels['accuracy_chance']:.3f})" if "accuracy_chance" in levels else ""))
     known = [f"{word} {levels[key]:g}" for key, word in PERPLEXITY_LEVELS if key in levels]
-    parts.append("ppl code/prob" + (f" ({', '.join(known)})" if known else ""))
+    if known:
+        parts.append(f"ppl: perplexity of codes/probabilities ({', '.join(known)})")
     return "; ".join([*parts, "h/h: hours of audio per hour", "wait: for data", "pad: padding"])
 
 
@@ -222,7 +223,8 @@ def progress_line(row: Row, total_steps: int, steps_per_second: float | None = N
     if "accuracy" in row:
         parts.append(f"acc {_number(row['accuracy'], '.3f'):>5}")
     if "code_perplexity" in row:
-        parts.append(f"ppl {_number(row['code_perplexity'], '.1f'):>5}/{_number(row.get('prob_perplexity'), '.1f'):<5}")
+        prob = f"/{_number(row['prob_perplexity'], '.1f'):<5}" if "prob_perplexity" in row else ""
+        parts.append(f"ppl {_number(row['code_perplexity'], '.1f'):>5}{prob}")
     if row["split"] == "train":
         parts += _speed(row, total_steps, steps_per_second)
     return "  ".join(parts).rstrip()
@@ -288,7 +290,8 @@ def draw_curves(rows: Sequence[Row], path, levels: Levels | None = None, title: 
     axes = figure.subplots(3, 2)
     _draw_loss(axes[0, 0], rows, levels)
     _draw_accuracy(axes[0, 1], rows, levels)
-    _draw_perplexity(axes[1, 0], rows, levels)
+    quantizes = any("code_perplexity" in row for row in rows)
+    (_draw_perplexity if quantizes or not _steps_ahead(rows) else _draw_steps)(axes[1, 0], rows, levels)
     _draw_gradient(axes[1, 1], rows)
     _draw_schedules(axes[2, 0], rows)
     _draw_speed(axes[2, 1], rows)
@@ -345,7 +348,7 @@ def _level(ax, value: float | None, text: str) -> None:
 
 
 def _draw_loss(ax, rows: Sequence[Row], levels: Levels) -> None:
-    ax.set_title("Loss, nats per masked frame", loc="left")
+    ax.set_title("Loss, nats per prediction", loc="left")
     _plot(ax, rows, "loss")
     chance = levels.get("loss_chance")
     _level(ax, chance, f"chance {chance:.3f}" if chance is not None else "")
@@ -368,6 +371,23 @@ def _draw_perplexity(ax, rows: Sequence[Row], levels: Levels) -> None:
     floor, most = levels.get("perplexity_floor"), levels.get("perplexity_max")
     _level(ax, floor, f"collapse {floor:g}" if floor is not None else "")
     _level(ax, most, f"maximum {most:g}" if most is not None else "")
+
+
+def _steps_ahead(rows: Sequence[Row]) -> list[str]:
+    """The metrics "accuracy_step_01", ... of methods that predict several frames ahead."""
+    return sorted({name for row in rows for name in row if name.startswith("accuracy_step_")})
+
+
+def _draw_steps(ax, rows: Sequence[Row], levels: Levels) -> None:
+    ax.set_title("Accuracy by how many steps ahead", loc="left")
+    names = _steps_ahead(rows)
+    for name in names[:: max(1, len(names) // 4)]:
+        steps, values = _series(rows, name, "train")
+        label = name.removeprefix("accuracy_step_").lstrip("0")
+        ax.plot(steps, _smooth(values), linewidth=1.6, label=label, alpha=1 - 0.7 * names.index(name) / len(names))
+    ax.set_ylim(-0.02, 1.02)
+    chance = levels.get("accuracy_chance")
+    _level(ax, chance, f"chance {chance:.3g}" if chance is not None else "")
 
 
 def _draw_gradient(ax, rows: Sequence[Row]) -> None:

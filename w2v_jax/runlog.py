@@ -108,7 +108,7 @@ class RunLog:
             "metrics": self.path / "metrics.jsonl",
             "plots": f"{self.path / 'curves.png'}, and tensorboard --logdir={self.path / 'tensorboard'}",
             "summary": self.path / "done.json",
-            "try next": "your own recordings: --config=configs/w2v2_base.py --config.data.root=FOLDER --workdir=NEW",
+            "try next": "your own recordings: the config without its variant, --config.data.root=FOLDER and another --workdir",
         }
         return report.table(rows, "done")
 

@@ -110,7 +110,7 @@ def _equal_logits(rows: Sequence[Row], levels: Levels, settings: Settings) -> Fi
         return None
     return Finding(
         "collapsed to a constant",
-        f"the loss has been exactly ln(K+1) = {chance:.4f} for {settings.patience} logged steps: every frame gets the "
+        f"the loss has been exactly at chance ({chance:.4f}) for {settings.patience} logged steps: every frame gets the "
         f"same vector, so all distractors look alike. Likely cause: {_cause(settings)}, or input that is not speech at "
         f"16 kHz. Next: {REMEDY}; start anew, this does not recover",
     )
@@ -125,8 +125,9 @@ def _one_code(rows: Sequence[Row], levels: Levels, settings: Settings) -> Findin
                 "codebook collapsed",
                 f"{name} has been at its floor ({floor:g}: one code per group) for {settings.patience} logged steps; "
                 f"a low loss or a high accuracy means nothing now. Likely cause: {_cause(settings)}, or the diversity "
-                f"term is too weak (loss.diversity_weight, 0.1 in the paper), or quantizer.temperature starts too low "
-                f"(2.0 in the paper). Next: {REMEDY}; check loss.diversity_weight; start anew, this does not recover",
+                f"term is too weak (loss.diversity_weight, 0.1 for wav2vec 2.0), or quantizer.temperature starts too low "
+                f"(2.0 in the papers). Next: {REMEDY}; raise loss.diversity_weight (Gumbel) or quantizer.restart "
+                f"(k-means); start anew, this does not recover",
             )
     return None
 
@@ -167,7 +168,7 @@ def _at_chance(rows: Sequence[Row], levels: Levels, settings: Settings) -> Findi
         return None
     return Finding(
         "loss at chance",
-        f"the loss has stayed at chance, ln(K+1) = {chance:.3f}, for {count} logged steps after the first "
+        f"the loss has stayed at chance ({chance:.3f}) for {count} logged steps after the first "
         f"{settings.grace_steps} steps: nothing is learned yet. Likely cause: {_cause(settings)}, or input that is not "
         f"speech at 16 kHz (listen to a few files; a wrong rate in a manifest sounds too fast or too slow). "
         f"Next: {REMEDY}",
@@ -176,7 +177,8 @@ def _at_chance(rows: Sequence[Row], levels: Levels, settings: Settings) -> Findi
 
 def _few_codes(rows: Sequence[Row], levels: Levels, settings: Settings) -> Finding | None:
     floor, most, count = levels.get("perplexity_floor"), levels.get("perplexity_max"), 2 * settings.patience
-    values = _last(rows, "prob_perplexity", count)
+    name = "prob_perplexity" if "prob_perplexity" in rows[-1] else "code_perplexity"  # k-means has no probabilities
+    values = _last(rows, name, count)
     if floor is None or most is None or values is None or rows[-count]["step"] <= 4 * settings.grace_steps:
         return None
     bound = floor + 0.03 * (most - floor)
@@ -184,9 +186,10 @@ def _few_codes(rows: Sequence[Row], levels: Levels, settings: Settings) -> Findi
         return None
     return Finding(
         "few codes in use",
-        f"prob_perplexity has not been above {bound:.3g} of {most:g} for {count} logged steps (a dip to a twentieth "
+        f"{name} has not been above {bound:.3g} of {most:g} for {count} logged steps (a dip to a twentieth "
         f"early in a run is normal, staying there is not): the codebook is close to collapse. Likely cause: "
-        f"{_cause(settings)}, or loss.diversity_weight is too small. Next: {REMEDY}; raise loss.diversity_weight",
+        f"{_cause(settings)}, or nothing keeps codes alive. Next: {REMEDY}; raise loss.diversity_weight (Gumbel) or "
+        f"quantizer.restart (k-means)",
         dead=False,
     )
 
