@@ -5,7 +5,8 @@
 The reference trained on 16 V100 GPUs with 10 crops of 9.4 s each (1.5 M samples per GPU); the effective batch of 25
 minutes of audio is kept on any number of devices by accumulation. Expected downstream (vq-wav2vec paper, Table 1, WSJ
 nov92, 4-gram): 4.32 % word errors against 5.64 % of log-mel features. The loss starts near 11 ln 2 = 7.62 nats, falls
-to 3.35 within some hundred updates, which a model reaches that tells no frame from another, and must fall below that. Numbers without a note are the reference's published command (fairseq examples/wav2vec, 2020).
+to 3.35 within some hundred updates, which a model reaches that tells no frame from another, and must fall below that.
+Numbers without a note are the reference's published command (fairseq examples/wav2vec, 2020).
 
 Variants: `:demo` learns on a self-made corpus in minutes on two CPU cores; `:tiny` is for tests.
 """
