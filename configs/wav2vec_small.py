@@ -3,9 +3,9 @@
     python -m w2v_jax.train --config=configs/wav2vec_small.py --workdir=runs/w2v --config.data.root=LibriSpeech/train
 
 The paper trains 40k updates on its sets of 80 h; one GPU holds 10 crops of 9.4 s, and the large model's batch of 16
-such GPUs is kept by accumulation. The loss starts near 11 ln 2 = 7.62 nats, falls to 3.35 within some hundred updates, which
-a model reaches that tells no frame from another, and must fall below that. No figure for this model alone is at hand;
-the large one's is in `wav2vec_large.py`.
+such GPUs is kept by accumulation. The loss starts near 11 ln 2 = 7.62 nats, falls to 3.35 within some hundred updates,
+which a model reaches that tells no frame from another, and must fall below that. No figure for this model alone is at
+hand; the large one's is in `wav2vec_large.py`.
 
 Variants: `:demo` learns on a self-made corpus in minutes on two CPU cores; `:tiny` is for tests.
 """
