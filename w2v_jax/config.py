@@ -19,6 +19,9 @@ from typing import Any
 SAMPLE_RATE = 16_000
 """Every wave inside the package has this rate, in Hz."""
 
+CODE_PAD, CODE_MASK, CODE_UNKNOWN, FIRST_CODE = 0, 1, 2, 3
+"""Ids of a vocabulary of codes: no frame, a hidden frame, a type that the vocabulary lacks, and the first real type."""
+
 
 class UserError(Exception):
     """A mistake of the person at the keyboard: shown as one message without a stack trace, exit code 1."""
