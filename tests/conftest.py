@@ -1,6 +1,9 @@
 """Settings that must stand before jax is imported: eight CPU devices, no accelerator, quiet TensorFlow."""
 
 import os
+import pathlib
+
+import pytest
 
 DEVICES = "--xla_force_host_platform_device_count=8"
 
@@ -17,3 +20,39 @@ def pytest_terminal_summary(terminalreporter):
     if any("torch" in reason or "transformers" in reason for reason in skipped):
         terminalreporter.section("PARITY TESTS SKIPPED", sep="!", yellow=True, bold=True)
         terminalreporter.line("Nothing was compared with PyTorch. To compare: pip install -e '.[parity]'")
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory):
+    """The folder of a self-made corpus of 0.02 h: recordings of 2 to 15 s in train and dev."""
+    from w2v_jax.data import synthetic
+
+    return synthetic.write_corpus(tmp_path_factory.mktemp("corpus") / "synthetic", 0.02)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, tiny_corpus):
+    """A function: the workdir of a run of two steps of a config, e.g. tiny_run("w2v2_base.py:tiny", seed=2)."""
+    from w2v_jax import config as configs
+    from w2v_jax import train
+
+    made, cache = {}, tmp_path_factory.mktemp("compiled")
+
+    def make(name="w2v2_base.py:tiny", **changes):
+        changes = {"train__compile_cache": cache, "train__checkpoint_every": 1} | changes
+        changes = {
+            "data__root": tiny_corpus,
+            "data__loader": "threads",
+            "train__steps": 2,
+            "optim__warmup": 1,
+        } | changes
+        key = (name, *sorted((k, str(v)) for k, v in changes.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("run") / "run"
+            overrides = [(k.replace("__", "."), str(v)) for k, v in changes.items()]
+            file = pathlib.Path(__file__).parents[1] / "configs" / name
+            assert train.run(configs.load(str(file), overrides), folder) == 0
+            made[key] = folder
+        return made[key]
+
+    return make

@@ -352,15 +352,23 @@ def test_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
 # Parameters alone
 
 
-def test_params_come_as_numpy_from_a_workdir_a_directory_or_a_step(tmp_path):
+def test_params_and_extra_come_as_numpy_from_a_workdir_a_directory_or_a_step(tmp_path):
     steps_kept(tmp_path / "checkpoints", {1: 1.0, 2: 2.0}, keep_latest=2, keep_best=0)
     for path, step in [(tmp_path, 2), (tmp_path / "checkpoints", 2), (tmp_path / "checkpoints" / "1", 1)]:
         restored = checkpoint.restore_params(path)
         assert restored.step == step
-        assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(restored.state))
-        assert_equal(restored.state, make_state(step).params)
+        assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves((restored.params, restored.extra)))
+        assert_equal(restored.params, make_state(step).params)
+        assert_equal(restored.extra, make_state(step).extra)
     assert checkpoint.restore_params(tmp_path, step="best").step == 1
     assert checkpoint.restore_params(tmp_path, step=1).step == 1
+
+
+def test_params_of_a_method_without_extra_come_with_an_empty_one(tmp_path):
+    manager = manager_at(tmp_path)
+    checkpoint.save(manager, 3, make_state(3).replace(extra={}))
+    checkpoint.close(manager)
+    assert checkpoint.restore_params(tmp_path).extra == {}
 
 
 def test_params_of_a_corrupt_newest_come_from_the_previous(tmp_path, capsys):

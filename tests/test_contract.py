@@ -19,7 +19,7 @@ from jax.sharding import AxisType
 import w2v_jax.methods
 from w2v_jax import config as configs
 from w2v_jax import optim, sharding, step
-from w2v_jax.train import method_module
+from w2v_jax.runs import method_module
 
 METHODS = sorted(f.stem for f in pathlib.Path(w2v_jax.methods.__file__).parent.glob("*.py") if f.stem != "__init__")
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))

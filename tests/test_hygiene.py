@@ -41,6 +41,7 @@ MACHINERY = {
     "workdir",
     "runlog",
 }  # L3
+LIBRARY = {"runs"}  # what commands share
 HEAVY = ("tensorflow", "tensorflow_datasets", "librosa", "soundfile", "soxr", "ml_collections", "torch", "transformers")
 HEAVY += ("matplotlib", "tensorboardX", "espeakng_loader")
 # what a layer may import from outside the standard library, anywhere in its files
@@ -68,7 +69,7 @@ def is_command(path: pathlib.Path) -> bool:
 def layer(path: pathlib.Path) -> str:
     if path.parent.name in ("methods", "data"):
         return path.parent.name
-    for name, members in (("core", CORE), ("maths", MATHS), ("machinery", MACHINERY)):
+    for name, members in (("core", CORE), ("maths", MATHS), ("machinery", MACHINERY), ("library", LIBRARY)):
         if path.stem in members:
             return name
     return "command" if is_command(path) else "package" if path.stem == "__init__" else "unknown"
@@ -111,7 +112,7 @@ def outer(names: set[str]) -> set[str]:
 
 def test_every_file_of_the_package_has_a_layer_and_a_docstring():
     for path in modules():
-        assert layer(path) != "unknown", f"{path.name}: name its layer in tests/test_hygiene.py (MATHS or MACHINERY)"
+        assert layer(path) != "unknown", f"{path.name}: name its layer in tests/test_hygiene.py (MATHS, ...)"
         assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
 
 
@@ -125,6 +126,7 @@ def test_imports_go_down_the_layers_only(path):
         "methods": CORE | MATHS,
         "data": {"config", "data"},
         "machinery": CORE | MATHS | MACHINERY,
+        "library": CORE | MATHS | MACHINERY | LIBRARY | {"methods", "data"},
     }.get(where)
     if allowed is not None:
         assert firsts <= allowed, f"{path.name} ({where}) imports {sorted(firsts - allowed)}"
@@ -156,7 +158,7 @@ def run_python(script: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_core_methods_and_machinery_import_where_only_the_jax_stack_is_installed():
-    names = [dotted(p) for p in modules() if layer(p) in ("package", "core", "maths", "methods", "machinery")]
+    names = [dotted(p) for p in modules() if layer(p) in ("package", "core", "maths", "methods", "machinery", "library")]
     script = "import sys, importlib\nfor name in sys.argv[1].split(): sys.modules[name] = None\n"
     script += "for name in sys.argv[2].split(): importlib.import_module(name)"
     result = run_python(script, " ".join(HEAVY), " ".join(names))

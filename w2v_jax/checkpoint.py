@@ -47,9 +47,18 @@ class SaveError(UserError):
 
 
 class Restored(NamedTuple):
-    """What `restore_latest` and `restore_params` give back."""
+    """What `restore_latest` gives back."""
 
     state: PyTree
+    step: int
+    meta: dict[str, Any]
+
+
+class Weights(NamedTuple):
+    """What `restore_params` gives back: the parts of a state that a method needs to `predict`."""
+
+    params: PyTree
+    extra: PyTree
     step: int
     meta: dict[str, Any]
 
@@ -178,11 +187,11 @@ def restore_latest(manager, abstract_state: PyTree) -> Restored | None:
     )
 
 
-def restore_params(path, *, step: int | str | None = None) -> Restored:
-    """The parameters alone as NumPy arrays, without the optimizer and without the devices that saved them.
+def restore_params(path, *, step: int | str | None = None) -> Weights:
+    """Parameters and `extra` as NumPy arrays in nested dicts, without the optimizer and the devices that saved them.
 
     path: a workdir, its `checkpoints` directory, or the directory of one step. step: a number, "best", or None
-    for the newest that can be read. Gives Restored(params, step, meta); raises UserError when there is none.
+    for the newest that can be read. Gives Weights(params, extra, step, meta); raises UserError when there is none.
     """
     directory = _absolute(path)
     if (directory / "checkpoints").exists():
@@ -466,10 +475,10 @@ def _set_aside(manager, corrupt: Mapping[int, str]) -> None:
     _warn(f"warning: moved the corrupt checkpoints of steps {sorted(corrupt)} to {aside}")
 
 
-def _read_params(manager, step: int) -> Restored:
+def _read_params(manager, step: int) -> Weights:
     tree = manager.item_metadata(step)["state"].tree
-    params = {"params": tree["params"]}
-    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), params)
-    state = ocp.args.PyTreeRestore(item=params, restore_args=restore_args, partial_restore=True)  # pyright: ignore[reportCallIssue]
+    wanted = {name: tree[name] for name in ("params", "extra") if tree.get(name)}  # an empty extra is not stored
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    state = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)  # pyright: ignore[reportCallIssue]
     items = manager.restore(step, args=ocp.args.Composite(state=state, meta=ocp.args.JsonRestore()))
-    return Restored(items["state"]["params"], step, items["meta"]["meta"])
+    return Weights(items["state"]["params"], items["state"].get("extra", {}), step, items["meta"]["meta"])

@@ -8,9 +8,7 @@ are functions of (index, seed, n), so that a killed run goes on exactly where it
 from __future__ import annotations
 
 import argparse
-import difflib
 import functools
-import importlib
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -25,10 +23,11 @@ from w2v_jax import checkpoint, optim, report, sharding, step, workdir
 from w2v_jax import config as configs
 from w2v_jax.config import SAMPLE_RATE, UserError
 from w2v_jax.data import source_module
-from w2v_jax.data.index import Form, Source, split_heldout, subset
+from w2v_jax.data.index import WAVE, Form, Source, split_heldout, subset
 from w2v_jax.data.pipeline import Info, batches
 from w2v_jax.data.plan import EvalPlan, TrainPlan, eval_plan, train_plan
 from w2v_jax.runlog import RunLog
+from w2v_jax.runs import method_module
 
 EVAL_KEY = 2**31 - 1  # folded into the seed for the draws of evaluation, which are the same every time
 PREEMPTED, DEAD = 143, 3  # exit codes
@@ -179,16 +178,6 @@ def join(others: str) -> None:
     jax.distributed.initialize(address, num_processes=int(numbers[0]), process_id=int(numbers[1]))
 
 
-def method_module(name: str) -> Any:
-    """The file of `methods/` that the config names."""
-    known = sorted(f.stem for f in (pathlib.Path(__file__).parent / "methods").glob("*.py") if f.stem != "__init__")
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"config.method={name!r} is not a method.{hint} There are: {', '.join(known)}")
-    return importlib.import_module(f"w2v_jax.methods.{name}")
-
-
 def open_data(config: Any, units: int, shards: int) -> Data:
     """Lists the sources, sets rows aside for evaluation and makes the plans."""
     data = config.data
@@ -249,7 +238,8 @@ def evaluation(job: Job, score: Any, state: Any) -> dict[str, float]:
 
 def fingerprints(data: Data) -> dict[str, Any]:
     """What `workdir.check_data` compares: a hash of ids and lengths, and what a person recognises."""
-    return {
+    form = data.train.form
+    return ({} if form == WAVE else {"form": form._asdict()}) | {
         f"{part}_{name}": value
         for part, index in (("train", data.train.index), ("eval", data.eval.index))
         for name, value in (

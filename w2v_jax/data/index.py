@@ -47,11 +47,15 @@ class Row(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What a source's rows are made of: the key in the batch, its type, and the 16 kHz samples of one element."""
+    """What a source's rows are made of: the key in the batch, its type, and the 16 kHz samples of one element.
+
+    made_by: which model (and vocabulary) made the elements, so that those of another one are not taken for them.
+    """
 
     name: str = "wave"
     dtype: str = "float32"
     hop: int = 1
+    made_by: str = ""
 
 
 WAVE = Form()

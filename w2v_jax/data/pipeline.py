@@ -81,7 +81,7 @@ def batches(
         _tensorflow()
     units = tuple(range(plan.units)) if units is None else tuple(units)
     stop = plan.steps if stop is None else stop
-    reader = _Reader(source, plan, normalize)
+    reader = _Reader(normalized(source) if normalize else source, plan)
     run = _tfdata if loader == "tfdata" else _threads
     running = _assemble(reader, run(reader, start, stop, units, workers or os.cpu_count() or 1), start, units)
     _running.add(running)
@@ -100,12 +100,39 @@ def _close_all() -> None:
             running.close()
 
 
+def normalized(source: Source) -> Source:
+    """The source whose rows have zero mean and unit variance over their whole length, however little is read."""
+    return _Normalized(source)
+
+
+class _Normalized:
+    """Measures a row when it is first read, and remembers mean and 1 / sqrt(variance + epsilon)."""
+
+    def __init__(self, source: Source):
+        self.source, self.index, self.form = source, source.index, source.form
+        self.statistics = np.full((len(source.index), 2), np.nan)
+
+    def read(self, row: int, start: int, length: int) -> np.ndarray:
+        if np.isnan(self.statistics[row, 0]):
+            self.statistics[row] = self._measure(row)
+        mean, scale = self.statistics[row]
+        return ((self.source.read(row, start, length) - mean) * scale).astype(np.float32)
+
+    def _measure(self, row: int) -> tuple[float, float]:
+        """Streamed over the row, the variance divided by its length."""
+        count, total, squares = 0, 0.0, 0.0
+        for start in range(0, int(self.index.num_samples[row]), STATISTICS_CHUNK):
+            wave = self.source.read(row, start, STATISTICS_CHUNK).astype(np.float64)
+            count, total, squares = count + len(wave), total + wave.sum(), squares + np.square(wave).sum()
+        mean = total / max(count, 1)
+        return mean, 1 / np.sqrt(max(squares / max(count, 1) - mean**2, 0.0) + EPSILON)
+
+
 class _Reader:
     """Reads units of a plan: the one function that both loaders run."""
 
-    def __init__(self, source: Source, plan: Plan, normalize: bool):
+    def __init__(self, source: Source, plan: Plan):
         self.source, self.plan = source, plan
-        self.statistics = np.full((len(source.index), 2), np.nan) if normalize else None
 
     def unit(self, step: int, unit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """elements [R T / hop], num_samples [R], reasons [R] of one unit; a reason is empty where a row was read."""
@@ -134,21 +161,7 @@ class _Reader:
             raise ReadError("no samples")
         if not np.isfinite(wave).all():
             raise ReadError("NaN or infinite samples")
-        if self.statistics is not None:
-            if np.isnan(self.statistics[row, 0]):
-                self.statistics[row] = self._measure(row)
-            mean, scale = self.statistics[row]
-            wave = ((wave - mean) * scale).astype(np.float32)
         return wave
-
-    def _measure(self, row: int) -> tuple[float, float]:
-        """Mean and 1 / sqrt(variance + epsilon) of the whole row, streamed, the variance divided by its length."""
-        count, total, squares = 0, 0.0, 0.0
-        for start in range(0, int(self.source.index.num_samples[row]), STATISTICS_CHUNK):
-            wave = self.source.read(row, start, STATISTICS_CHUNK).astype(np.float64)
-            count, total, squares = count + len(wave), total + wave.sum(), squares + np.square(wave).sum()
-        mean = total / count
-        return mean, 1 / np.sqrt(max(squares / count - mean**2, 0.0) + EPSILON)
 
 
 def _threads(

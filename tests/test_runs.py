@@ -1,0 +1,208 @@
+"""Laws of encoding: what a run gives for a recording depends on that recording and on nothing beside it."""
+
+import dataclasses
+import json
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+
+from w2v_jax import config as configs
+from w2v_jax import runs
+from w2v_jax.config import UserError
+from w2v_jax.data import open_source
+from w2v_jax.data.index import WAVE, Form, ReadError, Row, make_index, subset
+from w2v_jax.frontend import num_frames
+from w2v_jax.runs import encode, open_run
+
+TOLERANCE: dict[str, Any] = dict(rtol=0, atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run):
+    return open_run(tiny_run())
+
+
+@pytest.fixture(scope="module")
+def source(tiny_corpus):
+    return open_source("folder", tiny_corpus / "train", min_seconds=1.0)
+
+
+class Waves:
+    """A source of given waves; those in `bad` cannot be read."""
+
+    form = WAVE
+
+    def __init__(self, lengths, bad=()):
+        rng = np.random.default_rng(0)
+        self.waves = [rng.normal(size=n).astype(np.float32) for n in lengths]
+        self.bad = bad
+        self.index = make_index(Row(f"id-{i}", f"path-{i}", 0, n, 16000) for i, n in enumerate(lengths))
+
+    def read(self, row, start, length):
+        if row in self.bad:
+            raise ReadError("bad file")
+        return self.waves[row][start : start + length]
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for key in one:
+        assert one[key].dtype == other[key].dtype
+        if key == "codes":
+            np.testing.assert_array_equal(one[key], other[key])
+        else:
+            np.testing.assert_allclose(one[key], other[key], **TOLERANCE)
+
+
+def test_features_are_those_of_predict_on_the_recording_alone(run, source):
+    found = dict(encode(run, source, range(4)))
+    assert sorted(found) == [0, 1, 2, 3]
+    for row in (0, 1):
+        wave = source.read(row, 0, 10**9)[None]
+        batch = dict(wave=wave, num_samples=np.array([wave.shape[1]], np.int32))
+        batch |= dict(weight=np.ones(1, np.float32), row=np.zeros(1, np.int32))
+        alone = run.method.predict(run.params, run.extra, batch)
+        frames = num_frames(wave.shape[1], run.config.encoder.conv_layers)
+        assert {key: x.shape for key, x in found[row].items()} == {
+            "local": (frames, 32),
+            "context": (frames, 32),
+            "hidden": (3, frames, 32),
+            "codes": (frames, 2),
+        }
+        single = {key: np.asarray(alone[key]) for key in found[row]}
+        assert_same(found[row], {key: x[:, 0] if key == "hidden" else x[0] for key, x in single.items()})
+
+
+def test_batches_and_padding_change_nothing(run, source):
+    together = dict(encode(run, source, range(6)))
+    for row in (2, 0):
+        ((number, alone),) = encode(run, source, [row], batch_seconds=1.0, max_seconds=40.0)
+        assert number == row
+        assert_same(alone, together[row])
+
+
+def test_one_layer_and_only_what_is_asked_for(run, source):
+    (_, whole), *_ = encode(run, source, [0])
+    (_, one), *_ = encode(run, source, [0], keys=("hidden",), layer=1)
+    assert_same(one, {"hidden": whole["hidden"][1]})
+    assert set(next(encode(run, source, [0], keys=["codes"]))[1]) == {"codes"}
+
+
+def test_long_recordings_are_cut_into_equal_pieces_without_losing_a_frame(run):
+    source = Waves([16000 * 7 + 123, 5000, 16000 * 3 + 80, 16000 * 4 + 79])
+    cut, whole = dict(encode(run, source, max_seconds=2.0)), dict(encode(run, source))
+    for row in range(4):
+        assert {k: x.shape for k, x in cut[row].items()} == {k: x.shape for k, x in whole[row].items()}
+    assert_same(cut[1], whole[1])
+    pieces = runs.Pieces(source, np.arange(4), 400, 320, 32000)
+    assert pieces.counts == {0: 4, 1: 1, 2: 2, 3: 3}
+    for row, number in pieces.counts.items():
+        own = pieces.rows == row
+        frames = [num_frames(int(n), run.config.encoder.conv_layers) for n in pieces.index.num_samples[own]]
+        assert sum(frames) == len(whole[row]["local"])
+        assert len(set(frames[:-1])) <= 1
+        assert max(pieces.index.num_samples[own]) <= 32000 + 320
+        joined = np.full(int(source.index.num_samples[row]), np.nan, np.float32)
+        for piece in np.flatnonzero(own):
+            start = pieces.starts[piece]
+            wave = pieces.read(int(piece), 0, 10**9)
+            joined[start : start + len(wave)] = wave
+        assert number == own.sum()
+        np.testing.assert_array_equal(joined, source.waves[row])
+
+
+def test_unreadable_and_too_short_recordings_are_named_once_and_end_nothing(run, capsys):
+    source, skipped = Waves([16000 * 5, 399, 16000, 400, 8000], bad={0, 4}), []
+    found = dict(encode(run, source, max_seconds=2.0, on_skip=lambda row, why: skipped.append((row, why))))
+    assert sorted(found) == [2, 3]
+    assert len(found[3]["codes"]) == 1
+    assert sorted(skipped) == [(0, "bad file"), (1, "too short for one frame: 399 samples of 400"), (4, "bad file")]
+    assert list(encode(run, source, [1])) == []
+    assert "path-1 was left out: too short" in capsys.readouterr().err
+
+
+def test_a_run_that_normalizes_is_given_normalized_recordings(run, tiny_run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["data"]["normalize"] = True
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    quiet, loud = Waves([20000, 70000]), Waves([20000, 70000])
+    loud.waves = [5 * wave + 1 for wave in loud.waves]
+    normalizing = open_run(tmp_path / "run")
+    for found, same in zip(encode(normalizing, quiet), encode(normalizing, loud), strict=True):
+        assert found[0] == same[0]
+        np.testing.assert_allclose(found[1]["local"], same[1]["local"], rtol=0, atol=1e-3)
+
+
+def test_steps_are_chosen_and_parameters_named_by_their_digest(tiny_run):
+    path = tiny_run()
+    newest, first = open_run(path), open_run(path, step=1)
+    assert (newest.step, first.step, open_run(path, step="best").step) == (2, 1, 2)
+    assert newest.digest == open_run(path, 2).digest != first.digest
+    assert len(newest.digest) == 16
+
+
+def test_random_parameters_are_those_that_training_starts_from(tiny_run, tmp_path, source):
+    path = tiny_run()
+    (tmp_path / "config.json").write_text((path / "config.json").read_text())
+    start = open_run(tmp_path, random=True)
+    assert start.step == 0
+    assert start.digest == open_run(path, random=True).digest != open_run(path).digest
+    assert next(encode(start, source, [0]))[1]["context"].shape[1] == 32
+
+
+def test_padding_is_kept_out_even_of_a_run_that_let_it_in(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    config = json.loads((run.path / "config.json").read_text())
+    config["encoder"]["padding_aware"] = False
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert open_run(tmp_path / "run").config.encoder.padding_aware
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"keys": ["code"]}, "has no code; it gives local, context, hidden, codes"),
+        ({"layer": 3}, "layer 3: .* has 3 hidden states, 0 to 2"),
+        ({"layer": -1}, "layer -1"),
+    ],
+)
+def test_what_a_method_does_not_give_is_refused(run, source, arguments, message):
+    with pytest.raises(UserError, match=message):
+        encode(run, source, **arguments)
+
+
+def test_folders_that_are_no_run_are_clear_errors(run, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        open_run(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"config\.json is missing"):
+        open_run(tmp_path)
+    (tmp_path / "config.json").write_text((run.path / "config.json").read_text())
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        open_run(tmp_path)
+    with pytest.raises(UserError, match=r"no checkpoint of step 7; there are: \[1, 2\]"):
+        open_run(run.path, step=7)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not readable as JSON"):
+        open_run(tmp_path)
+
+
+def test_a_run_over_audio_refuses_codes(run, source):
+    codes = dataclasses.replace(subset(source, np.arange(2)), form=Form("codes", "int32", 320, "abc"))  # type: ignore
+    with pytest.raises(UserError, match="reads audio, and the source holds codes"):
+        encode(run, codes)
+
+
+def test_what_a_run_read_is_written_beside_it(run, tmp_path):
+    assert run.form == WAVE
+    shutil.copytree(run.path, tmp_path / "run")
+    data = json.loads((run.path / "data.json").read_text())
+    form = Form("codes", "int32", 320, "abc")
+    (tmp_path / "run" / "data.json").write_text(json.dumps(data | {"form": form._asdict()}))
+    assert open_run(tmp_path / "run").form == form
+
+
+def test_config_of_a_run_is_the_one_it_was_trained_with(run):
+    assert configs.flatten(run.config)["encoder.width"] == 32
