@@ -28,24 +28,29 @@ def draw_distractors(noise: jax.Array, used: jax.Array, count: int) -> jax.Array
     return jnp.where(num_used > 1, draw + (draw >= own), 0)
 
 
-def draw_cross_distractors(noise: jax.Array, used: jax.Array, count: int, rows: int) -> jax.Array:
+def draw_cross_distractors(
+    noise: jax.Array, used: jax.Array, count: int, rows: int, *, other_rows: bool = False
+) -> jax.Array:
     """Indices [B M N] into the rows * M slots of each unit: uniform over its used slots but the slot itself.
 
-    `rows` is the number of rows of a unit. As in the reference the own row is among the candidates.
+    `rows` is the number of rows of a unit. As in the reference the own row is among the candidates; with `other_rows`
+    it is not. Where there is no candidate a slot gets its own index, which `distractor_counts` ignores.
     """
     batch, slots = used.shape
     per_row = used.sum(axis=1).reshape(-1, rows)  # [units rows]
     ends = jnp.cumsum(per_row, axis=1)
     begins = ends - per_row
     total = jnp.repeat(ends[:, -1], rows)[:, None, None]
-    rank = begins.reshape(batch, 1, 1) + jnp.arange(slots)[None, :, None]
-    others = jnp.maximum(total - 1, 1)
+    first, slot = begins.reshape(batch, 1, 1), jnp.arange(slots)[None, :, None]
+    hole, length = (first, per_row.reshape(batch, 1, 1)) if other_rows else (first + slot, 1)  # who may not be drawn
+    others = jnp.maximum(total - length, 1)
     draw = jnp.minimum(jnp.floor(noises.uniform(noise, slots, count) * others).astype(jnp.int32), others - 1)
-    draw = draw + (draw >= rank)
+    draw = draw + jnp.where(draw >= hole, length, 0)
     ends, begins = (jnp.repeat(x, rows, axis=0)[:, None, None] for x in (ends, begins))  # [B 1 1 rows]
     row = jnp.minimum((draw[..., None] >= ends).sum(axis=-1), rows - 1)
     within = draw - jnp.take_along_axis(jnp.broadcast_to(begins, (*draw.shape, rows)), row[..., None], -1)[..., 0]
-    return jnp.where(total > 1, row * slots + within, 0)
+    own = (jnp.arange(batch) % rows)[:, None, None] * slots + slot
+    return jnp.where(total > length, row * slots + within, own)
 
 
 def distractor_counts(index: jax.Array, used: jax.Array) -> jax.Array:
@@ -106,13 +111,27 @@ def contrastive(
         logits = jnp.concatenate([logits, more / temperature], axis=-1)
         weights = jnp.concatenate([weights, jnp.where(extra_same, 0.0, 1.0)], axis=-1)
         excluded |= jnp.any(extra_same, axis=-1)
+    return weighted_info_nce(positive, logits, weights, excluded)
+
+
+def weighted_info_nce(
+    positive: jax.Array, logits: jax.Array, weights: jax.Array, excluded: jax.Array | None = None
+) -> Contrast:
+    """-log softmax of the positive [... J] among the distractors' logits [... J I], each as often as weights say.
+
+    Logits of weight 0 are not there, whatever they are. Where all logits are equal the positive is not right, unless
+    `excluded` [... J] says that distractors were left out because they are the positive. Without any distractor the
+    loss is 0.
+    """
     live = weights > 0
-    peak = jax.lax.stop_gradient(jnp.maximum(positive, jnp.max(jnp.where(live, logits, -jnp.inf), axis=-1)))
-    spread = jnp.where(live, weights * jnp.exp(jnp.where(live, logits, 0.0) - peak[..., None]), 0.0).sum(axis=-1)
-    loss = jnp.log(jnp.exp(positive - peak) + spread) + peak - positive
     highest = jnp.max(jnp.where(live, logits, -jnp.inf), axis=-1)
     lowest = jnp.min(jnp.where(live, logits, jnp.inf), axis=-1)
-    flat = (highest == positive) & (lowest == positive) & ~excluded  # all equal: a dead model is not right
+    peak = jax.lax.stop_gradient(jnp.maximum(positive, highest))
+    spread = jnp.where(live, weights * jnp.exp(jnp.where(live, logits, 0.0) - peak[..., None]), 0.0).sum(axis=-1)
+    loss = jnp.log(jnp.exp(positive - peak) + spread) + peak - positive
+    flat = (highest == positive) & (lowest == positive)  # all equal: a dead model is not right
+    if excluded is not None:
+        flat &= ~excluded
     return Contrast(loss, ((positive >= highest) & ~flat).astype(jnp.float32))
 
 
@@ -135,3 +154,19 @@ def highest_first(logits: jax.Array) -> jax.Array:
     positive, others = logits[..., 0], logits[..., 1:]
     flat = (others.max(axis=-1) == positive) & (others.min(axis=-1) == positive)
     return ((positive >= others.max(axis=-1)) & ~flat).astype(jnp.float32)
+
+
+def future_info_nce(predictions: jax.Array, local: jax.Array, counts: jax.Array, scale: float) -> Contrast:
+    """InfoNCE of CPC (van den Oord et al. 2018, equation 4) for each step apart: loss and correct [K J S].
+
+    predictions [K J S C]: what slot j of block k should hold, as each step predicts it; local [K J C] what the slots
+    hold; counts [K J J] from `distractor_counts`. Logits are dot products times `scale`. One step at a time, computed
+    again for the gradient, so that memory holds the products of one step only.
+    """
+
+    def step(prediction: jax.Array) -> Contrast:
+        logits = jnp.einsum("kjc,kic->kji", prediction, local, preferred_element_type=jnp.float32) * scale
+        return weighted_info_nce(jnp.diagonal(logits, axis1=1, axis2=2), logits, counts)
+
+    found = jax.lax.map(jax.checkpoint(step), jnp.moveaxis(predictions, 2, 0))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), found)

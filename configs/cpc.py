@@ -1,0 +1,118 @@
+"""CPC (van den Oord et al. 2018, arXiv 1807.03748): 7.4 M parameters, LibriSpeech train-clean-100, 300k updates.
+
+    python -m w2v_jax.train --config=configs/cpc.py --workdir=runs/cpc --config.data.root=LibriSpeech/train-clean-100
+
+The paper trained on 8 GPUs with 8 windows of 1.28 s each; units of 8 windows, among which distractors are drawn, and
+64 windows per update are kept on any number of devices by accumulation. Expected: a loss below ln 129 = 4.86, accuracy
+that falls with the step (accuracy_step_01 near 1, Figure 3 of the paper), and for a linear phone probe on the context
+64.6 % (Table 1: random 27.6, MFCC 39.7, supervised 74.6); a speaker probe 97.4 % (1.87, 17.6, 98.5). Distractors from
+the current utterance alone give 65.2 % phones (Table 2): --config.loss.negatives_from=same. Numbers without a note are
+the paper's; `encoder.conv_norm` is that of Riviere et al. 2020 (arXiv 2002.02848), and "none" is the paper's plain form.
+
+Variants: `:demo` learns on a self-made corpus in minutes on two CPU cores; `:tiny` is for tests.
+"""
+
+from ml_collections import ConfigDict
+
+CONV = tuple((512, k, s) for k, s in ((10, 5), (8, 4), (4, 2), (4, 2), (4, 2)))
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = ConfigDict(dict(method="cpc", seed=1))
+    config.data = dict(
+        name="folder",  # a file of w2v_jax/data: folder tsv jsonl tfds synthetic speak
+        root=(),  # one or more folders, manifests or dataset names
+        eval_root=(),  # held-out data; empty: eval_share of root's rows
+        eval_share=0.01,
+        eval_hours=0.5,  # at most so much audio is scored per evaluation
+        split="train",  # tfds only
+        hours=0.0,  # self-made corpora only: how much to make
+        language="en",  # speak only
+        loader="tfdata",  # or "threads", which needs no TensorFlow
+        workers=0,  # decoding threads; 0: one per core
+        batch_hours=64 * 1.28 / 3600,  # audio per update: 8 GPUs x 8 windows of 20,480 samples
+        unit_seconds=8 * 1.28,  # rows among which distractors are drawn: one GPU's 8 windows
+        device_seconds=64 * 1.28,  # audio that one device holds at once
+        bucket_seconds=(1.28,),  # the static lengths; longer recordings are cropped
+        min_seconds=1.28,
+        normalize=False,  # zero mean and unit variance per utterance
+    )
+    config.encoder = dict(
+        conv_layers=CONV,  # (channels, kernel, stride)
+        conv_norm="frame",  # "none": the paper's plain form
+        conv_bias=True,
+        activation="relu",
+        log_compression=False,
+        padding_aware=True,  # no effect with these norms, which see one frame at a time
+        context="gru",  # or "lstm", "conv"
+        context_kernels=(),  # conv only
+        context_skip=False,  # conv only
+        context_zero_pad=False,  # conv only
+        width=256,
+        layers=1,
+        remat_frontend=False,
+    )
+    config.loss = dict(
+        steps=12,
+        offset=1,  # the first step predicts the next frame
+        negatives=128,  # Riviere et al. 2020
+        negatives_from="both",  # "same" utterance, "others" of the unit, or both
+        scale="dot",  # "mean" divides dot products by the channels (Riviere et al. 2020)
+    )
+    config.optim = dict(
+        schedule="polynomial",  # or cosine, tri_stage; polynomial with end = peak is a constant after the warm-up
+        peak=2e-4,
+        start=0.0,
+        end=2e-4,
+        warmup=1_000,  # not in the paper, which names none
+        power=1.0,
+        stages=(0.03, 0.9, 0.07),  # tri_stage only: shares of warm-up, hold and decay
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=0.0,
+        clip_norm=0.0,  # 0: never clip
+        rules=(),  # (regex on the parameter's path, learning-rate scale, weight decay), first match
+    )
+    config.sharding = dict(data=0, fsdp=1, tensor=1)  # data 0: all remaining devices
+    config.train = dict(
+        steps=300_000,
+        dtype="bfloat16",  # state and gates of the recurrent network stay in float32
+        log_every=100,
+        eval_every=5_000,
+        checkpoint_every=1_000,
+        keep_latest=2,
+        keep_best=1,
+        log_rows=False,
+        watchdog="warn",  # "stop" ends a dead run, "off"
+        on_config_change="refuse",  # "accept" goes on in a workdir made with another config
+        compile_cache="",  # folder; empty: WORKDIR/compile_cache
+    )
+    if variant:
+        small = {"demo": demo, "tiny": tiny}.get(variant)
+        if small is None:
+            raise ValueError(f"there is no variant {variant!r}; there are demo and tiny")
+        small(config)
+    return config
+
+
+def demo(config: ConfigDict) -> None:
+    """Half an hour of a self-made language, a model of 0.2 M parameters, minutes on two CPU cores."""
+    tiny(config)
+    config.data.update(hours=0.5, root=("data/synthetic",), batch_hours=2 * 8 * 1.28 / 3600, unit_seconds=8 * 1.28)
+    config.data.update(bucket_seconds=(1.28,), device_seconds=16 * 1.28, eval_share=0.05, eval_hours=0.03)
+    config.data.update(normalize=True)
+    widths = (32, 32, 64, 64, 64)
+    config.encoder.update(conv_layers=tuple((c, k, s) for c, (_, k, s) in zip(widths, CONV)), width=96)
+    config.loss.update(steps=12, negatives=64)
+    config.optim.update(peak=1e-3, end=1e-3, warmup=50)
+    config.train.update(steps=1000, log_every=10, eval_every=100, checkpoint_every=100)
+
+
+def tiny(config: ConfigDict) -> None:
+    """Seconds, without downloads: every part of a real run at the smallest size."""
+    config.data.update(name="synthetic", root=("data/synthetic-tiny",), hours=0.02, min_seconds=0.5, eval_share=0.2)
+    config.data.update(batch_hours=8 * 2 / 3600, unit_seconds=2.0, device_seconds=16.0, bucket_seconds=(2.0,))
+    config.encoder.update(conv_layers=tuple((32, k, s) for _, k, s in CONV), width=32)
+    config.loss.update(steps=4, negatives=10)
+    config.optim.update(peak=3e-3, end=3e-3, warmup=5)
+    config.train.update(steps=20, dtype="float32", log_every=1, eval_every=10, checkpoint_every=10)

@@ -1,0 +1,139 @@
+"""Contrastive predictive coding (van den Oord, Li, Vinyals 2018, arXiv 1807.03748): tell coming frames from others.
+
+A strided convolutional encoder makes local features z, a recurrent network makes the context c; for each of K steps a
+linear map of c_t must tell z_{t+k} from distractors (InfoNCE, equation 4). The loss is the mean over all real pairs of
+a frame and a step. `loss.negatives_from` says where distractors come from: "same", other frames of the utterance;
+"others", the other utterances of its unit; "both", the whole unit (Table 2 of the paper).
+
+Differs: the convolutions are not padded, so that 20480 samples give 126 frames, not 128. After Riviere et al. 2020
+(arXiv 2002.02848) the stable form normalises the channels of each frame (`encoder.conv_norm`); "none" is the paper's.
+Distractors are drawn once per frame that is predicted and serve all steps, and are never that frame; the published code
+of Riviere et al. draws them per present frame and may draw the positive. There the loss sums over the steps; here it
+is their mean, which scales all gradients and so changes nothing under Adam.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from w2v_jax import losses, prediction
+from w2v_jax import noise as noises
+from w2v_jax.api import Batch, Mean, Method, PyTree
+from w2v_jax.config import UserError, unit_rows
+from w2v_jax.encoders import Encoded, causal_encoder
+from w2v_jax.frontend import num_frames, valid_frames
+
+NEGATIVES = ("same", "others", "both")
+SCALES = ("dot", "mean")
+
+
+class CPC(nn.Module):
+    """The model: params "encoder" and "predictor"."""
+
+    config: Any
+
+    def setup(self) -> None:
+        config, dtype = self.config, jnp.dtype(self.config.train.dtype)
+        width = config.encoder.conv_layers[-1][0]
+        self.encoder = causal_encoder(config.encoder, dtype)
+        self.predictor = prediction.FuturePredictor(config.loss.steps, width, dtype, use_bias=False)
+
+    def __call__(self, batch: Batch) -> tuple[Encoded, jax.Array]:
+        """The encoded batch and the predictions [B F S C], aligned to their target frames."""
+        encoded = self.encoder(batch["wave"], batch["num_samples"])
+        return encoded, self.predictor(encoded.context, prediction.first_offset(self.config))
+
+    def features(self, batch: Batch) -> dict[str, Any]:
+        """Local features, context and the output of every recurrent layer."""
+        encoded = self.encoder(batch["wave"], batch["num_samples"])
+        return {
+            "local": encoded.local,
+            "context": encoded.context,
+            "hidden": encoded.hidden,
+            "valid": valid_frames(encoded.num_frames, encoded.local.shape[1]),
+        }
+
+
+def real_frames(config: Any, batch: Batch) -> jax.Array:
+    """[B F] bool: frames that are predicted and drawn, those of real audio in rows that count."""
+    total = num_frames(batch["wave"].shape[1], config.encoder.conv_layers)
+    frames = num_frames(batch["num_samples"], config.encoder.conv_layers)
+    return valid_frames(jnp.where(batch["weight"] > 0, frames, 0), total)
+
+
+def draw(config: Any, batch: Batch, key: jax.Array) -> jax.Array:
+    """Distractors [K J N] int32 of every frame, into the J frames of its block: a row ("same"), else a unit.
+
+    Each row's depend on (key, its number, the lengths in its block) alone.
+    """
+    samples, where = batch["wave"].shape[1], config.loss.negatives_from
+    real = real_frames(config, batch)
+    if real.shape[1] < 2:
+        raise UserError(f"rows of {samples} samples have {real.shape[1]} frames; raise data.bucket_seconds")
+    noise = noises.fold(noises.row_noise(key, batch["row"]), 1)
+    if where == "same":
+        return losses.draw_distractors(noise, real, config.loss.negatives)
+    rows = unit_rows(config.data.unit_seconds, samples)
+    if where == "others" and rows == 1:
+        raise UserError(
+            f"loss.negatives_from='others' needs two utterances per unit, but data.unit_seconds="
+            f"{config.data.unit_seconds:g} holds one of {samples} samples; raise it, or use 'same' or 'both'"
+        )
+    index = losses.draw_cross_distractors(noise, real, config.loss.negatives, rows, other_rows=where == "others")
+    return index.reshape(-1, rows * real.shape[1], index.shape[-1])
+
+
+def objective(
+    config: Any, batch: Batch, local: jax.Array, predictions: jax.Array, distractors: jax.Array
+) -> tuple[Mean, dict[str, Mean]]:
+    """The summed loss over its weight, the number of (frame, step) pairs that have a distractor; and the metrics.
+
+    local [B F C]; predictions [B F S C]; distractors from `draw`.
+    """
+    blocks, size, _ = distractors.shape
+    real = real_frames(config, batch)
+    counts = losses.distractor_counts(distractors, real.reshape(blocks, size))
+    contrast = losses.future_info_nce(
+        predictions.reshape(blocks, size, *predictions.shape[2:]),
+        local.reshape(blocks, size, -1),
+        counts,
+        1.0 if config.loss.scale == "dot" else 1.0 / local.shape[-1],
+    )
+    contrast = jax.tree.map(lambda x: x.reshape(predictions.shape[:3]), contrast)
+    drawn = counts.any(axis=-1).reshape(real.shape)
+    pairs = prediction.target_valid(
+        real.sum(axis=1), real.shape[1], prediction.first_offset(config), config.loss.steps
+    )
+    return prediction.summary(contrast, pairs & drawn[..., None], batch["weight"])
+
+
+def levels(config: Any) -> dict[str, float]:
+    """What a useless model reaches: drawn into the curves and watched by the watchdog."""
+    entries = 1 + config.loss.negatives
+    return {"loss_chance": math.log(entries), "accuracy_chance": 1.0 / entries}
+
+
+def make(config: Any) -> Method:
+    """The three functions of CPC for a config."""
+    for key, known in (("negatives_from", NEGATIVES), ("scale", SCALES)):
+        if config.loss[key] not in known:
+            raise UserError(f"loss.{key} is {config.loss[key]!r}; it is one of {', '.join(known)}")
+    model = CPC(config)
+
+    def init(key: jax.Array, batch: Batch) -> tuple[PyTree, PyTree]:
+        return model.init(key, batch)["params"], {}
+
+    def loss(params, extra, batch, key, step, *, train):
+        encoded, predictions = model.apply({"params": params}, batch)
+        total, metrics = objective(config, batch, encoded.local, predictions, draw(config, batch, key))
+        return total, (extra, metrics)
+
+    def predict(params, extra, batch):
+        return model.apply({"params": params}, batch, method=CPC.features)
+
+    return Method(init, loss, predict)
