@@ -42,9 +42,9 @@ def load(shared, **changes):
     return configs.load(TINY, list(overrides.items()))
 
 
-def command(shared, workdir, *extra: str) -> list[str]:
+def command(shared, workdir, *extra: str, config: str = TINY) -> list[str]:
     flags = [f"--config.{key}={value}" for key, value in shared.items()]
-    return [sys.executable, "-m", "w2v_jax.train", f"--config={TINY}", f"--workdir={workdir}", *flags, *extra]
+    return [sys.executable, "-m", "w2v_jax.train", f"--config={config}", f"--workdir={workdir}", *flags, *extra]
 
 
 def environment(devices: int = 1) -> dict[str, str]:
@@ -99,21 +99,49 @@ def test_metrics_have_the_promised_keys(whole):
     assert done["step"] == 20 and done["metrics"]["eval"]["loss"] == rows[-1]["loss"]
 
 
-def test_killed_run_resumes_bit_equal_with_the_same_rows(shared, whole, tmp_path):
-    workdir = tmp_path / "run"
-    process = subprocess.Popen(command(shared, workdir), env=environment(), stdout=subprocess.PIPE, text=True)
+def kill_and_resume(workdir, run: list[str]) -> None:
+    """kill -9 between two checkpoints, and the same command again."""
+    process = subprocess.Popen(run, env=environment(), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    for line in process.stdout:  # kill -9 between two checkpoints
+    for line in process.stdout:
         if line.startswith("train 11/"):
             process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (workdir / "done.json").exists()
-    resumed = subprocess.run(command(shared, workdir), env=environment(), capture_output=True, text=True)
+    resumed = subprocess.run(run, env=environment(), capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from step 8, epoch" in resumed.stdout
+
+
+def test_killed_run_resumes_bit_equal_with_the_same_rows(shared, whole, tmp_path):
+    workdir = tmp_path / "run"
+    kill_and_resume(workdir, command(shared, workdir))
     assert numbers(workdir) == numbers(whole)
     assert lines(workdir / "rows.jsonl") == lines(whole / "rows.jsonl")
     assert [row["step"] for row in lines(workdir / "rows.jsonl")] == list(range(1, 21))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "extra"),
+    [
+        ("cpc.py:tiny", ()),
+        ("wav2vec_small.py:tiny", ()),
+        ("vq_wav2vec.py:tiny", ()),
+        ("vq_wav2vec.py:kmeans_tiny", ("--config.quantizer.restart=0.5", "--config.quantizer.init_iterations=3")),
+        ("bert_codes_base.py:tiny", ()),
+    ],
+)
+def test_every_method_resumes_bit_equal(shared, tmp_path, config, extra):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    if config.startswith("bert"):
+        shared = shared | {"data.root": str(tmp_path / "codes")}
+    run = lambda workdir: command(shared, workdir, *extra, config=str(REPOSITORY / "configs" / config))
+    done = subprocess.run(run(whole), env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kill_and_resume(killed, run(killed))
+    assert numbers(killed) == numbers(whole)
+    assert lines(killed / "rows.jsonl") == lines(whole / "rows.jsonl")
 
 
 @pytest.mark.slow

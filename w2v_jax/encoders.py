@@ -26,6 +26,7 @@ from w2v_jax.frontend import (
     scale_gradient,
     valid_frames,
 )
+from w2v_jax.recurrent import Recurrent
 from w2v_jax.transformer import Transformer
 
 
@@ -167,8 +168,6 @@ def causal_encoder(encoder: Any, dtype: Any) -> CausalEncoder:
             encoder.context_kernels, encoder.context_skip, encoder.context_zero_pad, encoder.activation, dtype
         )
     elif encoder.context in ("gru", "lstm"):
-        from w2v_jax.recurrent import Recurrent
-
         net = Recurrent(encoder.context, encoder.width, encoder.layers, dtype)
     else:
         raise UserError(f"encoder.context is {encoder.context!r}; it is 'conv', 'gru' or 'lstm'")
@@ -183,3 +182,51 @@ def causal_encoder(encoder: Any, dtype: Any) -> CausalEncoder:
         remat_frontend=encoder.remat_frontend,
         dtype=dtype,
     )
+
+
+class CodeEncoder(nn.Module):
+    """The trunk of BERT over codes: one vector per code of the vocabulary -> Transformer, one frame per code.
+
+    `fields` are those of `Transformer`.
+    """
+
+    vocab_size: int
+    width: int
+    hop: int
+    fields: dict[str, Any]
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        init = part(nn.initializers.normal(0.02), ("vocab", "embed"))
+        self.embedding = self.param("embedding", init, (self.vocab_size, self.width))
+        self.transformer = Transformer(**self.fields, dtype=self.dtype)
+
+    def __call__(self, codes, num_samples, noise=None, layer_key=None, *, collect: bool = False) -> Encoded:
+        """codes [B F] ids of the vocabulary; num_samples [B] at 16 kHz; noise, layer_key and collect as above.
+
+        A code outside the vocabulary becomes NaN: an error that is seen, not another code's vector.
+        """
+        known = (codes >= 0) & (codes < self.vocab_size)
+        local = jnp.take(self.embedding, jnp.where(known, codes, 0), axis=0)
+        local = jnp.where(known[..., None], local, jnp.nan).astype(self.dtype)
+        local = nn.with_logical_constraint(local, ("batch", "frames", None))
+        frames = jnp.minimum(num_samples // self.hop, codes.shape[1])
+        context = self.transformer(local, frames, noise, layer_key, collect=collect)
+        return Encoded(local, local, context.output, context.hidden, frames)
+
+    def similarity(self, x: jax.Array) -> jax.Array:
+        """Inner products of x [... D] with the vector of each code, float32 [... vocabulary]: the tied output."""
+        return jnp.einsum("...d,vd->...v", x, self.embedding.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def code_encoder(encoder: Any, vocab_size: int, dtype: Any) -> CodeEncoder:
+    """The encoder of codes that a config's `encoder` section describes. Raises UserError for what cannot be."""
+    if encoder.positions not in ("learned", "conv"):
+        raise UserError(f"encoder.positions is {encoder.positions!r}; it is 'learned' or 'conv'")
+    for key in ("heads", "pos_groups") if encoder.positions == "conv" else ("heads",):
+        if encoder.width % encoder[key]:
+            raise UserError(f"encoder.width={encoder.width} is not divisible by encoder.{key}={encoder[key]}")
+    same = ("layers", "heads", "mlp", "pre_norm", "positions", "max_frames", "pos_kernel", "pos_groups", "positional")
+    same += ("dropout", "attention_dropout", "mlp_dropout", "layer_drop", "attention", "scan_layers")
+    fields = {key: encoder[key] for key in same} | dict(remat=encoder.remat_layers)
+    return CodeEncoder(vocab_size, encoder.width, encoder.hop, fields, dtype)
