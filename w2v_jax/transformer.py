@@ -1,6 +1,7 @@
-"""The context network of wav2vec 2.0: a convolutional position embedding and Transformer blocks.
+"""The context network of wav2vec 2.0 and of BERT: a position embedding and Transformer blocks.
 
-Post-norm (Base) and pre-norm (Large) of Baevski et al. 2020, section 2. All layers are one scanned module with
+Post-norm (Base) and pre-norm (Large) of Baevski et al. 2020, section 2, with convolutional positions; with learned
+ones, post-norm, it is the encoder of BERT and RoBERTa. All layers are one scanned module with
 stacked parameters [L ...], compiled once (`scan_layers`) or unrolled; the parameters are the same either way.
 """
 
@@ -154,7 +155,10 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Position embedding and L blocks. Frames beyond num_frames are zeroed and never attended to."""
+    """Position embedding and L blocks. Frames beyond num_frames are zeroed and never attended to.
+
+    positions: "conv" (pos_kernel, pos_groups, positional) or "learned" (a vector for each of max_frames places).
+    """
 
     layers: int
     heads: int
@@ -171,15 +175,14 @@ class Transformer(nn.Module):
     scan_layers: bool = True
     remat: bool = False
     dtype: Any = jnp.float32
+    positions: str = "conv"
+    max_frames: int = 0
 
     @nn.compact
     def __call__(self, x, num_frames, noise, layer_key, *, collect: bool = False) -> Context:
         """x [B F D], num_frames [B], noise [B] words or None, layer_key for LayerDrop or None."""
-        if self.positional not in ("auto", "split", "grouped"):
-            raise UserError(f"encoder.positional is {self.positional!r}; it is one of 'auto', 'split', 'grouped'")
         x = jnp.where(valid_frames(num_frames, x.shape[1])[..., None], x, 0)
-        split = self.positional == "split" or (self.positional == "auto" and jax.default_backend() == "cpu")
-        x = x + PositionalConv(self.pos_kernel, self.pos_groups, split, self.dtype, name="positional")(x)
+        x = x + (self._learned(x) if self.positions == "learned" else self._convolved(x))
         if not self.pre_norm:
             x = LayerNorm(dtype=self.dtype, name="norm")(x)
         x = noises.dropout(x, self.dropout, None if noise is None else noises.fold(noise, 1 << 16))
@@ -192,6 +195,22 @@ class Transformer(nn.Module):
         if self.pre_norm:
             x = LayerNorm(dtype=self.dtype, name="norm")(x)
         return Context(x, hidden)
+
+    def _convolved(self, x: jax.Array) -> jax.Array:
+        if self.positional not in ("auto", "split", "grouped"):
+            raise UserError(f"encoder.positional is {self.positional!r}; it is one of 'auto', 'split', 'grouped'")
+        split = self.positional == "split" or (self.positional == "auto" and jax.default_backend() == "cpu")
+        return PositionalConv(self.pos_kernel, self.pos_groups, split, self.dtype, name="positional")(x)
+
+    def _learned(self, x: jax.Array) -> jax.Array:
+        """A vector for each of the frames that x has [F D], of max_frames that there are."""
+        if x.shape[1] > self.max_frames:
+            raise UserError(
+                f"rows of {x.shape[1]} frames are longer than encoder.max_frames={self.max_frames} learned positions; "
+                'lower data.bucket_seconds, raise encoder.max_frames, or train with encoder.positions="conv"'
+            )
+        init = part(nn.initializers.normal(0.02), ("frames", "embed"))
+        return self.param("position_table", init, (self.max_frames, x.shape[-1]))[: x.shape[1]].astype(self.dtype)
 
     def _stack(self, collect: bool):
         block = nn.remat(Block, prevent_cse=not self.scan_layers) if self.remat else Block
