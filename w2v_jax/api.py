@@ -35,6 +35,18 @@ class Batch(TypedDict):
     row: jax.Array
 
 
+class CodeBatch(TypedDict):
+    """What a method that reads codes is given: codes [B F] int32, ids of a vocabulary (`data/vocabulary.py`).
+
+    num_samples [B] still counts 16 kHz samples, of which each code spans `encoder.hop`; the others as in `Batch`.
+    """
+
+    codes: jax.Array
+    num_samples: jax.Array
+    weight: jax.Array
+    row: jax.Array
+
+
 class Mean(flax.struct.PyTreeNode):
     """A mean kept as (total, weight), so that adding micro-batches, devices or steps stays exact."""
 
