@@ -19,6 +19,7 @@ from jax.sharding import AxisType
 import w2v_jax.methods
 from w2v_jax import config as configs
 from w2v_jax import optim, sharding, step
+from w2v_jax.config import FIRST_CODE
 from w2v_jax.runs import method_module
 
 METHODS = sorted(f.stem for f in pathlib.Path(w2v_jax.methods.__file__).parent.glob("*.py") if f.stem != "__init__")
@@ -29,6 +30,10 @@ OVERFIT = {"wav2vec2": 0.9}
 """The loss that training on one batch must fall to, as a share of the first one. A method that is not named: 0.9."""
 
 ROWS, SAMPLES, LONGER = 8, 12_800, 14_080
+INPUTS = ("wave", "codes")
+"""What methods read of a batch, each one of them."""
+HOP, TYPES = 160, 12
+"""Samples that a code spans, and how many types of codes occur."""
 LENGTHS = np.asarray([12_800, 9_000, 12_800, 12_800, 11_111, 12_800, 8_000, 12_800], np.int32)
 QUICK = {"xla_backend_optimization_level": 0}
 """Compiler options of functions that run a few times only: half the time to compile."""
@@ -49,12 +54,16 @@ def config_of(name: str, rows_per_unit: int = 2):
 
 
 def make_batch(samples: int = SAMPLES, seed: int = 0) -> dict[str, np.ndarray]:
-    """Smooth noise in ROWS rows, some of them padded with zeros up to `samples`."""
+    """Smooth noise in ROWS rows, some of them padded with zeros up to `samples`; and codes of some frames' length."""
     rng = np.random.default_rng(seed)
     wave = rng.normal(size=(ROWS, SAMPLES))
     wave = (wave + np.roll(wave, 1, axis=1) + np.roll(wave, 2, axis=1)) * (np.arange(SAMPLES) < LENGTHS[:, None]) * 0.2
     wave = np.pad(wave, ((0, 0), (0, samples - SAMPLES))).astype(np.float32)
-    return dict(wave=wave, num_samples=LENGTHS, weight=np.ones(ROWS, np.float32), row=np.arange(ROWS, dtype=np.int32))
+    codes = FIRST_CODE + rng.integers(TYPES, size=(ROWS, SAMPLES // HOP // 4)).repeat(4, axis=1)
+    codes = codes * (np.arange(SAMPLES // HOP) < LENGTHS[:, None] // HOP)
+    codes = np.pad(codes, ((0, 0), (0, samples // HOP - SAMPLES // HOP))).astype(np.int32)
+    per_row = dict(num_samples=LENGTHS, weight=np.ones(ROWS, np.float32), row=np.arange(ROWS, dtype=np.int32))
+    return dict(wave=wave, codes=codes) | per_row
 
 
 def cut(batch, parts: int):
@@ -186,11 +195,12 @@ def test_rows_of_weight_0_change_nothing(job):
     alone, rest = (job.gradients(cut(make_batch() | dict(weight=w.astype(np.float32)), 1))[2] for w in parts)
     assert_means_close({name: alone[name] + rest[name] for name in rest}, job.whole[2])
     for rows in (2, 1):  # a unit that only fills up, and a row of a unit
-        batch, noise = make_batch(), make_batch(seed=9)["wave"]
+        batch, noise = make_batch(), make_batch(seed=9)
         batch["weight"] = (np.arange(ROWS) < ROWS - rows).astype(np.float32)
         real = batch["weight"] > 0
-        empty = dict(wave=batch["wave"] * real[:, None], num_samples=np.where(real, LENGTHS, 0).astype(np.int32))
-        noisy = dict(wave=np.where(real[:, None], batch["wave"], noise))
+        empty = {name: np.where(real[:, None], batch[name], 0) for name in INPUTS}
+        empty["num_samples"] = np.where(real, LENGTHS, 0).astype(np.int32)
+        noisy = {name: np.where(real[:, None], batch[name], noise[name]) for name in INPUTS}
         a, b = (job.gradients(cut(batch | fill, 1)) for fill in (empty, noisy))
         assert_means_close(a[2], b[2])
         assert_gradients_close(a[0], b[0])
@@ -257,6 +267,7 @@ def test_batch_that_is_not_finite_is_skipped_and_counted(job, value):
     assert all(metrics["skipped"] == 0 for metrics in run.metrics)
     bad = make_batch()
     bad["wave"][3, 1000] = value
+    bad["codes"][3, 6] = {np.nan: -1, np.inf: 2**30}[value]  # not the id of any code: the same fault in integers
     state, metrics = run(run.state, bad)
     assert metrics["skipped"] == 1
     assert state.step == run.state.step + 1
