@@ -28,12 +28,12 @@ import numpy as np
 from w2v_jax import checkpoint, sharding
 from w2v_jax import config as configs
 from w2v_jax.api import Method, PyTree
-from w2v_jax.config import SAMPLE_RATE, UserError, unit_rows
+from w2v_jax.config import CODE_PAD, SAMPLE_RATE, UserError, unit_rows
 from w2v_jax.data.index import WAVE, Form, Index, Source
 from w2v_jax.data.pipeline import batches, normalized
 from w2v_jax.data.plan import FILLER, eval_plan
 from w2v_jax.data.vocabulary import FILE as VOCABULARY
-from w2v_jax.data.vocabulary import PAD, Vocabulary
+from w2v_jax.data.vocabulary import Vocabulary
 from w2v_jax.frontend import receptive_field
 
 KEYS = ("local", "context", "hidden", "codes")
@@ -229,23 +229,51 @@ def check_form(run: Run, source: Source) -> None:
     )
 
 
+def vocabulary_of(run: Run) -> Vocabulary:
+    """The vocabulary that is kept with the run. Raises UserError when there is none, or it is of another step."""
+    file = run.path / VOCABULARY
+    if not file.exists():
+        raise UserError(
+            f"{run.path} has no vocabulary yet. Code the data that it was trained on first, which builds it:\n  "
+            f"{extract_command(run)} --build-vocabulary"
+        )
+    vocabulary = Vocabulary.load(file)
+    if vocabulary.model != run.digest:
+        raise UserError(
+            f"{file} belongs to other parameters (step {vocabulary.step}, {vocabulary.model}) than those of step "
+            f"{run.step} ({run.digest}): choose step {vocabulary.step}, or move the vocabulary away and build one for "
+            f"step {run.step}:\n  {extract_command(run)} --build-vocabulary"
+        )
+    return vocabulary
+
+
+def extract_command(run: Run) -> str:
+    """The command that codes the data which the run was trained on."""
+    data = run.config.data
+    given = (data.root,) if isinstance(data.root, str) else data.root
+    split = f" --split '{data.split}'" if data.name == "tfds" else ""
+    return (
+        f"python -m w2v_jax.extract --run {run.path} --step {run.step} --what codes --source {data.name} "
+        f"--root {' '.join(given)}{split} --out DIR"
+    )
+
+
 def _chained(quantizer: Run, run: Run, predict: Any) -> Any:
     """`predict` on the vocabulary's ids of the codes of `quantizer`."""
     check_keys(quantizer, ("codes",), None)
-    vocabulary = Vocabulary.load(quantizer.path / VOCABULARY)
+    vocabulary = vocabulary_of(quantizer)
     hop = quantizer.geometry[1]
-    made = Form("codes", "int32", hop, vocabulary.digest)
-    if vocabulary.model != quantizer.digest or made != run.form:
+    if Form("codes", "int32", hop, vocabulary.digest) != run.form:
         raise UserError(
-            f"the codes of {quantizer.path} (step {quantizer.step}) are not those that {run.path} was trained on; name "
-            "the run, and the step, that made them"
+            f"{run.path} was not trained on codes of {quantizer.path} (step {quantizer.step}); name the run, and the "
+            "step, that made them"
         )
     code = quantizer.predictor(("codes",), None)
 
     def both(batch: dict[str, Any]) -> dict[str, jax.Array]:
         found = jax.device_get(code(batch))
         ids = vocabulary.encode(found["codes"])
-        ids[np.arange(ids.shape[1]) >= found["num_frames"][:, None]] = PAD
+        ids[np.arange(ids.shape[1]) >= found["num_frames"][:, None]] = CODE_PAD
         num_samples = (found["num_frames"] * hop).astype(np.int32)
         return predict({"codes": ids, "num_samples": num_samples, "weight": batch["weight"], "row": batch["row"]})
 

@@ -12,7 +12,7 @@ import types
 
 from w2v_jax.config import UserError
 
-OPTIONS = {"min_seconds": 0.0, "workers": 0, "split": "", "hours": 0.0, "language": "en"}
+OPTIONS = {"min_seconds": 0.0, "workers": 0, "split": "", "hours": 0.0, "language": "en", "vocab_size": 0}
 """What `open_source` takes besides name and root: the keys of a config's data section that sources read."""
 
 

@@ -22,13 +22,13 @@ import os
 import pathlib
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from w2v_jax.config import SAMPLE_RATE, UserError
+from w2v_jax.data.progress import Progress
 
 MARKER = "corpus.json"
 MANIFEST = "manifest.jsonl"
@@ -242,7 +242,7 @@ def _fill(
     _write_text(partial / MARKER, json.dumps({"settings": settings}, indent=2))
     done = {r["audio_filepath"]: r for r in read_manifest(partial) if _is_whole(partial, r)}
     _write_text(partial / MANIFEST, "".join(json.dumps(r) + "\n" for r in done.values()))
-    records, report = [], _Progress(root, sum(hours.values()), progress)
+    records, report = [], Progress(root, sum(hours.values()), progress)
     with open(partial / MANIFEST, "a", encoding="utf-8") as manifest:
         for split in rows:
             seconds = 0.0
@@ -324,32 +324,3 @@ def _write_text(path: pathlib.Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
-
-
-class _Progress:
-    """A line on stderr about once a second on a terminal, every 20 s elsewhere."""
-
-    def __init__(self, root: pathlib.Path, hours: float, is_shown: bool):
-        self.root, self.total, self.is_shown = root, hours * 3600, is_shown
-        self.seconds = self.new = 0.0
-        self.start = self.last = time.monotonic()
-        self.every = 1.0 if sys.stderr.isatty() else 20.0
-
-    def add(self, seconds: float, *, is_new: bool) -> None:
-        self.seconds += seconds
-        self.new += seconds * is_new
-        now = time.monotonic()
-        if self.is_shown and now - self.last >= self.every:
-            self.last = now
-            rate = self.new / (now - self.start)
-            left = max(0.0, self.total - self.seconds) / max(rate, 1e-9)
-            line = (
-                f"{self.root}: {self.seconds / 3600:.2f} of {self.total / 3600:.2f} h "
-                f"({rate:.0f}x real time, {left:.0f} s left)"
-            )
-            print(line, file=sys.stderr, end="\r" if self.every == 1.0 else "\n", flush=True)
-
-    def end(self, rows: int) -> None:
-        if self.is_shown:
-            took = time.monotonic() - self.start
-            print(f"{self.root}: {rows} recordings, {self.seconds / 3600:.2f} h, made in {took:.0f} s", file=sys.stderr)

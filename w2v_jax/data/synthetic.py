@@ -151,6 +151,14 @@ def utterance(speaker: int, number: int, *, seed: int = 0) -> tuple[np.ndarray, 
     return wave, text, ends
 
 
+def letters(speaker: int, number: int, *, seed: int = 0) -> tuple[str, np.ndarray]:
+    """(transcript, ends) of `utterance` without its sound; the ends stand for the same times."""
+    rng = _generator(seed, speaker, number)
+    voice = make_speaker(speaker, seed=seed)
+    text = _sentence(rng, voice.rate)
+    return text, _ends(*_timing(text, voice, rng)[1:])
+
+
 def make_speaker(number: int, *, seed: int = 0) -> Speaker:
     """The voice of a speaker: a pure function of (seed, number)."""
     rng = _generator(seed, number)
@@ -189,20 +197,11 @@ def lexicon(num_words: int = 500) -> tuple[tuple[str, ...], np.ndarray]:
 
 def render(text: str, voice: Speaker, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """The sound of a text of ALPHABET and spaces: (wave [T] int16, ends [len(text)] in samples)."""
-    pieces = [_TABLE[" "], *(_TABLE[letter] for letter in text), _TABLE[" "]]
-    sound = np.concatenate(pieces)  # [pieces, columns]
-    letter = np.repeat(np.arange(len(pieces)), [len(p) for p in pieces])
+    sound, letter, seconds = _timing(text, voice, rng)
     is_vowel = np.array([c in VOWELS for c in f" {text} "])[letter]
-    is_pause = np.array([c == " " for c in f" {text} "])[letter]
-
-    seconds = sound[:, _MS] / 1000 / voice.rate * np.exp(0.16 * rng.normal(size=len(sound)))
-    long_pause = np.where(
-        rng.random(len(sound)) < 0.15, rng.uniform(0.2, 0.5, len(sound)), rng.uniform(0, 0.06, len(sound))
-    )
-    seconds += np.where(is_pause, long_pause, 0.0)
     stops = np.cumsum(seconds)
     num_samples = int(stops[-1] * SAMPLE_RATE)
-    ends = (stops[np.flatnonzero(np.diff(letter))][1:] * SAMPLE_RATE).astype(np.int64)
+    ends = _ends(letter, seconds)
     starts = stops - seconds
 
     times = np.arange(num_samples) / SAMPLE_RATE
@@ -218,6 +217,24 @@ def render(text: str, voice: Speaker, rng: np.random.Generator) -> tuple[np.ndar
     peak = np.abs(wave).max()
     wave = voice.level * (wave / max(peak, 1e-9) + voice.noise * rng.normal(size=num_samples))
     return np.clip(np.rint(wave * 32767), -32768, 32767).astype(np.int16), ends
+
+
+def _timing(text: str, voice: Speaker, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(sounds [pieces columns], the letter of each, counted with a pause before and after, seconds of each)."""
+    pieces = [_TABLE[" "], *(_TABLE[letter] for letter in text), _TABLE[" "]]
+    sound = np.concatenate(pieces)
+    letter = np.repeat(np.arange(len(pieces)), [len(p) for p in pieces])
+    is_pause = np.array([c == " " for c in f" {text} "])[letter]
+    seconds = sound[:, _MS] / 1000 / voice.rate * np.exp(0.16 * rng.normal(size=len(sound)))
+    long_pause = np.where(
+        rng.random(len(sound)) < 0.15, rng.uniform(0.2, 0.5, len(sound)), rng.uniform(0, 0.06, len(sound))
+    )
+    return sound, letter, seconds + np.where(is_pause, long_pause, 0.0)
+
+
+def _ends(letter: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """The last sample of each letter between the two pauses."""
+    return (np.cumsum(seconds)[np.flatnonzero(np.diff(letter))][1:] * SAMPLE_RATE).astype(np.int64)
 
 
 _HOP, _WINDOW, _FFT = 128, 256, 1024

@@ -16,25 +16,24 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax.config import UserError
+from w2v_jax.config import CODE_UNKNOWN, FIRST_CODE, UserError
 
 FILE = "vocabulary.json"
 FORMAT = 1
-PAD, MASK, UNKNOWN, FIRST = 0, 1, 2, 3
-"""Ids without a combination, and the id of the most frequent one."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Vocabulary:
     """`types` [K G] the combinations by falling `counts` [K] (ties by code), of G groups of `codes` codes each.
 
-    model: the digest of the parameters that made the codes.
+    model: the digest of the parameters that made the codes, those of a checkpoint at `step`.
     """
 
     types: np.ndarray
     counts: np.ndarray
     codes: int
     model: str
+    step: int = 0
 
     @property
     def groups(self) -> int:
@@ -42,8 +41,8 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """Ids: all combinations, and PAD, MASK and UNKNOWN."""
-        return FIRST + len(self.types)
+        """Ids: all combinations, and those of padding, masked and unknown frames."""
+        return FIRST_CODE + len(self.types)
 
     @property
     def entropy(self) -> float:
@@ -58,16 +57,16 @@ class Vocabulary:
         return hashlib.sha256(text + np.ascontiguousarray(self.types, "<i8").tobytes()).hexdigest()[:16]
 
     def encode(self, codes: np.ndarray) -> np.ndarray:
-        """Ids int32 [... F] of codes [... F G]; UNKNOWN where the combination is not in the vocabulary."""
+        """Ids int32 [... F] of codes [... F G]; CODE_UNKNOWN where the combination is not in the vocabulary."""
         if codes.shape[-1] != self.groups:
             raise ValueError(f"codes of {codes.shape[-1]} groups, the vocabulary has {self.groups}")
         known, order = self._sorted
         keys = _keys(codes, self.codes)
         if not len(known):
-            return np.full(keys.shape, UNKNOWN, np.int32)
+            return np.full(keys.shape, CODE_UNKNOWN, np.int32)
         place = np.searchsorted(known, keys).clip(max=len(known) - 1)
         outside = ((codes < 0) | (codes >= self.codes)).any(axis=-1)
-        return np.where((known[place] == keys) & ~outside, FIRST + order[place], UNKNOWN).astype(np.int32)
+        return np.where((known[place] == keys) & ~outside, FIRST_CODE + order[place], CODE_UNKNOWN).astype(np.int32)
 
     @functools.cached_property
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
@@ -77,8 +76,10 @@ class Vocabulary:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes JSON; the file appears whole or not at all."""
-        about: dict[str, Any] = dict(vocabulary=FORMAT, model=self.model, groups=self.groups, codes=self.codes)
-        about |= dict(size=self.size, entropy=self.entropy, special=["PAD", "MASK", "UNKNOWN"])
+        about: dict[str, Any] = dict(
+            vocabulary=FORMAT, model=self.model, step=self.step, groups=self.groups, codes=self.codes
+        )
+        about |= dict(size=self.size, entropy=self.entropy)
         about |= dict(counts=self.counts.tolist(), types=self.types.tolist())
         partial = pathlib.Path(f"{os.fspath(path)}.partial")
         partial.write_text(json.dumps(about) + "\n", encoding="utf-8")
@@ -92,7 +93,9 @@ class Vocabulary:
             if about["vocabulary"] != FORMAT:
                 raise UserError(f"{path}: vocabulary format {about['vocabulary']}, this version reads {FORMAT}")
             types = np.array(about["types"], np.int64).reshape(-1, about["groups"])
-            found = Vocabulary(types, np.array(about["counts"], np.int64), about["codes"], about["model"])
+            found = Vocabulary(
+                types, np.array(about["counts"], np.int64), about["codes"], about["model"], about["step"]
+            )
         except OSError as error:
             raise UserError(f"{path}: the vocabulary cannot be read ({error.strerror})") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -117,13 +120,13 @@ class Counter:
         for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
             self.counts[key] = self.counts.get(key, 0) + count
 
-    def vocabulary(self, model: str) -> Vocabulary:
+    def vocabulary(self, model: str, step: int = 0) -> Vocabulary:
         """The combinations by falling count, those of equal count by their codes."""
         pairs = sorted(self.counts.items(), key=lambda pair: (-pair[1], pair[0]))
         keys = np.array([key for key, _ in pairs], np.int64)
         powers = self.codes ** np.arange(self.groups - 1, -1, -1, dtype=np.int64)
         types = keys[:, None] // powers % self.codes
-        return Vocabulary(types, np.array([count for _, count in pairs], np.int64), self.codes, model)
+        return Vocabulary(types, np.array([count for _, count in pairs], np.int64), self.codes, model, step)
 
 
 def text(codes: np.ndarray) -> str:
