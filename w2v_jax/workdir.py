@@ -50,19 +50,26 @@ def open_workdir(path: pathlib.Path, config: Any, *, active: bool) -> Iterator[N
     if not active:
         yield
         return
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "w", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--workdir {path} cannot be written: {error}") from None
-    with lock:
-        _lock(lock, path)
+    with locked(path):
         _check_config(path / "config.json", config)
         write_whole(path / "config.json", to_json(config) + "\n")
         yield
 
 
-def _lock(lock: Any, path: pathlib.Path) -> None:
+@contextlib.contextmanager
+def locked(path: pathlib.Path, what: str = "run", flag: str = "--workdir") -> Iterator[None]:
+    """Makes the folder and keeps it for this process; UserError while another process has it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / ".lock", "w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{flag} {path} cannot be written: {error}") from None
+    with lock:
+        _lock(lock, f"another {what} is using {path}; wait for it, stop it, or choose another {flag}")
+        yield
+
+
+def _lock(lock: Any, taken: str) -> None:
     try:
         import fcntl
     except ImportError:  # not on Windows
@@ -70,7 +77,7 @@ def _lock(lock: Any, path: pathlib.Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"another run is using {path}; wait for it, stop it, or choose another --workdir") from None
+        raise UserError(taken) from None
     except OSError:  # a file system without locks
         return
 
