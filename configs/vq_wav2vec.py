@@ -137,7 +137,7 @@ def demo(config: ConfigDict) -> None:
     config.quantizer.update(codes=64, depth=1, temperature=(1.0, 0.5, 0.997))
     config.loss.update(kind="infonce", steps=12, negatives=10, diversity_weight=0.02)
     config.optim.update(peak=1e-3, warmup=50, end=1e-5)
-    config.train.update(steps=1000, log_every=10, eval_every=100, checkpoint_every=100)
+    config.train.update(steps=600, log_every=10, eval_every=100, checkpoint_every=100)
 
 
 def kmeans_demo(config: ConfigDict) -> None:

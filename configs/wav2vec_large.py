@@ -109,7 +109,7 @@ def demo(config: ConfigDict) -> None:
     config.encoder.update(context_kernels=(2, 3, 4, 5, 6, 7))
     config.loss.update(balanced=True, steps=12, negatives=10)
     config.optim.update(peak=1e-3, warmup=50, end=1e-5)
-    config.train.update(steps=1000, log_every=10, eval_every=100, checkpoint_every=100)
+    config.train.update(steps=600, log_every=10, eval_every=100, checkpoint_every=100)
 
 
 def tiny(config: ConfigDict) -> None:

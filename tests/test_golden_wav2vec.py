@@ -149,9 +149,7 @@ class Case:
     def loss(self, params):
         if not self.quantizes:
             encoded, predictions = wav2vec.Wav2Vec(self.config).apply({"params": params}, self.batch)
-            total, metrics = prediction.objective(
-                self.config, self.batch, encoded.num_frames, encoded.local, predictions, self.distractors
-            )
+            total, metrics = prediction.objective(self.config, self.batch, encoded.local, predictions, self.distractors)
             outputs = {"feature_extractor": encoded.local, "feature_aggregator": encoded.context}
             return total.total, (total, metrics, outputs)
         gumbel = self.arrays.get("in/gumbel_noise")
@@ -159,9 +157,7 @@ class Case:
             gumbel = gumbel.reshape(len(self.batch["wave"]), self.frames, self.config.quantizer.groups, -1)
         model = vq_wav2vec.VQWav2Vec(self.config)
         encoded, quantized, predictions = model.apply({"params": params}, self.batch, self.tau, gumbel)
-        total, metrics = vq_wav2vec.objective(
-            self.config, self.batch, encoded, quantized, predictions, self.distractors
-        )
+        total, metrics = vq_wav2vec.objective(self.config, self.batch, quantized, predictions, self.distractors)
         outputs = {
             "feature_extractor": encoded.local,
             "vector_quantizer": quantized.vectors,

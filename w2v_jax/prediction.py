@@ -18,7 +18,7 @@ from w2v_jax import losses
 from w2v_jax import noise as noises
 from w2v_jax.api import Batch, Mean
 from w2v_jax.config import UserError, unit_rows
-from w2v_jax.frontend import part, receptive_field, symmetric_uniform, valid_frames
+from w2v_jax.frontend import num_frames, part, receptive_field, symmetric_uniform, valid_frames
 
 
 def first_offset(config: Any) -> int:
@@ -59,29 +59,31 @@ class FuturePredictor(nn.Module):
         return jnp.stack(later, axis=2)
 
 
-def target_valid(num_frames: jax.Array, total: int, offset: int, steps: int) -> jax.Array:
-    """[B F S] bool: frame u of `total` is real and its step s has a context frame."""
-    reached = jnp.arange(total)[:, None] >= offset + jnp.arange(steps)
-    return valid_frames(num_frames, total)[..., None] & reached
+def real_frames(config: Any, batch: Batch) -> jax.Array:
+    """[B F] bool: the frames that are predicted and drawn, those of real audio in rows that count."""
+    total = num_frames(batch["wave"].shape[1], config.encoder.conv_layers)
+    frames = num_frames(batch["num_samples"], config.encoder.conv_layers)
+    return valid_frames(jnp.where(batch["weight"] > 0, frames, 0), total)
 
 
-def num_pairs(config: Any, num_frames: jax.Array, total: int) -> jax.Array:
-    """(frame, step) pairs [B] that each row predicts."""
-    return target_valid(num_frames, total, first_offset(config), config.loss.steps).sum(axis=(1, 2))
+def real_pairs(config: Any, batch: Batch) -> jax.Array:
+    """[B F S] bool: real frames u whose step s has a context frame."""
+    real = real_frames(config, batch)
+    reached = jnp.arange(real.shape[1])[:, None] >= first_offset(config) + jnp.arange(config.loss.steps)
+    return real[..., None] & reached
 
 
-def draw(config: Any, batch: Batch, num_frames: jax.Array, total: int, key: jax.Array) -> jax.Array:
-    """Distractors [K J N] of every frame of `total`, as indices into the J frames of its block.
+def draw(config: Any, batch: Batch, key: jax.Array) -> jax.Array:
+    """Distractors [K J N] of every frame, as indices into the J frames of its block.
 
     `loss.negatives` other frames of its row and `loss.cross_negatives` frames of its unit; a block is a row, or with
     the latter a unit. Only real frames are drawn.
     """
-    noise = noises.row_noise(key, batch["row"])
-    real = valid_frames(jnp.where(batch["weight"] > 0, num_frames, 0), total)
+    noise, real = noises.row_noise(key, batch["row"]), real_frames(config, batch)
+    rows, total = unit_rows(config.data.unit_seconds, batch["wave"].shape[1]), real.shape[1]
     index = losses.draw_distractors(noises.fold(noise, 1), real, config.loss.negatives)
     if not config.loss.cross_negatives:
         return index
-    rows = unit_rows(config.data.unit_seconds, batch["wave"].shape[1])
     own_row = jnp.arange(len(real)).reshape(-1, 1, 1) % rows
     cross = losses.draw_cross_distractors(noises.fold(noise, 2), real, config.loss.cross_negatives, rows)
     index = jnp.concatenate([index + own_row * total, cross], axis=-1)
@@ -104,12 +106,7 @@ def candidate_logits(predictions: jax.Array, targets: jax.Array, distractors: ja
 
 
 def objective(
-    config: Any,
-    batch: Batch,
-    num_frames: jax.Array,
-    targets: jax.Array,
-    predictions: jax.Array,
-    distractors: jax.Array,
+    config: Any, batch: Batch, targets: jax.Array, predictions: jax.Array, distractors: jax.Array
 ) -> tuple[Mean, dict[str, Mean]]:
     """The summed loss over its weight, the number of (frame, step) pairs that are predicted; and the metrics.
 
@@ -123,16 +120,14 @@ def objective(
         contrast = losses.noise_contrastive(logits, weight)
     else:
         raise UserError(f"loss.kind is {config.loss.kind!r}; it is 'bce' or 'infonce'")
-    valid = target_valid(num_frames, targets.shape[1], first_offset(config), config.loss.steps)
-    return summary(contrast, valid, batch["weight"])
+    return summary(contrast, real_pairs(config, batch), batch["weight"])
 
 
-def summary(contrast: losses.Contrast, valid: jax.Array, weight: jax.Array) -> tuple[Mean, dict[str, Mean]]:
-    """(Mean of the loss over the valid pairs, metrics) of terms and valid [B F S]; weight [B], 0 on rows to ignore.
+def summary(contrast: losses.Contrast, counted: jax.Array, weight: jax.Array) -> tuple[Mean, dict[str, Mean]]:
+    """(Mean of the loss over the counted pairs, metrics); contrast, counted [B F S]; weight [B], 0: rows to ignore.
 
-    A row without any pair is "too short": it is counted and adds nothing.
+    A row without any pair is "too short": its share is told, and it adds nothing.
     """
-    counted = valid & (weight > 0)[:, None, None]
     pairs = counted.sum(axis=(0, 1)).astype(jnp.float32)  # [S]
     right = jnp.where(counted, contrast.correct, 0.0).sum(axis=(0, 1))
     total = Mean(jnp.where(counted, contrast.loss, 0.0).sum(), pairs.sum())

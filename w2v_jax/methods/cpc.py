@@ -26,7 +26,7 @@ from w2v_jax import noise as noises
 from w2v_jax.api import Batch, Mean, Method, PyTree
 from w2v_jax.config import UserError, unit_rows
 from w2v_jax.encoders import Encoded, causal_encoder
-from w2v_jax.frontend import num_frames, valid_frames
+from w2v_jax.frontend import valid_frames
 
 NEGATIVES = ("same", "others", "both")
 SCALES = ("dot", "mean")
@@ -59,20 +59,13 @@ class CPC(nn.Module):
         }
 
 
-def real_frames(config: Any, batch: Batch) -> jax.Array:
-    """[B F] bool: frames that are predicted and drawn, those of real audio in rows that count."""
-    total = num_frames(batch["wave"].shape[1], config.encoder.conv_layers)
-    frames = num_frames(batch["num_samples"], config.encoder.conv_layers)
-    return valid_frames(jnp.where(batch["weight"] > 0, frames, 0), total)
-
-
 def draw(config: Any, batch: Batch, key: jax.Array) -> jax.Array:
     """Distractors [K J N] int32 of every frame, into the J frames of its block: a row ("same"), else a unit.
 
     Each row's depend on (key, its number, the lengths in its block) alone.
     """
     samples, where = batch["wave"].shape[1], config.loss.negatives_from
-    real = real_frames(config, batch)
+    real = prediction.real_frames(config, batch)
     if real.shape[1] < 2:
         raise UserError(f"rows of {samples} samples have {real.shape[1]} frames; raise data.bucket_seconds")
     noise = noises.fold(noises.row_noise(key, batch["row"]), 1)
@@ -96,7 +89,7 @@ def objective(
     local [B F C]; predictions [B F S C]; distractors from `draw`.
     """
     blocks, size, _ = distractors.shape
-    real = real_frames(config, batch)
+    real = prediction.real_frames(config, batch)
     counts = losses.distractor_counts(distractors, real.reshape(blocks, size))
     contrast = losses.future_info_nce(
         predictions.reshape(blocks, size, *predictions.shape[2:]),
@@ -106,10 +99,7 @@ def objective(
     )
     contrast = jax.tree.map(lambda x: x.reshape(predictions.shape[:3]), contrast)
     drawn = counts.any(axis=-1).reshape(real.shape)
-    pairs = prediction.target_valid(
-        real.sum(axis=1), real.shape[1], prediction.first_offset(config), config.loss.steps
-    )
-    return prediction.summary(contrast, pairs & drawn[..., None], batch["weight"])
+    return prediction.summary(contrast, prediction.real_pairs(config, batch) & drawn[..., None], batch["weight"])
 
 
 def levels(config: Any) -> dict[str, float]:

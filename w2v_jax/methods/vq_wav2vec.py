@@ -84,19 +84,13 @@ class VQWav2Vec(nn.Module):
 
 
 def objective(
-    config: Any,
-    batch: Batch,
-    encoded: Encoded,
-    quantized: Quantized,
-    predictions: jax.Array,
-    distractors: jax.Array,
+    config: Any, batch: Batch, quantized: Quantized, predictions: jax.Array, distractors: jax.Array
 ) -> tuple[Mean, dict[str, Mean]]:
     """The prediction loss with the quantizer's own term, per predicted (frame, step) pair; and the metrics."""
-    targets, weight = quantized.vectors, batch["weight"]
-    total, metrics = prediction.objective(config, batch, encoded.num_frames, targets, predictions, distractors)
-    valid = valid_frames(encoded.num_frames, targets.shape[1]) & (weight > 0)[:, None]
+    total, metrics = prediction.objective(config, batch, quantized.vectors, predictions, distractors)
+    valid = prediction.real_frames(config, batch)
     units = num_units(config.data.unit_seconds, *batch["wave"].shape)
-    pairs = prediction.num_pairs(config, encoded.num_frames, targets.shape[1]) * (weight > 0)  # [B]
+    pairs = prediction.real_pairs(config, batch).sum(axis=(1, 2))  # [B]
     code_perplexity, prob_perplexity = unit_perplexities(quantized, valid, units, config.quantizer.codes)
     alive = valid.reshape(units, -1).any(axis=1).astype(jnp.float32)
     if prob_perplexity is None:
@@ -132,11 +126,11 @@ def make(config: Any) -> Method:
             frames = num_frames(batch["wave"].shape[1], config.encoder.conv_layers)
             gumbel = noises.gumbel(noises.fold(noise, 3), frames, q.groups, q.codes)
         tau = temperature(step, *q.temperature) if q.kind == "gumbel" else None
-        encoded, quantized, predictions = model.apply({"params": params}, batch, tau, gumbel, extra.get("moved"))
-        distractors = prediction.draw(config, batch, encoded.num_frames, predictions.shape[1], key)
-        total, metrics = objective(config, batch, encoded, quantized, predictions, distractors)
+        _, quantized, predictions = model.apply({"params": params}, batch, tau, gumbel, extra.get("moved"))
+        distractors = prediction.draw(config, batch, key)
+        total, metrics = objective(config, batch, quantized, predictions, distractors)
         if revives and train:
-            valid = valid_frames(encoded.num_frames, predictions.shape[1]) & (batch["weight"] > 0)[:, None]
+            valid = prediction.real_frames(config, batch)
             codebook = jax.lax.stop_gradient(params["quantizer"]["codebook"])
             law = dict(threshold=q.restart, iterations=q.init_iterations)
             extra = revive(extra, quantized, codebook, valid, noises.fold(noise, 4), step, **law)

@@ -58,10 +58,8 @@ def make(config: Any) -> Method:
 
     def loss(params, extra, batch, key, step, *, train):
         encoded, predictions = model.apply({"params": params}, batch)
-        distractors = prediction.draw(config, batch, encoded.num_frames, encoded.local.shape[1], key)
-        total, metrics = prediction.objective(
-            config, batch, encoded.num_frames, encoded.local, predictions, distractors
-        )
+        distractors = prediction.draw(config, batch, key)
+        total, metrics = prediction.objective(config, batch, encoded.local, predictions, distractors)
         return total, (extra, metrics)
 
     def predict(params, extra, batch):
