@@ -62,6 +62,12 @@ class Run:
         """(16 kHz samples that one frame sees, samples between two frames)."""
         return receptive_field(self.config.encoder.conv_layers) if self.form == WAVE else (self.form.hop, self.form.hop)
 
+    @property
+    def most_frames(self) -> int | None:
+        """The longest row that the model can be given, in frames; None where there is no limit."""
+        encoder = self.config.encoder
+        return encoder.max_frames if "positions" in encoder and encoder.positions == "learned" else None
+
     @functools.cached_property
     def outputs(self) -> dict[str, tuple[int, ...]]:
         """Shapes of what `predict` gives for one row of a second: local [F C], context, hidden [L F D], codes [F G]."""
@@ -155,7 +161,12 @@ def _zeros(form: Form, rows: int, length: int) -> dict[str, np.ndarray]:
     """A batch of silence (or of code 0) of `rows` rows of `length` samples."""
     whole = np.full(rows, length, np.int32)
     elements = np.zeros((rows, length // form.hop), form.dtype)
-    return {form.name: elements, "num_samples": whole, "weight": np.ones(rows, np.float32), "row": np.arange(rows)}
+    return {
+        form.name: elements,
+        "num_samples": whole,
+        "weight": np.ones(rows, np.float32),
+        "row": np.arange(rows, dtype=np.int32),
+    }
 
 
 # Encoding
@@ -181,10 +192,11 @@ def encode(
     codes `run` reads, so that audio is coded on the way.
 
     Rows are padded to a few static lengths, `batch_seconds` at once; neither changes a feature beyond rounding. A
-    recording longer than max_seconds is cut into equal pieces that share the samples of a frame, so that no frame is
-    lost; the context, and norms over time, end with the piece. A row that cannot be read or has no frame is given to
-    `on_skip` with the reason (None: a line on stderr). Raises UserError when source, run and quantizer do not belong
-    together, for keys that the method lacks, and for a layer that it does not have.
+    recording longer than max_seconds, or than the positions that the model has learned, is cut into equal pieces
+    that share the samples of a frame, so that no frame is lost; the context, and norms over time, end with the piece.
+    A row that cannot be read or has no frame is given to `on_skip` with the reason (None: a line on stderr). Raises
+    UserError when source, run and quantizer do not belong together, for keys that the method lacks, and for a layer
+    that it does not have.
     """
     wanted = check_keys(run, keys, layer)
     first = run if quantizer is None else quantizer
@@ -195,7 +207,11 @@ def encode(
     rows = np.arange(len(source.index)) if rows is None else np.asarray(rows, np.int64)
     if first.config.data.normalize and source.form == WAVE:
         source = normalized(source)
-    return _encode(first, source, rows, predict, max_seconds, batch_seconds, workers, on_skip or _tell(source.index))
+    field, hop = first.geometry
+    most = max(int(max_seconds * SAMPLE_RATE), field)
+    if run.most_frames:
+        most = min(most, (run.most_frames - 2) * hop + field)  # a last piece may be a hop longer
+    return _encode(first, source, rows, predict, most, batch_seconds, workers, on_skip or _tell(source.index))
 
 
 def check_keys(run: Run, keys: Sequence[str] | None, layer: int | None) -> tuple[str, ...]:
@@ -285,7 +301,7 @@ def _encode(
     source: Source,
     rows: np.ndarray,
     predict: Any,
-    max_seconds: float,
+    most: int,
     batch_seconds: float,
     workers: int,
     on_skip: Callable[[int, str], None],
@@ -296,7 +312,7 @@ def _encode(
     rows = rows[source.index.num_samples[rows] >= field]
     if not len(rows):
         return
-    pieces = Pieces(source, rows, field, hop, max(int(max_seconds * SAMPLE_RATE), field))
+    pieces = Pieces(source, rows, field, hop, most)
     law: dict[str, Any] = dict(bucket_samples=_lengths(pieces.most), units=1, unit_seconds=batch_seconds)
     plan = eval_plan(pieces.index.num_samples, max_hours=0, **law)
     waiting: dict[int, list] = {}

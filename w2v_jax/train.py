@@ -107,7 +107,7 @@ def run(config: Any, path: pathlib.Path) -> int:
             report.write_whole(path / "skipped.jsonl", "".join(lines))
         method, key = module.make(config), jax.random.key(config.seed)
         micro = micro_batch(data.train.form, *data.train_plan.shapes[0], parts)
-        abstract, _ = jax.eval_shape(lambda: method.init(key, step.zeros_like(micro)))
+        abstract = abstract_params(config, data.train.form, lambda: method.init(key, step.zeros_like(micro)))
         rate = optim.schedule(config.optim, config.train.steps)
         tx = optim.optimizer(config.optim, rate, sharding.bare(abstract))
         make, shapes = step.create_state(method, tx, key, micro, mesh)
@@ -189,7 +189,16 @@ def open_data(config: Any, units: int, shards: int) -> Data:
         kept, set_aside = split_heldout(train.index, data.eval_share)
         train, held_out = subset(train, kept), subset(train, set_aside)
     if held_out.form != train.form:
-        raise UserError(f"data.eval_root holds {held_out.form}, data.root {train.form}; they must be made alike")
+        raise UserError(
+            f"data.eval_root and data.root were not made alike ({held_out.form}, {train.form}); code both with the "
+            "same model and vocabulary"
+        )
+    hop = configs.flatten(config).get("encoder.hop", train.form.hop)
+    if hop != train.form.hop:
+        raise UserError(
+            f"encoder.hop={hop}, and the {train.form.name} of data.root are {train.form.hop} samples apart: "
+            f"--config.encoder.hop={train.form.hop}"
+        )
     buckets = [int(seconds * SAMPLE_RATE + 0.5) for seconds in data.bucket_seconds]
     law: dict[str, Any] = dict(bucket_samples=buckets, unit_seconds=data.unit_seconds)
     plan = train_plan(train.index.num_samples, seed=config.seed, units=units, **law)
@@ -203,6 +212,19 @@ def micro_batch(form: Form, rows: int, length: int, parts: int) -> dict[str, jax
     per_row = dict(num_samples=jnp.int32, weight=jnp.float32, row=jnp.int32)
     shapes = {name: jax.ShapeDtypeStruct((count,), kind) for name, kind in per_row.items()}
     return {form.name: jax.ShapeDtypeStruct((count, length // form.hop), form.dtype), **shapes}
+
+
+def abstract_params(config: Any, form: Form, init: Any) -> Any:
+    """Shapes of the parameters. Raises UserError when the method reads something else than the data are made of."""
+    try:
+        return jax.eval_shape(init)[0]
+    except KeyError as error:
+        if error.args[0] not in ("wave", "codes"):
+            raise
+        raise UserError(
+            f"method={config.method} reads {error.args[0]}, and data.name={config.data.name} gives {form.name}: choose "
+            "another --config or another data.name"
+        ) from None
 
 
 def training_batches(job: Job, first: int) -> Iterator[tuple[dict[str, np.ndarray], Info]]:
