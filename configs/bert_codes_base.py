@@ -55,7 +55,7 @@ def get_config(variant: str = "") -> ConfigDict:
         scan_layers=True,
         remat_layers=False,
     )
-    config.masking = dict(prob=0.5, length=10, min_spans=1)  # prob / length = 0.05 of frames start a span
+    config.masking = dict(prob=0.5, length=10, min_spans=1)  # 0.05 of frames start a span: 40 % are masked
     config.optim = dict(
         schedule="polynomial",  # or cosine, tri_stage
         peak=1e-5,  # the paper's; the reference's later command for ZeroSpeech 2021 takes 5e-4 at 524k codes
@@ -93,13 +93,13 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def demo(config: ConfigDict) -> None:
-    """The codes of the README's vq-wav2vec demo, 1 M parameters, minutes on two CPU cores.
+    """The codes of the README's vq-wav2vec demo, 1.5 M parameters, minutes on two CPU cores.
 
     Departs from the paper where a few hundred updates are not enough for it: a higher learning rate, no dropout.
     """
     tiny(config)
-    config.data.update(root=("runs/vq/codes/train",), hours=0.0, vocab_size=1024, bucket_seconds=(3.0, 6.0))
-    config.data.update(batch_hours=4 * 12 / 3600, unit_seconds=12.0, device_seconds=48.0)
+    config.data.update(root=("runs/vq/codes/train",), hours=0.0, vocab_size=64 * 64 + 3)
+    config.data.update(batch_hours=4 * 12 / 3600, unit_seconds=12.0, device_seconds=48.0, bucket_seconds=(3.0, 6.0))
     config.data.update(eval_share=0.05, eval_hours=0.03)
     config.encoder.update(width=128, layers=4, heads=4, mlp=512, max_frames=1024, dropout=0.0, attention_dropout=0.0)
     config.optim.update(peak=1e-3, warmup=50)

@@ -1,0 +1,113 @@
+"""BERT small over vq-wav2vec codes (Baevski, Schneider, Auli 2020, arXiv 1910.05453): 46.6 M parameters, 250k updates.
+
+    python -m w2v_jax.train --config=configs/bert_codes_small.py --workdir=runs/bert --config.data.root=runs/vq/codes
+
+The root is a folder of codes that `python -m w2v_jax.extract` wrote, with its vocabulary.json. The paper states width
+512, inner width 2048, 8 heads, dropout 0.05 (taken for attention too) and two utterances per GPU, but neither the depth
+(12 layers are assumed) nor the number of GPUs (the batch of Base is taken). Expected: no loss is published. The metric
+`unigram_loss` is what a model reaches that only counts; the loss must fall below it. Acoustic models on its features
+reach a WER of 4.09 on WSJ nov92 with a 4-gram language model, and 9.69 without one.
+
+Variants: `:demo` learns on the codes of the README's vq-wav2vec in minutes on two CPU cores; `:tiny` is for tests.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = ConfigDict(dict(method="bert_codes", seed=1))
+    config.data = dict(
+        name="codes",  # folders that w2v_jax.extract wrote
+        root=(),  # one or more folders
+        eval_root=(),  # held-out data; empty: eval_share of root's rows
+        eval_share=0.01,
+        eval_hours=0.5,  # at most so much audio is scored per evaluation
+        hours=0.0,  # above 0: codes of a self-made corpus are made where root is missing
+        loader="tfdata",  # or "threads", which needs no TensorFlow
+        workers=0,  # reading threads; 0: one per core
+        vocab_size=13_500 + 3,  # ids: the types of vocabulary.json and three special ones
+        batch_hours=64 * 61.44 / 3600,  # audio per update: 393,216 codes of 10 ms
+        unit_seconds=61.44,  # the smallest piece of a batch
+        device_seconds=61.44,  # audio that one device holds at once; raise it where memory allows
+        bucket_seconds=(6.144, 10.24, 12.288, 15.36, 20.48, 30.72),  # the static lengths; longer rows are cropped
+        min_seconds=0.5,
+        normalize=False,  # waves only
+    )
+    config.encoder = dict(
+        hop=160,  # samples that a code spans: those of vq-wav2vec
+        width=512,
+        layers=12,  # not stated in the paper
+        heads=8,
+        mlp=2048,
+        pre_norm=False,
+        positions="learned",  # or "conv"
+        max_frames=3072,  # learned positions only
+        pos_kernel=128,  # conv positions only
+        pos_groups=16,  # conv positions only
+        positional="auto",  # conv positions only: "grouped", "split" or the better one
+        dropout=0.05,
+        attention_dropout=0.05,
+        mlp_dropout=0.0,
+        layer_drop=0.0,
+        attention="auto",  # "xla", "cudnn" (needs bfloat16, no attention_dropout) or the better one
+        scan_layers=True,
+        remat_layers=False,
+    )
+    config.masking = dict(prob=0.5, length=10, min_spans=1)  # 0.05 of frames start a span: 40 % are masked
+    config.optim = dict(
+        schedule="polynomial",  # or cosine, tri_stage
+        peak=1e-5,  # the paper's; the reference's later command for ZeroSpeech 2021 takes 5e-4 at 524k codes
+        start=0.0,
+        end=0.0,
+        warmup=10_000,
+        power=1.0,
+        stages=(0.03, 0.9, 0.07),  # tri_stage only: shares of warm-up, hold and decay
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        weight_decay=0.01,
+        clip_norm=0.0,  # 0: never clip
+        rules=(),  # (regex on the parameter's path, learning-rate scale, weight decay), first match
+    )
+    config.sharding = dict(data=0, fsdp=1, tensor=1)  # data 0: all remaining devices
+    config.train = dict(
+        steps=250_000,
+        dtype="bfloat16",
+        log_every=100,
+        eval_every=5_000,
+        checkpoint_every=1_000,
+        keep_latest=2,
+        keep_best=1,
+        log_rows=False,
+        watchdog="warn",  # "stop" ends a dead run, "off"
+        on_config_change="refuse",  # "accept" goes on in a workdir made with another config
+        compile_cache="",  # folder; empty: WORKDIR/compile_cache
+    )
+    if variant:
+        small = {"demo": demo, "tiny": tiny}.get(variant)
+        if small is None:
+            raise ValueError(f"there is no variant {variant!r}; there are demo and tiny")
+        small(config)
+    return config
+
+
+def demo(config: ConfigDict) -> None:
+    """The codes of the README's vq-wav2vec demo, 1.5 M parameters, minutes on two CPU cores.
+
+    Departs from the paper where a few hundred updates are not enough for it: a higher learning rate, no dropout.
+    """
+    tiny(config)
+    config.data.update(root=("runs/vq/codes/train",), hours=0.0, vocab_size=64 * 64 + 3)
+    config.data.update(batch_hours=4 * 12 / 3600, unit_seconds=12.0, device_seconds=48.0, bucket_seconds=(3.0, 6.0))
+    config.data.update(eval_share=0.05, eval_hours=0.03)
+    config.encoder.update(width=128, layers=4, heads=4, mlp=512, max_frames=1024, dropout=0.0, attention_dropout=0.0)
+    config.optim.update(peak=1e-3, warmup=50)
+    config.train.update(steps=500, log_every=10, eval_every=100, checkpoint_every=100)
+
+
+def tiny(config: ConfigDict) -> None:
+    """Seconds, without downloads: every part of a real run at the smallest size."""
+    config.data.update(root=("data/codes-tiny",), hours=0.02, min_seconds=0.5, eval_share=0.2, vocab_size=256)
+    config.data.update(batch_hours=8 * 2 / 3600, unit_seconds=2.0, device_seconds=16.0, bucket_seconds=(2.0,))
+    config.encoder.update(width=32, layers=2, heads=4, mlp=64, max_frames=256, pos_kernel=16, pos_groups=4)
+    config.optim.update(peak=5e-3, warmup=5)
+    config.train.update(steps=20, dtype="float32", log_every=1, eval_every=10, checkpoint_every=10)
