@@ -207,3 +207,22 @@ def test_curves_show_the_levels_and_both_splits(tmp_path, monkeypatch):
     titles = [ax.get_title(loc="left") for ax in figures[0].axes]
     assert [t.split(",")[0].split()[0] for t in titles if t] == "Loss Accuracy Codebook Gradient Learning Speed".split()
     assert [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()] == ["train", "eval"]
+
+
+def test_panels_are_those_of_what_was_logged(tmp_path, monkeypatch):
+    """A model over codes has no perplexity; its loss stands beside that of counting."""
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), open(path, "w").close()))
+    rows = [
+        dict(step=s, split="train", loss=4.0, unigram_loss=5.0, masked_share=0.4, unknown_share=0.0) for s in (1, 2)
+    ]
+    report.draw_curves(rows, tmp_path / "curves.png", {"loss_chance": 6.0, "accuracy_chance": 0.1})
+    titles = [ax.get_title(loc="left") for ax in figures[0].axes]
+    assert "Share of frames" in titles and "Codebook perplexity" not in titles
+    assert [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()] == ["train", "unigram train"]
+    assert "unigram  5.000" in report.progress_line(rows[0], 2)
+    rows = [{"step": 1, "split": "train", "accuracy_step_01": 0.5}]
+    report.draw_curves(rows, tmp_path / "curves.png")
+    assert "Accuracy by how many steps ahead" in [ax.get_title(loc="left") for ax in figures[1].axes]

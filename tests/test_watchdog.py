@@ -155,3 +155,19 @@ def test_grace_is_the_warm_up_or_a_third_of_the_run_within_bounds(warmup, steps,
     train = types.SimpleNamespace(steps=steps)
     found = settings_for(types.SimpleNamespace(optim=optim, data=data, train=train))
     assert (found.grace_steps, found.batch_hours, found.peak) == (grace, 1.5, 1e-3)
+
+
+def over_codes(gain, steps=120, every=100):
+    """A run over codes whose loss ends `gain` nats below that of a model that counts."""
+    for i in range(1, steps + 1):
+        unigram = 6.0 + 3.0 * math.exp(-i / 5)
+        yield {"step": i * every, "split": "train", "loss": unigram - gain * min(1, i / 60), "unigram_loss": unigram}
+
+
+def test_a_model_over_codes_that_only_counts_is_named_and_one_that_learns_is_not():
+    levels = {"loss_chance": math.log(13_500), "accuracy_chance": 1 / 13_500}
+    found = check(list(over_codes(0.05)), levels, SETTINGS)
+    assert [(finding.name, finding.dead) for finding in found] == [("no better than counting", False)]
+    assert "unigram entropy of the codes (6.0" in found[0].message
+    assert check(list(over_codes(1.0)), levels, SETTINGS) == []
+    assert names(over_codes(0.05, steps=40), levels) == [], "early on it is normal"

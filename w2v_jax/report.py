@@ -2,7 +2,8 @@
 
 A row of metrics is a flat dict with `step`, `split` ("train" or "eval") and numbers; nothing here knows a method.
 `levels` are the numbers that tell a healthy run from a dead one, each optional: loss_chance (ln(K + 1)),
-accuracy_chance, perplexity_floor (all frames on one code per group), perplexity_max. Imports no jax: the loop says
+accuracy_chance, perplexity_floor (all frames on one code per group), perplexity_max; and a row's `unigram_loss` is
+what a model of a code stream reaches that only counts. Imports no jax: the loop says
 which process is `active` (process 0), and the reports of the others do nothing.
 """
 
@@ -15,7 +16,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -220,6 +221,8 @@ def progress_line(row: Row, total_steps: int, steps_per_second: float | None = N
     parts.append(f"{row['step'] / max(total_steps, 1):>6.1%}")
     if "loss" in row:
         parts.append(f"loss {_number(row['loss'], '.3f'):>6}")
+    if "unigram_loss" in row:
+        parts.append(f"unigram {_number(row['unigram_loss'], '.3f'):>6}")
     if "accuracy" in row:
         parts.append(f"acc {_number(row['accuracy'], '.3f'):>5}")
     if "code_perplexity" in row:
@@ -290,8 +293,7 @@ def draw_curves(rows: Sequence[Row], path, levels: Levels | None = None, title: 
     axes = figure.subplots(3, 2)
     _draw_loss(axes[0, 0], rows, levels)
     _draw_accuracy(axes[0, 1], rows, levels)
-    quantizes = any("code_perplexity" in row for row in rows)
-    (_draw_perplexity if quantizes or not _steps_ahead(rows) else _draw_steps)(axes[1, 0], rows, levels)
+    _panel_of_method(rows)(axes[1, 0], rows, levels)
     _draw_gradient(axes[1, 1], rows)
     _draw_schedules(axes[2, 0], rows)
     _draw_speed(axes[2, 1], rows)
@@ -309,6 +311,14 @@ def draw_curves(rows: Sequence[Row], path, levels: Levels | None = None, title: 
     partial = pathlib.Path(path).with_name(pathlib.Path(path).name + ".partial")
     figure.savefig(partial, format="png")
     os.replace(partial, path)
+
+
+def _panel_of_method(rows: Sequence[Row]) -> Callable[[Any, Sequence[Row], Levels], None]:
+    """The panel for what only some methods log: perplexities, else the steps ahead, else shares of frames."""
+    names = {name for row in rows for name in row}
+    if "code_perplexity" in names or not names & {"accuracy_step_01", "masked_share"}:
+        return _draw_perplexity
+    return _draw_steps if "accuracy_step_01" in names else _draw_shares
 
 
 def _series(rows: Sequence[Row], name: str, split: str) -> tuple[list[int], list[float]]:
@@ -350,12 +360,13 @@ def _level(ax, value: float | None, text: str) -> None:
 def _draw_loss(ax, rows: Sequence[Row], levels: Levels) -> None:
     ax.set_title("Loss, nats per prediction", loc="left")
     _plot(ax, rows, "loss")
+    _plot(ax, rows, "unigram_loss", "unigram", SECOND)
     chance = levels.get("loss_chance")
     _level(ax, chance, f"chance {chance:.3f}" if chance is not None else "")
 
 
 def _draw_accuracy(ax, rows: Sequence[Row], levels: Levels) -> None:
-    ax.set_title("Accuracy among the distractors", loc="left")
+    ax.set_title("Accuracy of the predictions", loc="left")
     _plot(ax, rows, "accuracy")
     ax.set_ylim(-0.02, 1.02)
     chance = levels.get("accuracy_chance")
@@ -388,6 +399,13 @@ def _draw_steps(ax, rows: Sequence[Row], levels: Levels) -> None:
     ax.set_ylim(-0.02, 1.02)
     chance = levels.get("accuracy_chance")
     _level(ax, chance, f"chance {chance:.3g}" if chance is not None else "")
+
+
+def _draw_shares(ax, rows: Sequence[Row], levels: Levels) -> None:
+    ax.set_title("Share of frames", loc="left")
+    _plot(ax, rows, "masked_share", "masked")
+    _plot(ax, rows, "unknown_share", "unknown", SECOND)
+    ax.set_ylim(-0.02, 1.02)
 
 
 def _draw_gradient(ax, rows: Sequence[Row]) -> None:

@@ -77,7 +77,7 @@ def check(history: Sequence[Row], levels: Levels, settings: Settings) -> list[Fi
     rows = [row for row in history if row.get("split", "train") == "train"]
     if not rows:
         return []
-    collapse = (_equal_logits, _one_code, _accuracy_stuck, _no_gradient, _at_chance, _few_codes)
+    collapse = (_equal_logits, _one_code, _accuracy_stuck, _no_gradient, _at_chance, _few_codes, _only_counts)
     found = (rule(rows, levels, settings) for rule in collapse)
     findings = [_not_finite(rows, levels, settings), next((finding for finding in found if finding), None)]
     return [finding for finding in findings if finding]
@@ -110,8 +110,8 @@ def _equal_logits(rows: Sequence[Row], levels: Levels, settings: Settings) -> Fi
         return None
     return Finding(
         "collapsed to a constant",
-        f"the loss has been exactly at chance ({chance:.4f}) for {settings.patience} logged steps: every frame gets the "
-        f"same vector, so all distractors look alike. Likely cause: {_cause(settings)}, or input that is not speech at "
+        f"the loss has been exactly at chance ({chance:.4f}) for {settings.patience} logged steps: every frame gets "
+        f"the same vector, so all choices look alike. Likely cause: {_cause(settings)}, or input that is not speech at "
         f"16 kHz. Next: {REMEDY}; start anew, this does not recover",
     )
 
@@ -125,8 +125,8 @@ def _one_code(rows: Sequence[Row], levels: Levels, settings: Settings) -> Findin
                 "codebook collapsed",
                 f"{name} has been at its floor ({floor:g}: one code per group) for {settings.patience} logged steps; "
                 f"a low loss or a high accuracy means nothing now. Likely cause: {_cause(settings)}, or the diversity "
-                f"term is too weak (loss.diversity_weight, 0.1 for wav2vec 2.0), or quantizer.temperature starts too low "
-                f"(2.0 in the papers). Next: {REMEDY}; raise loss.diversity_weight (Gumbel) or quantizer.restart "
+                f"term is too weak (loss.diversity_weight, 0.1 for wav2vec 2.0), or quantizer.temperature starts too "
+                f"low (2.0 in the papers). Next: {REMEDY}; raise loss.diversity_weight (Gumbel) or quantizer.restart "
                 f"(k-means); start anew, this does not recover",
             )
     return None
@@ -141,8 +141,8 @@ def _accuracy_stuck(rows: Sequence[Row], levels: Levels, settings: Settings) -> 
     what = "1" if all(values) else "0" if not any(values) else "jumping between 0 and 1"
     return Finding(
         "accuracy stuck",
-        f"the contrastive accuracy has been exactly {what} for {settings.patience} logged steps: the distractors are "
-        f"all equal to the target or all equal to each other. Likely cause: {_cause(settings)}; or too few masked "
+        f"the accuracy has been exactly {what} for {settings.patience} logged steps: the choices are all equal to the "
+        f"target (one code everywhere) or all equal to each other. Likely cause: {_cause(settings)}; or too few masked "
         f"frames per row (masking.prob, very short recordings). Next: look at the perplexities in curves.png; {REMEDY}",
     )
 
@@ -190,6 +190,25 @@ def _few_codes(rows: Sequence[Row], levels: Levels, settings: Settings) -> Findi
         f"early in a run is normal, staying there is not): the codebook is close to collapse. Likely cause: "
         f"{_cause(settings)}, or nothing keeps codes alive. Next: {REMEDY}; raise loss.diversity_weight (Gumbel) or "
         f"quantizer.restart (k-means)",
+        dead=False,
+    )
+
+
+def _only_counts(rows: Sequence[Row], levels: Levels, settings: Settings) -> Finding | None:
+    """The loss of a model over codes stays at `unigram_loss`; each row has both, of the same frames."""
+    count = 2 * settings.patience
+    losses, unigram = (_last(rows, name, count) for name in ("loss", "unigram_loss"))
+    if losses is None or unigram is None or rows[-count]["step"] <= 4 * settings.grace_steps:
+        return None
+    if math.fsum(losses) < 0.98 * math.fsum(unigram):
+        return None
+    return Finding(
+        "no better than counting",
+        f"the loss has stayed at the unigram entropy of the codes ({math.fsum(unigram) / count:.3f}) for {count} "
+        f"logged steps: the model knows how often each code occurs, and uses nothing of the frames around. Likely "
+        f"cause: optim.peak={settings.peak:g} is too low for {settings.batch_hours:.3g} h of codes per update (the "
+        f"paper's 1e-5 belongs to 1.09 h and 250k updates), or masking.length is so short that neighbours give the "
+        f"code away. Next: raise optim.peak tenfold; masking.length=10",
         dead=False,
     )
 
