@@ -209,6 +209,13 @@ def test_changed_config_is_refused_with_the_difference(shared, whole):
         train.run(load(shared, optim__peak=0.5), whole)
 
 
+def test_a_start_that_failed_may_be_corrected_in_the_same_workdir(shared, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        train.run(load(shared, data__name="folder", data__root="/nowhere", train__log_every=7), tmp_path / "run")
+    with pytest.raises(UserError, match="fewer than one batch"):
+        train.run(load(shared, data__batch_hours=1.0), tmp_path / "run")
+
+
 def test_changed_data_are_refused(shared, tmp_path):
     check_data(tmp_path, load(shared), {"train_rows": 13})
     check_data(tmp_path, load(shared), {"train_rows": 13})

@@ -83,8 +83,8 @@ def _lock(lock: Any, taken: str) -> None:
 
 
 def _check_config(file: pathlib.Path, config: Any) -> None:
-    if not file.exists():
-        return
+    if not file.exists() or not any((file.parent / "checkpoints").glob("[0-9]*")):
+        return  # nothing to go on from, e.g. a start that failed on a mistake in the config
     try:
         before = from_json(file.read_text(encoding="utf-8"))
     except ValueError:
