@@ -98,14 +98,14 @@ def get_config(variant: str = "") -> ConfigDict:
 def demo(config: ConfigDict) -> None:
     """Half an hour of a self-made language, a model of 0.2 M parameters, minutes on two CPU cores."""
     tiny(config)
-    config.data.update(hours=0.5, root=("data/synthetic",), batch_hours=2 * 8 * 1.28 / 3600, unit_seconds=8 * 1.28)
-    config.data.update(bucket_seconds=(1.28,), device_seconds=16 * 1.28, eval_share=0.05, eval_hours=0.03)
+    config.data.update(hours=0.5, root=("data/synthetic",), batch_hours=3 * 4 * 1.28 / 3600, unit_seconds=4 * 1.28)
+    config.data.update(bucket_seconds=(1.28,), device_seconds=12 * 1.28, eval_share=0.05, eval_hours=0.03)
     config.data.update(normalize=True)
     widths = (32, 32, 64, 64, 64)
     config.encoder.update(conv_layers=tuple((c, k, s) for c, (_, k, s) in zip(widths, CONV)), width=96)
-    config.loss.update(steps=12, negatives=64)
+    config.loss.update(steps=12, negatives=64, scale="dot")
     config.optim.update(peak=1e-3, end=1e-3, warmup=50)
-    config.train.update(steps=1000, log_every=10, eval_every=100, checkpoint_every=100)
+    config.train.update(steps=600, log_every=10, eval_every=100, checkpoint_every=100)
 
 
 def tiny(config: ConfigDict) -> None:
@@ -113,6 +113,6 @@ def tiny(config: ConfigDict) -> None:
     config.data.update(name="synthetic", root=("data/synthetic-tiny",), hours=0.02, min_seconds=0.5, eval_share=0.2)
     config.data.update(batch_hours=8 * 2 / 3600, unit_seconds=2.0, device_seconds=16.0, bucket_seconds=(2.0,))
     config.encoder.update(conv_layers=tuple((32, k, s) for _, k, s in CONV), width=32)
-    config.loss.update(steps=4, negatives=10)
-    config.optim.update(peak=3e-3, end=3e-3, warmup=5)
+    config.loss.update(steps=4, negatives=10, scale="mean")
+    config.optim.update(peak=5e-3, end=5e-3, warmup=5)
     config.train.update(steps=20, dtype="float32", log_every=1, eval_every=10, checkpoint_every=10)

@@ -117,7 +117,8 @@ class RecurrentLayer(nn.Module):
         state_bias = self.param("state_bias", part(init, (None,)), (wide,))
         x = product(jnp.swapaxes(x, 0, 1), kernel.astype(self.dtype)) + bias
         x = nn.with_logical_constraint(x, ("frames", "batch", None))
-        whole = nn.with_logical_constraint(state_kernel.astype(self.dtype), (None, None))  # gathered once, not per frame
+        # gathered from all devices once, not at every frame
+        whole = nn.with_logical_constraint(state_kernel.astype(self.dtype), (None, None))
         y = recurrence(cell, vectors, x, whole, state_bias)[0].astype(self.dtype)
         return nn.with_logical_constraint(jnp.swapaxes(y, 0, 1), ("batch", "frames", None))
 
