@@ -137,6 +137,8 @@ def test_what_cannot_be_written_is_said_in_words(corpus):
         ["--max-skipped-share", "2"],
         ["--max-skipped-share", "few"],
         ["--source", "tfds", "--out", "m.jsonl"],
+        ["--source", "codes", "--out", "m.jsonl"],
+        ["--source", "codes", "--plot", "m.png"],
     ],
 )
 def test_wrong_options_are_usage_errors(options, capsys):

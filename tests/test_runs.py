@@ -123,6 +123,14 @@ def test_unreadable_and_too_short_recordings_are_named_once_and_end_nothing(run,
     assert "path-1 was left out: too short" in capsys.readouterr().err
 
 
+def test_silence_and_one_frame_give_finite_features(run):
+    source = Waves([16000, 400])
+    source.waves = [0 * wave for wave in source.waves]
+    for row, found in encode(run, source):
+        assert all(np.isfinite(x).all() for x in found.values())
+        assert len(found["local"]) == (49, 1)[row]
+
+
 def test_a_run_that_normalizes_is_given_normalized_recordings(run, tiny_run, tmp_path):
     shutil.copytree(run.path, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())

@@ -22,7 +22,7 @@ from w2v_jax.config import SAMPLE_RATE, UserError, run_command
 from w2v_jax.data import open_source, source_names
 from w2v_jax.data.index import ReadError, Skip, Source, subset
 
-WITHOUT_FILES = ("tfds",)
+WITHOUT_FILES = ("tfds", "codes")
 """Sources whose rows are not files, so that no manifest can point at them."""
 
 SELF_MADE = ("synthetic", "speak")
@@ -115,6 +115,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--plot {args.plot}: the name of a sheet ends in .png")
     if args.out and args.source in WITHOUT_FILES:
         parser.error(f"--out: rows of {args.source} are not files; train on them by --config.data.name={args.source}")
+    if args.plot and args.source == "codes":
+        parser.error("--plot: codes have no waveform; --source codes only counts them")
     if args.rows < 1:
         parser.error("--rows needs at least 1")
     return args

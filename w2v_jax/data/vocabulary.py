@@ -48,7 +48,7 @@ class Vocabulary:
     def entropy(self) -> float:
         """Entropy of the combinations in nats: the loss of a model that knows how often each occurs, and no more."""
         share = self.counts / max(self.counts.sum(), 1)
-        return float(-np.sum(share * np.log(np.maximum(share, 1e-300))))
+        return abs(float(np.sum(share * np.log(np.maximum(share, 1e-300)))))
 
     @property
     def digest(self) -> str:
