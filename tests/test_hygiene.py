@@ -24,6 +24,7 @@ MATHS = {
     "transformer",
     "encoders",
     "quantizers",
+    "logmel",
     "prediction",
     "masking",
     "losses",

@@ -1,0 +1,43 @@
+"""Log-mel features against librosa's, and under padding."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from w2v_jax.frontend import num_frames
+from w2v_jax.logmel import LAYERS, filters, log_mel
+
+
+def wave(samples: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    time = np.arange(samples) / 16_000
+    tone = 0.3 * np.sin(2 * np.pi * (200 + 900 * time) * time)
+    return (tone + 0.02 * rng.normal(size=samples)).astype(np.float32)
+
+
+def test_log_mel_equals_librosas():
+    librosa = pytest.importorskip("librosa")
+    x = wave(16_000)
+    theirs = librosa.feature.melspectrogram(
+        y=x, sr=16_000, n_fft=512, win_length=400, hop_length=160, n_mels=80, center=False
+    )
+    np.testing.assert_allclose(log_mel(jnp.asarray(x[None]))[0], np.log(np.maximum(theirs, 1e-10)).T, atol=2e-4)
+    np.testing.assert_allclose(filters(), librosa.filters.mel(sr=16_000, n_fft=512, n_mels=80).T, atol=1e-7)
+
+
+def test_number_of_frames_is_that_of_a_convolution():
+    for samples in (511, 512, 671, 672, 16_000):
+        assert log_mel(jnp.zeros((1, samples))).shape == (1, num_frames(samples, LAYERS), 80)
+
+
+def test_padding_changes_no_frame_of_the_wave():
+    x = wave(4000)
+    padded = np.pad(x, (0, 3000))
+    frames = num_frames(4000, LAYERS)
+    np.testing.assert_array_equal(log_mel(jnp.asarray(padded[None]))[0, :frames], log_mel(jnp.asarray(x[None]))[0])
+
+
+def test_silence_is_finite():
+    assert np.isfinite(log_mel(jnp.zeros((1, 2000)))).all()
