@@ -4,10 +4,10 @@
 
 The paper trained on 8 GPUs with 8 windows of 1.28 s each; units of 8 windows, among which distractors are drawn, and
 64 windows per update are kept on any number of devices by accumulation. Expected: a loss below ln 129 = 4.86, accuracy
-that falls with the step (accuracy_step_01 near 1, Figure 3 of the paper), and for a linear phone probe on the context
-64.6 % (Table 1: random 27.6, MFCC 39.7, supervised 74.6); a speaker probe 97.4 % (1.87, 17.6, 98.5). Distractors from
-the current utterance alone give 65.2 % phones (Table 2): --config.loss.negatives_from=same. Numbers without a note are
-the paper's; `encoder.conv_norm` is that of Riviere et al. 2020 (arXiv 2002.02848), and "none" is the paper's plain form.
+that falls with the step (accuracy_step_01 near 1, Figure 3 of the paper), and for linear probes on the context 64.6 %
+of phones and 97.4 % of speakers (Table 1; MFCC 39.7 and 17.6, supervised 74.6 and 98.5). Distractors from the current
+utterance alone give 65.2 % of phones (Table 2): --config.loss.negatives_from=same. Numbers without a note are the
+paper's. `encoder.conv_norm` is that of Riviere et al. 2020 (arXiv 2002.02848); "none" is the paper's plain form.
 
 Variants: `:demo` learns on a self-made corpus in minutes on two CPU cores; `:tiny` is for tests.
 """

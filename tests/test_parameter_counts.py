@@ -69,3 +69,20 @@ def test_wav2vec_has_as_many_parameters_as_the_reference(file, conv, kernels, to
         config.encoder.conv_layers = config.encoder.conv_layers[:conv]
         config.encoder.context_kernels = kernels or config.encoder.context_kernels
     assert counts(config)["all"] == total
+
+
+@pytest.mark.parametrize(("norm", "cell", "gates"), [("none", "gru", 3), ("frame", "gru", 3), ("frame", "lstm", 4)])
+def test_cpc_has_the_published_parts(norm, cell, gates):
+    config = configs.load(str(CONFIGS / "cpc.py"))
+    with config.unlocked():
+        config.encoder.update(conv_norm=norm, context=cell)
+    found = counts(config)
+    inputs, width, steps = 512, 256, 12
+    convolutions = inputs * (10 + inputs * (8 + 4 + 4 + 4)) + 5 * inputs
+    norms = 5 * 2 * inputs if norm == "frame" else 0
+    context = gates * (width * (inputs + width) + 2 * width)
+    assert convolutions == 5_250_560 and (cell != "gru" or context == 591_360)
+    assert found["encoder"] == convolutions + norms + context
+    assert found["predictor"] == steps * width * inputs == 1_572_864
+    if (norm, cell) == ("none", "gru"):
+        assert found["all"] == 7_414_784

@@ -58,17 +58,17 @@ def loop_layer(cell: str, p: dict, x: np.ndarray) -> np.ndarray:
     p = {name: np.asarray(value, np.float64) for name, value in p.items()}
     h, memory, outputs = np.zeros(D), np.zeros(D), []
 
-    def both(gate: int) -> tuple[np.ndarray, np.ndarray]:
+    def both(frame: np.ndarray, gate: int) -> tuple[np.ndarray, np.ndarray]:
         cut = slice(gate * D, (gate + 1) * D)
         return frame @ p["kernel"][:, cut] + p["bias"][cut], h @ p["state_kernel"][:, cut] + p["state_bias"][cut]
 
     for frame in x:
         if cell == "gru":
-            reset, update = logistic(sum(both(0))), logistic(sum(both(1)))
-            from_x, from_h = both(2)
+            reset, update = logistic(sum(both(frame, 0))), logistic(sum(both(frame, 1)))
+            from_x, from_h = both(frame, 2)
             h = (1 - update) * np.tanh(from_x + reset * from_h) + update * h
         else:
-            into, forget, new, out = (sum(both(gate)) for gate in range(4))
+            into, forget, new, out = (sum(both(frame, gate)) for gate in range(4))
             memory = logistic(forget) * memory + logistic(into) * np.tanh(new)
             h = logistic(out) * np.tanh(memory)
         outputs.append(h)

@@ -119,7 +119,8 @@ class RecurrentLayer(nn.Module):
         x = nn.with_logical_constraint(x, ("frames", "batch", None))
         # gathered from all devices once, not at every frame
         whole = nn.with_logical_constraint(state_kernel.astype(self.dtype), (None, None))
-        y = recurrence(cell, vectors, x, whole, state_bias)[0].astype(self.dtype)
+        states: Any = recurrence(cell, vectors, x, whole, state_bias)
+        y = states[0].astype(self.dtype)
         return nn.with_logical_constraint(jnp.swapaxes(y, 0, 1), ("batch", "frames", None))
 
 

@@ -119,7 +119,8 @@ def make(config: Any) -> Method:
         return model.init(key, batch)["params"], {}
 
     def loss(params, extra, batch, key, step, *, train):
-        encoded, predictions = model.apply({"params": params}, batch)
+        found: Any = model.apply({"params": params}, batch)
+        encoded, predictions = found
         total, metrics = objective(config, batch, encoded.local, predictions, draw(config, batch, key))
         return total, (extra, metrics)
 
