@@ -213,6 +213,17 @@ def test_batch_without_any_real_row_is_finite(job):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradient, metrics)))
 
 
+def test_short_silent_and_uniform_rows_are_finite(job):
+    """No frame, one frame, fewer than any horizon, silence, codes that are all alike."""
+    batch = make_batch() | dict(num_samples=np.asarray([0, 100, 400, 465, 700, 1000, SAMPLES, SAMPLES], np.int32))
+    real = np.arange(SAMPLES) < batch["num_samples"][:, None]
+    batch["wave"] *= real & (np.arange(ROWS) != 6)[:, None]
+    batch["codes"] = np.where(real[:, ::HOP], FIRST_CODE, 0).astype(np.int32)
+    gradient, _, metrics = job.gradients(cut(batch, 1))
+    assert metrics["objective"].weight > 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradient, metrics)))
+
+
 def test_longer_padding_leaves_the_loss_unchanged(job):
     total, metrics = jax.jit(job.loss, compiler_options=QUICK)(make_batch(LONGER))
     assert_means_close({"objective": total} | metrics, job.whole[2])
