@@ -159,7 +159,9 @@ def run_python(script: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_core_methods_and_machinery_import_where_only_the_jax_stack_is_installed():
-    names = [dotted(p) for p in modules() if layer(p) in ("package", "core", "maths", "methods", "machinery", "library")]
+    names = [
+        dotted(p) for p in modules() if layer(p) in ("package", "core", "maths", "methods", "machinery", "library")
+    ]
     script = "import sys, importlib\nfor name in sys.argv[1].split(): sys.modules[name] = None\n"
     script += "for name in sys.argv[2].split(): importlib.import_module(name)"
     result = run_python(script, " ".join(HEAVY), " ".join(names))

@@ -10,7 +10,7 @@ import pytest
 
 from w2v_jax import noise as noises
 from w2v_jax.config import UserError
-from w2v_jax.quantizers import GumbelQuantizer, Quantized, perplexity, temperature, unit_perplexities
+from w2v_jax.quantizers import GumbelQuantizer, code_perplexity, perplexity, prob_perplexity, temperature
 
 B, M, C, G, V, E = 2, 5, 8, 2, 6, 3
 TAU = jnp.float32(0.7)
@@ -127,8 +127,8 @@ def test_unit_perplexities_pool_the_used_frames_of_each_unit():
     used = rng.random((rows, M)) < 0.6
     used[4:] = False  # a unit without any frame
     codes = logits.argmax(-1)
-    quantized = Quantized(jnp.zeros((rows, M, G * E)), jnp.asarray(codes), jnp.asarray(codes), jnp.asarray(logits))
-    hard, soft = unit_perplexities(quantized, jnp.asarray(used), units, V)
+    hard = code_perplexity(jnp.asarray(codes), jnp.asarray(used), units, V)
+    soft = prob_perplexity(jnp.asarray(logits), jnp.asarray(used), units)
     assert np.isfinite(hard).all() and np.isfinite(soft).all()
 
     def entropy_sum(p):

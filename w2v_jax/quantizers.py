@@ -32,9 +32,9 @@ class Quantized(NamedTuple):
     vectors: jax.Array
     chosen: jax.Array
     codes: jax.Array
-    logits: jax.Array | None = None
-    inputs: jax.Array | None = None
-    entries: jax.Array | None = None
+    logits: Any = None
+    inputs: Any = None
+    entries: Any = None
 
 
 def temperature(step: jax.Array, start: float, end: float, decay: float) -> jax.Array:
@@ -230,18 +230,18 @@ def perplexity(probs: jax.Array) -> jax.Array:
     return jnp.sum(jnp.exp(-jnp.sum(probs * jnp.log(probs + 1e-7), axis=-1)), axis=-1)
 
 
-def unit_perplexities(
-    quantized: Quantized, used: jax.Array, units: int, codes: int
-) -> tuple[jax.Array, jax.Array | None]:
-    """(code, probability) perplexity of each unit [units] over its used frames; used [B M], `codes` is V.
+def code_perplexity(codes: jax.Array, used: jax.Array, units: int, size: int) -> jax.Array:
+    """Perplexity [units] of the codes [B M G] that each unit chose in its used frames [B M]; size is V."""
+    return _unit_perplexity(jax.nn.one_hot(codes, size), used, units)
 
-    The first counts the chosen codes, the second averages the softmax without noise or temperature (Gumbel only).
-    """
+
+def prob_perplexity(logits: jax.Array, used: jax.Array, units: int) -> jax.Array:
+    """Perplexity [units] of the mean softmax of the logits [B M G V], without noise or temperature."""
+    return _unit_perplexity(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), used, units)
+
+
+def _unit_perplexity(probabilities: jax.Array, used: jax.Array, units: int) -> jax.Array:
+    """Of the mean over the used frames [B M] of each unit; probabilities [B M G V]."""
     weight = used.astype(jnp.float32).reshape(units, -1, 1, 1)  # [units R*M 1 1]
-    count = jnp.maximum(weight.sum(axis=1), 1.0)
-    hard = jax.nn.one_hot(quantized.codes, codes).reshape(units, -1, quantized.codes.shape[-1], codes)
-    code_perplexity = perplexity((hard * weight).sum(axis=1) / count)
-    if quantized.logits is None:
-        return code_perplexity, None
-    soft = jax.nn.softmax(quantized.logits.reshape(hard.shape), axis=-1)
-    return code_perplexity, perplexity((soft * weight).sum(axis=1) / count)
+    total = (probabilities.reshape(units, -1, *probabilities.shape[2:]) * weight).sum(axis=1)
+    return perplexity(total / jnp.maximum(weight.sum(axis=1), 1.0))

@@ -108,7 +108,7 @@ class RunLog:
             "metrics": self.path / "metrics.jsonl",
             "plots": f"{self.path / 'curves.png'}, and tensorboard --logdir={self.path / 'tensorboard'}",
             "summary": self.path / "done.json",
-            "try next": "your own recordings: the config without its variant, --config.data.root=FOLDER and another --workdir",
+            "try next": "your recordings: the config without its variant, --config.data.root=FOLDER, another --workdir",
         }
         return report.table(rows, "done")
 

@@ -27,12 +27,13 @@ from w2v_jax.quantizers import (
     GumbelQuantizer,
     KMeansQuantizer,
     Quantized,
+    code_perplexity,
     commitment,
     first_life,
     group_width,
+    prob_perplexity,
     revive,
     temperature,
-    unit_perplexities,
 )
 
 
@@ -54,11 +55,11 @@ class VQWav2Vec(nn.Module):
             self.quantizer = KMeansQuantizer(q.groups, q.codes, channels, dtype, q.shared)
         self.predictor = prediction.FuturePredictor(config.loss.steps, channels, dtype)
 
-    def encode(self, batch: Batch, tau=1.0, gumbel=None, moved=None) -> tuple[Encoded, Quantized]:
+    def encode(self, batch: Batch, tau: Any = 1.0, gumbel=None, moved=None) -> tuple[Encoded, Quantized]:
         """The encoded batch and its codes; gumbel [B F G V] noise, moved [G V E] what `revive` adds to the codes."""
         z = self.encoder.local(batch["wave"], batch["num_samples"])
         frames = num_frames(batch["num_samples"], self.config.encoder.conv_layers)
-        if self.config.quantizer.kind == "gumbel":
+        if isinstance(self.quantizer, GumbelQuantizer):
             quantized = self.quantizer(z, tau, gumbel)
         else:
             valid = valid_frames(frames, z.shape[1]) if self.config.encoder.padding_aware else None
@@ -66,7 +67,7 @@ class VQWav2Vec(nn.Module):
         context, hidden = self.encoder.context(quantized.vectors, batch["num_samples"])
         return Encoded(z, z, context, hidden, frames), quantized
 
-    def __call__(self, batch: Batch, tau=1.0, gumbel=None, moved=None) -> tuple[Encoded, Quantized, jax.Array]:
+    def __call__(self, batch: Batch, tau: Any = 1.0, gumbel=None, moved=None) -> tuple[Encoded, Quantized, jax.Array]:
         """As `encode`, and the predictions [B F S C], aligned to their target frames."""
         encoded, quantized = self.encode(batch, tau, gumbel, moved)
         return encoded, quantized, self.predictor(encoded.context, prediction.first_offset(self.config))
@@ -91,17 +92,18 @@ def objective(
     valid = prediction.real_frames(config, batch)
     units = num_units(config.data.unit_seconds, *batch["wave"].shape)
     pairs = prediction.real_pairs(config, batch).sum(axis=(1, 2))  # [B]
-    code_perplexity, prob_perplexity = unit_perplexities(quantized, valid, units, config.quantizer.codes)
+    codes_used = code_perplexity(quantized.codes, valid, units, config.quantizer.codes)
     alive = valid.reshape(units, -1).any(axis=1).astype(jnp.float32)
-    if prob_perplexity is None:
+    if config.quantizer.kind == "kmeans":
         term = (pairs * commitment(quantized, valid, config.loss.commitment_gamma)).sum()
         name, factor = "commitment", config.loss.commitment_weight
     else:
+        codes_likely = prob_perplexity(quantized.logits, valid, units)
         entries = config.quantizer.groups * config.quantizer.codes
-        term = (pairs.reshape(units, -1).sum(axis=1) * (entries - prob_perplexity) / entries).sum()
+        term = (pairs.reshape(units, -1).sum(axis=1) * (entries - codes_likely) / entries).sum()
         name, factor = "diversity", config.loss.diversity_weight
-        metrics["prob_perplexity"] = Mean((prob_perplexity * alive).sum(), alive.sum())
-    metrics["code_perplexity"] = Mean((code_perplexity * alive).sum(), alive.sum())
+        metrics["prob_perplexity"] = Mean((codes_likely * alive).sum(), alive.sum())
+    metrics["code_perplexity"] = Mean((codes_used * alive).sum(), alive.sum())
     metrics[name] = Mean(term, total.weight)
     return Mean(total.total + factor * term, total.weight), metrics
 
@@ -125,8 +127,9 @@ def make(config: Any) -> Method:
         if train and q.kind == "gumbel":
             frames = num_frames(batch["wave"].shape[1], config.encoder.conv_layers)
             gumbel = noises.gumbel(noises.fold(noise, 3), frames, q.groups, q.codes)
-        tau = temperature(step, *q.temperature) if q.kind == "gumbel" else None
-        _, quantized, predictions = model.apply({"params": params}, batch, tau, gumbel, extra.get("moved"))
+        tau = temperature(step, *q.temperature) if q.kind == "gumbel" else jnp.float32(1.0)
+        found: Any = model.apply({"params": params}, batch, tau, gumbel, extra.get("moved"))
+        _, quantized, predictions = found
         distractors = prediction.draw(config, batch, key)
         total, metrics = objective(config, batch, quantized, predictions, distractors)
         if revives and train:

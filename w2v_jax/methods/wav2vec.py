@@ -57,7 +57,8 @@ def make(config: Any) -> Method:
         return model.init(key, batch)["params"], {}
 
     def loss(params, extra, batch, key, step, *, train):
-        encoded, predictions = model.apply({"params": params}, batch)
+        found: Any = model.apply({"params": params}, batch)
+        encoded, predictions = found
         distractors = prediction.draw(config, batch, key)
         total, metrics = prediction.objective(config, batch, encoded.local, predictions, distractors)
         return total, (extra, metrics)

@@ -24,7 +24,7 @@ from w2v_jax.api import Batch, Mean, Method, PyTree
 from w2v_jax.config import UserError, num_units, unit_rows
 from w2v_jax.encoders import Encoded, wav2vec2_encoder
 from w2v_jax.frontend import linear, num_frames, valid_frames
-from w2v_jax.quantizers import GumbelQuantizer, Quantized, temperature, unit_perplexities
+from w2v_jax.quantizers import GumbelQuantizer, Quantized, code_perplexity, prob_perplexity, temperature
 
 
 class Draws(NamedTuple):
@@ -127,13 +127,12 @@ def objective(config: Any, batch: Batch, draws: Draws, prediction: Prediction) -
     blocks = draws.distractors.shape[0]
     contrast = _contrast(config, draws, prediction, blocks)
     per_row, per_unit = used.sum(axis=1), used.reshape(units, -1).sum(axis=1)
-    code_perplexity, prob_perplexity = unit_perplexities(
-        prediction.quantized, draws.used, units, config.quantizer.codes
-    )
+    codes_used = code_perplexity(prediction.quantized.codes, draws.used, units, config.quantizer.codes)
+    codes_likely = prob_perplexity(prediction.quantized.logits, draws.used, units)
     entries = config.quantizer.groups * config.quantizer.codes
     terms = {
         "loss": (contrast.loss.reshape(used.shape) * used).sum(),
-        "diversity": (per_unit * (entries - prob_perplexity) / entries).sum(),
+        "diversity": (per_unit * (entries - codes_likely) / entries).sum(),
         "penalty": (per_row * _mean_square(config, prediction.encoded)).sum(),
     }
     weights = {"loss": 1.0, "diversity": config.loss.diversity_weight, "penalty": config.loss.penalty_weight}
@@ -143,8 +142,8 @@ def objective(config: Any, batch: Batch, draws: Draws, prediction: Prediction) -
     metrics |= {
         "objective": Mean(total, count),
         "accuracy": Mean((contrast.correct.reshape(used.shape) * used).sum(), count),
-        "code_perplexity": Mean((code_perplexity * alive).sum(), alive.sum()),
-        "prob_perplexity": Mean((prob_perplexity * alive).sum(), alive.sum()),
+        "code_perplexity": Mean((codes_used * alive).sum(), alive.sum()),
+        "prob_perplexity": Mean((codes_likely * alive).sum(), alive.sum()),
         "masked_share": Mean(count, (prediction.encoded.num_frames * batch["weight"]).sum()),
     }
     return Mean(total, count), metrics
