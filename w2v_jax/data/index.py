@@ -50,12 +50,18 @@ class Form(NamedTuple):
     """What a source's rows are made of: the key in the batch, its type, and the 16 kHz samples of one element.
 
     made_by: which model (and vocabulary) made the elements, so that those of another one are not taken for them.
+    width: numbers in an element; 0 where an element is one number.
     """
 
     name: str = "wave"
     dtype: str = "float32"
     hop: int = 1
     made_by: str = ""
+    width: int = 0
+
+    def shape(self, length: int) -> tuple[int, ...]:
+        """The shape of `length` samples of a row."""
+        return (length // self.hop, self.width) if self.width else (length // self.hop,)
 
 
 WAVE = Form()
@@ -68,7 +74,7 @@ class ReadError(Exception):
 class Source(Protocol):
     """Random access to recordings. Each source file of this folder exports `make(data, root) -> Source`.
 
-    read(row, start, length) -> form.dtype [at most length / form.hop]; for audio mono at 16 kHz. start and length are
+    read(row, start, length) -> form.dtype [form.shape(at most length)]; for audio mono at 16 kHz. start and length are
     16 kHz samples within the row whatever the form, rounded down to whole elements. Raises ReadError. Safe to call
     from several threads.
     """

@@ -20,6 +20,7 @@ import numpy as np
 
 from w2v_jax.config import UserError
 from w2v_jax.data.index import WAVE, ReadError, Source
+from w2v_jax.data.labels import Labels
 from w2v_jax.data.plan import FILLER, Plan
 
 LOADERS = ("tfdata", "threads")
@@ -61,15 +62,16 @@ def batches(
     stop: int | None = None,
     units: Sequence[int] | None = None,
     normalize: bool = False,
+    labels: Labels | None = None,
     loader: str = "tfdata",
     workers: int = 0,
 ) -> Generator[tuple[dict[str, np.ndarray], Info], None, None]:
     """(batch, info) of the steps start .. stop (None: the plan's end, or endless).
 
     `units`: the units of the global batch that this host reads, in this order (None: all). batch: wave [n T]
-    float32 padded with zeros (or what else `source.form` says, [n T / hop]), num_samples [n] int32 at 16 kHz, weight
-    [n] float32, row [n] int32 (the row's number in the global batch). A row that cannot be read is zeros with
-    num_samples 0 and weight 0, and is named in info.failed.
+    float32 padded with zeros (or what else `source.form` says, [n *form.shape(T)]), num_samples [n] int32 at 16 kHz,
+    weight [n] float32, row [n] int32 (the row's number in the global batch); with `labels`, tokens [n U] and num_tokens
+    [n] int32, too. A row that cannot be read is zeros with num_samples 0 and weight 0, and is named in info.failed.
     normalize: zero mean and unit variance over the whole recording, before the crop. workers 0: one per core.
     Close the iterator (or exhaust it) to stop reading ahead. Raises UserError.
     """
@@ -83,7 +85,8 @@ def batches(
     stop = plan.steps if stop is None else stop
     reader = _Reader(normalized(source) if normalize else source, plan)
     run = _tfdata if loader == "tfdata" else _threads
-    running = _assemble(reader, run(reader, start, stop, units, workers or os.cpu_count() or 1), start, units)
+    parts = run(reader, start, stop, units, workers or os.cpu_count() or 1)
+    running = _assemble(reader, parts, start, units, labels)
     _running.add(running)
     atexit.unregister(_close_all)
     atexit.register(_close_all)  # again, so that it runs before what TensorFlow registered
@@ -140,7 +143,7 @@ class _Reader:
         batch = self.plan.step(step)
         count = len(batch.rows) // self.plan.units
         chosen = slice(unit * count, (unit + 1) * count)
-        elements = np.zeros((count, batch.length // form.hop), form.dtype)
+        elements = np.zeros((count, *form.shape(batch.length)), form.dtype)
         num_samples = np.zeros(count, np.int32)
         reasons = np.zeros(count, object)
         for i, (row, start) in enumerate(zip(batch.rows[chosen], batch.starts[chosen], strict=True)):
@@ -187,7 +190,8 @@ def _tfdata(
 ) -> Generator[tuple, None, None]:
     tf = _tensorflow()
     count = len(units)
-    kinds = (tf.as_dtype(reader.source.form.dtype), tf.int32, tf.string)
+    form = reader.source.form
+    kinds, rank = (tf.as_dtype(form.dtype), tf.int32, tf.string), 1 + len(form.shape(0))
 
     def read(place):
         step, number = divmod(int(place), count)
@@ -195,7 +199,7 @@ def _tfdata(
 
     def load(place):
         elements, num_samples, reasons = tf.numpy_function(read, [place], kinds, stateful=False)
-        elements.set_shape([None, None])
+        elements.set_shape([None] * rank)
         num_samples.set_shape([None])
         reasons.set_shape([None])
         return elements, num_samples, reasons
@@ -203,11 +207,11 @@ def _tfdata(
     data = tf.data.Dataset.range(start * count, 2**62 if stop is None else stop * count)
     data = data.map(load, num_parallel_calls=workers, deterministic=True).batch(count, drop_remainder=True)
     for elements, num_samples, reasons in data.prefetch(AHEAD).as_numpy_iterator():
-        yield elements.reshape(-1, elements.shape[-1]), num_samples.reshape(-1), reasons.reshape(-1)
+        yield elements.reshape(-1, *elements.shape[2:]), num_samples.reshape(-1), reasons.reshape(-1)
 
 
 def _assemble(
-    reader: _Reader, parts: Generator[tuple, None, None], start: int, units: tuple[int, ...]
+    reader: _Reader, parts: Generator[tuple, None, None], start: int, units: tuple[int, ...], labels: Labels | None
 ) -> Generator[tuple[dict[str, np.ndarray], Info], None, None]:
     index, plan, sequence = reader.source.index, reader.plan, 0
     with contextlib.closing(parts):
@@ -226,6 +230,8 @@ def _assemble(
                 )
             weight = (num_samples > 0).astype(np.float32)
             batch = {reader.source.form.name: elements, "num_samples": num_samples, "weight": weight, "row": row}
+            if labels is not None:
+                batch |= labels.padded(rows, planned.length)
             ids = [str(index.ids[r]) if r != FILLER else "" for r in rows]
             yield batch, Info(step, planned.epoch, planned.length, ids, planned.starts[row].tolist(), failed)
 
