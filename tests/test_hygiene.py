@@ -26,6 +26,7 @@ MATHS = {
     "quantizers",
     "logmel",
     "prediction",
+    "acoustic",
     "masking",
     "losses",
     "noise",
@@ -47,7 +48,7 @@ HEAVY = ("tensorflow", "tensorflow_datasets", "librosa", "soundfile", "soxr", "m
 HEAVY += ("matplotlib", "tensorboardX", "espeakng_loader")
 # what a layer may import from outside the standard library, anywhere in its files
 MAY_IMPORT = {
-    "maths": {"jax", "flax", "numpy"},
+    "maths": {"jax", "flax", "optax", "numpy"},
     "methods": {"jax", "flax", "numpy"},
     "data": {"numpy", "tensorflow", "tensorflow_datasets", "soundfile", "soxr", "librosa", "espeakng_loader", "etils"},
 }

@@ -156,6 +156,24 @@ def check_values(config: Any) -> None:
         raise UserError("quantizer.temperature needs three numbers: (start, end, decay per update)")
 
 
+def with_outputs(config: Any, tokens: int) -> Any:
+    """The config of a model over an alphabet of so many `tokens`: acoustic.outputs, where it is 0.
+
+    Raises UserError when a larger number of outputs is needed than the config names.
+    """
+    if 0 < config.acoustic.outputs < tokens:
+        raise UserError(
+            f"acoustic.outputs={config.acoustic.outputs} is too small for an alphabet of {tokens} tokens with the "
+            f"blank: --config.acoustic.outputs={tokens}, or 0 for as many as there are"
+        )
+    if config.acoustic.outputs:
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.acoustic.outputs = tokens
+    return config
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """{"data.root": ..., ...} of a nested config or dict."""
     flat = {}

@@ -1,7 +1,8 @@
 """Encoders: batch -> one record of local features, context and hidden states, the same for every method.
 
 `Wav2Vec2Encoder` is waveform -> convolutions -> (masking) -> Transformer (Baevski et al. 2020, section 2);
-`CausalEncoder` is waveform -> convolutions -> causal convolutions or a recurrent network (CPC, wav2vec, vq-wav2vec).
+`CausalEncoder` is waveform -> convolutions -> causal convolutions or a recurrent network (CPC, wav2vec, vq-wav2vec),
+`CodeEncoder` codes -> Transformer. `LogMelEncoder` and `GivenEncoder` learn nothing: the inputs to compare with.
 Their parameters live under params["encoder"], so that fine-tuning, probes, extraction and conversion can reuse them.
 """
 
@@ -13,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from w2v_jax import logmel
 from w2v_jax import noise as noises
 from w2v_jax.config import UserError
 from w2v_jax.context import ConvContext
@@ -57,9 +59,12 @@ class Wav2Vec2Encoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, wave, num_samples, masked=None, noise=None, layer_key=None, *, collect: bool = False) -> Encoded:
+    def __call__(
+        self, wave, num_samples, masked=None, noise=None, layer_key=None, *, channels=None, collect: bool = False
+    ) -> Encoded:
         """wave [B T]; num_samples [B]; masked [B F] frames to hide or None; noise [B] words and layer_key for the
-        dropouts of training, or None; collect: return the hidden states of all layers."""
+        dropouts of training, or None; channels [B D] of the Transformer's input to hide in all frames, or None;
+        collect: return the hidden states of all layers."""
         frontend = ConvFrontend(
             self.conv_layers,
             self.conv_norm,
@@ -77,6 +82,8 @@ class Wav2Vec2Encoder(nn.Module):
         mask_vector = self.param("mask_vector", part(nn.initializers.uniform(1.0), ("embed",)), (self.width,))
         if masked is not None:
             x = jnp.where(masked[..., None], mask_vector.astype(self.dtype), x)
+        if channels is not None:
+            x = jnp.where(channels[:, None], jnp.zeros((), x.dtype), x)
         x = nn.with_logical_constraint(x, ("batch", "frames", None))
         transformer = Transformer(**self.transformer, dtype=self.dtype, name="transformer")
         context = transformer(x, valid, noise, layer_key, collect=collect)
@@ -230,3 +237,61 @@ def code_encoder(encoder: Any, vocab_size: int, dtype: Any) -> CodeEncoder:
     same += ("dropout", "attention_dropout", "mlp_dropout", "layer_drop", "attention", "scan_layers")
     fields = {key: encoder[key] for key in same} | dict(remat=encoder.remat_layers)
     return CodeEncoder(vocab_size, encoder.width, encoder.hop, fields, dtype)
+
+
+class LogMelEncoder(nn.Module):
+    """80 log-mel bands as local features and context: the baseline. It has no parameters."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, wave: jax.Array, num_samples: jax.Array) -> Encoded:
+        """wave [B T], num_samples [B]."""
+        mel = logmel.log_mel(wave).astype(self.dtype)
+        return Encoded(mel, mel, mel, None, num_frames(num_samples, logmel.LAYERS))
+
+
+class GivenEncoder(nn.Module):
+    """Features that were extracted before, as local features and context. It has no parameters."""
+
+    hop: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array, num_samples: jax.Array) -> Encoded:
+        """features [B F C], one frame per `hop` of the num_samples [B] at 16 kHz."""
+        x = features.astype(self.dtype)
+        return Encoded(x, x, x, None, jnp.minimum(num_samples // self.hop, x.shape[1]))
+
+
+ENCODERS = {"wav2vec2": "wave", "causal": "wave", "logmel": "wave", "codes": "codes", "features": "features"}
+"""Kinds of encoders, and what of a batch each reads."""
+
+
+def make_encoder(encoder: Any, vocab_size: int, dtype: Any) -> Any:
+    """The encoder of a config's `encoder` section with a `kind`. Raises UserError."""
+    if encoder.kind not in ENCODERS:
+        raise UserError(f"encoder.kind is {encoder.kind!r}; it is one of {', '.join(ENCODERS)}")
+    if encoder.kind == "logmel":
+        if tuple(encoder.conv_layers) != logmel.LAYERS:
+            raise UserError(f"encoder.conv_layers of log-mel features is {logmel.LAYERS}; it cannot be changed")
+        return LogMelEncoder(dtype)
+    if encoder.kind == "features":
+        return GivenEncoder(encoder.hop, dtype)
+    if encoder.kind == "codes":
+        return code_encoder(encoder, vocab_size, dtype)
+    return wav2vec2_encoder(encoder, dtype) if encoder.kind == "wav2vec2" else causal_encoder(encoder, dtype)
+
+
+def standardise(x: jax.Array, num_frames: jax.Array) -> jax.Array:
+    """Each channel of x [B F C] with zero mean and unit variance over the num_frames [B] real frames; 0 on padding.
+
+    In float32. What is constant, or a single frame, becomes 0.
+    """
+    valid = valid_frames(num_frames, x.shape[1])[..., None]
+    count = jnp.maximum(num_frames, 1).astype(jnp.float32)[:, None, None]
+    y = x.astype(jnp.float32)
+    mean = jnp.where(valid, y, 0.0).sum(axis=1, keepdims=True) / count
+    y = jnp.where(valid, y - mean, 0.0)
+    variance = jnp.square(y).sum(axis=1, keepdims=True) / count
+    return (y * jax.lax.rsqrt(variance + 1e-5)).astype(x.dtype)

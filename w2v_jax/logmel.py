@@ -28,7 +28,7 @@ def log_mel(wave: jax.Array) -> jax.Array:
     """
     frames = num_frames(wave.shape[1], LAYERS)
     index = jnp.arange(frames)[:, None] * HOP + jnp.arange(FIELD)
-    pieces = wave.astype(jnp.float32)[:, index] * window()  # [B F 512]
+    pieces = jnp.asarray(wave, jnp.float32)[:, index] * window()  # [B F 512]
     spectrum = jnp.fft.rfft(pieces, axis=-1)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     mel = jnp.einsum("bfs,sq->bfq", power, filters(), precision="highest")

@@ -1,4 +1,4 @@
-"""Losses of self-supervised learning, in float32, over masked and valid frames only.
+"""Losses of self-supervised learning and of CTC, in float32, over masked and valid frames only.
 
 The contrastive loss never gathers distractor vectors: one matrix of cosines per block of frames and one matrix
 of how often each frame was drawn give the same value (exact for draws with replacement).
@@ -6,10 +6,11 @@ of how often each frame was drawn give the same value (exact for draws with repl
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from w2v_jax import noise as noises
 
@@ -170,3 +171,42 @@ def future_info_nce(predictions: jax.Array, local: jax.Array, counts: jax.Array,
 
     found = jax.lax.map(jax.checkpoint(step), jnp.moveaxis(predictions, 2, 0))
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), found)
+
+
+def ctc(logits: jax.Array, num_frames: jax.Array, tokens: jax.Array, num_tokens: jax.Array) -> tuple[Any, Any]:
+    """(negative log likelihood [B] in nats, possible [B] bool) of tokens [B U] given logits [B F A]; blank is 0.
+
+    Graves et al. 2006. Where num_frames [B] are fewer than the tokens with a blank between equal neighbours, no
+    alignment exists: the loss and its gradient are then exactly 0, where optax gives a large finite one, the reference
+    0 with `zero_infinity`, and PyTorch infinity.
+    """
+    place = jnp.arange(tokens.shape[1])[None]
+    repeats = (tokens[:, 1:] == tokens[:, :-1]) & (place[:, 1:] < num_tokens[:, None])
+    possible = num_frames >= num_tokens + repeats.sum(axis=1)
+    outside = (jnp.arange(logits.shape[1])[None] >= num_frames[:, None]).astype(jnp.float32)
+    beyond = (place >= num_tokens[:, None]).astype(jnp.float32)
+    safe = jnp.where(possible[:, None, None], logits.astype(jnp.float32), 0.0)  # before the loss: no NaN in gradients
+    nll = optax.losses.ctc_loss(safe, outside, tokens, beyond)
+    return jnp.where(possible, nll, 0.0), possible
+
+
+def token_errors(logits: jax.Array, num_frames: jax.Array, tokens: jax.Array, num_tokens: jax.Array) -> jax.Array:
+    """Edit distance [B] between tokens [B U] and the best path of logits [B F A], repeats and blanks removed.
+
+    Levenshtein's table row by row, one row per frame that says a new token; insertions by a running minimum.
+    """
+    best = jnp.argmax(logits, axis=-1)
+    before = jnp.pad(best[:, :-1], ((0, 0), (1, 0)))
+    says = (best != 0) & (best != before) & (jnp.arange(best.shape[1])[None] < num_frames[:, None])
+    place = jnp.arange(tokens.shape[1] + 1)
+
+    def frame(row: jax.Array, this: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        token, new = this  # [B]
+        moved = row[:, :-1] + (tokens != token[:, None])
+        found = jnp.concatenate([row[:, :1] + 1, jnp.minimum(row[:, 1:] + 1, moved)], axis=1)
+        found = jax.lax.cummin(found - place, axis=1) + place
+        return jnp.where(new[:, None], found, row), None
+
+    first = jnp.broadcast_to(place, (len(tokens), len(place)))
+    last, _ = jax.lax.scan(frame, first, (best.T, says.T))
+    return jnp.take_along_axis(last, num_tokens[:, None], axis=1)[:, 0]

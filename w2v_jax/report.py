@@ -208,7 +208,10 @@ def _open_tensorboard(directory: pathlib.Path, start_step: int):
 def legend(levels: Levels) -> str:
     """What the columns of `progress_line` mean, with the levels to compare them with."""
     parts = ["loss in nats" + (f" (chance {levels['loss_chance']:.3f})" if "loss_chance" in levels else "")]
-    parts.append("acc" + (f" (chance {levels['accuracy_chance']:.3f})" if "accuracy_chance" in levels else ""))
+    if "error_silent" in levels:
+        parts.append(f"err: token error rate (saying nothing {levels['error_silent']:.3f}); blank: share of frames")
+    else:
+        parts.append("acc" + (f" (chance {levels['accuracy_chance']:.3f})" if "accuracy_chance" in levels else ""))
     known = [f"{word} {levels[key]:g}" for key, word in PERPLEXITY_LEVELS if key in levels]
     if known:
         parts.append(f"ppl: perplexity of codes/probabilities ({', '.join(known)})")
@@ -223,6 +226,10 @@ def progress_line(row: Row, total_steps: int, steps_per_second: float | None = N
         parts.append(f"loss {_number(row['loss'], '.3f'):>6}")
     if "unigram_loss" in row:
         parts.append(f"unigram {_number(row['unigram_loss'], '.3f'):>6}")
+    if "blank_share" in row:
+        parts.append(f"blank {_number(row['blank_share'], '.2f'):>4}")
+    if "token_error" in row:
+        parts.append(f"err {_number(row['token_error'], '.3f'):>5}")
     if "accuracy" in row:
         parts.append(f"acc {_number(row['accuracy'], '.3f'):>5}")
     if "code_perplexity" in row:
@@ -316,7 +323,7 @@ def draw_curves(rows: Sequence[Row], path, levels: Levels | None = None, title: 
 def _panel_of_method(rows: Sequence[Row]) -> Callable[[Any, Sequence[Row], Levels], None]:
     """The panel for what only some methods log: perplexities, else the steps ahead, else shares of frames."""
     names = {name for row in rows for name in row}
-    if "code_perplexity" in names or not names & {"accuracy_step_01", "masked_share"}:
+    if "code_perplexity" in names or not names & {"accuracy_step_01", "masked_share", "blank_share"}:
         return _draw_perplexity
     return _draw_steps if "accuracy_step_01" in names else _draw_shares
 
@@ -366,11 +373,20 @@ def _draw_loss(ax, rows: Sequence[Row], levels: Levels) -> None:
 
 
 def _draw_accuracy(ax, rows: Sequence[Row], levels: Levels) -> None:
+    if "error_silent" in levels:
+        return _draw_error(ax, rows, levels)
     ax.set_title("Accuracy of the predictions", loc="left")
     _plot(ax, rows, "accuracy")
     ax.set_ylim(-0.02, 1.02)
     chance = levels.get("accuracy_chance")
     _level(ax, chance, f"chance {chance:.3g}" if chance is not None else "")
+
+
+def _draw_error(ax, rows: Sequence[Row], levels: Levels) -> None:
+    ax.set_title("Token error rate of the best path", loc="left")
+    _plot(ax, rows, "token_error")
+    ax.set_ylim(bottom=0)
+    _level(ax, levels["error_silent"], "saying nothing")
 
 
 def _draw_perplexity(ax, rows: Sequence[Row], levels: Levels) -> None:
@@ -405,6 +421,7 @@ def _draw_shares(ax, rows: Sequence[Row], levels: Levels) -> None:
     ax.set_title("Share of frames", loc="left")
     _plot(ax, rows, "masked_share", "masked")
     _plot(ax, rows, "unknown_share", "unknown", SECOND)
+    _plot(ax, rows, "blank_share", "blank")
     ax.set_ylim(-0.02, 1.02)
 
 

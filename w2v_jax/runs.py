@@ -27,20 +27,24 @@ import numpy as np
 
 from w2v_jax import checkpoint, sharding
 from w2v_jax import config as configs
+from w2v_jax.acoustic import stride
 from w2v_jax.api import Method, PyTree
 from w2v_jax.config import CODE_PAD, SAMPLE_RATE, UserError, unit_rows
 from w2v_jax.data.index import WAVE, Form, Index, Source
+from w2v_jax.data.labels import FILE as ALPHABET
+from w2v_jax.data.labels import Alphabet
 from w2v_jax.data.pipeline import batches, normalized
 from w2v_jax.data.plan import FILLER, eval_plan
 from w2v_jax.data.vocabulary import FILE as VOCABULARY
 from w2v_jax.data.vocabulary import Vocabulary
 from w2v_jax.frontend import receptive_field
 
-KEYS = ("local", "context", "hidden", "codes")
+KEYS = ("local", "context", "hidden", "codes", "logits")
 MAX_SECONDS = 80.0
 BATCH_SECONDS = 160.0
 SHORTEST_SECONDS = 1.25
 TOO_SHORT = "too short for one frame"
+LOGITS = ("logits",)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,7 +94,8 @@ class Run:
             out = {
                 k: x.astype(jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32) for k, x in out.items()
             }
-            return out | {"num_frames": found["valid"].sum(axis=1)}
+            valid = found["logits_valid"] if keys == LOGITS else found["valid"]
+            return out | {"num_frames": valid.sum(axis=1)}
 
         if (keys, layer) not in self.jitted:
             self.jitted[keys, layer] = jax.jit(predict)
@@ -123,6 +128,8 @@ def open_run(path: Any, step: int | str | None = None, random: bool = False) -> 
         raise UserError(f"{path / 'config.json'} is not readable as JSON") from None
     with config.unlocked():
         config.encoder.padding_aware = True
+    if (path / ALPHABET).exists():
+        config = configs.with_outputs(config, len(Alphabet.load(path / ALPHABET)))
     form, method = _form(path), method_module(config.method).make(config)
     if random:
         key, length = jax.random.key(config.seed), int(config.data.bucket_seconds[0] * SAMPLE_RATE + 0.5)
@@ -136,6 +143,63 @@ def open_run(path: Any, step: int | str | None = None, random: bool = False) -> 
     digest = digest_of((params, extra))
     params, extra = jax.device_put((params, extra))
     return Run(config, method, params, extra, int(step), digest, path, form)
+
+
+ENCODER_OF = {"wav2vec2": "wav2vec2", "cpc": "causal", "wav2vec": "causal", "bert_codes": "codes", "ctc": ""}
+"""Methods whose encoder another model can start from, and its `encoder.kind`; "" where the run says it itself."""
+ANY_VALUE = ("kind", "frozen", "frozen_steps", "conv_grad_scale", "layer_drop", "padding_aware", "max_frames")
+ANY_VALUE += ("attention", "positional", "scan_layers", "remat_frontend", "remat_layers")
+
+
+def pretrained_encoder(config: Any, params: PyTree, form: Form) -> PyTree:
+    """The parameters of the encoder of the run config.init.run, in the place of params["encoder"] (or its shapes).
+
+    Raises UserError, with every difference, when that run's encoder is another one than the config describes, or read
+    other data (waves that were normalised otherwise, codes of another vocabulary).
+    """
+    path = pathlib.Path(config.init.run).expanduser()
+    if not (path / "config.json").is_file():
+        raise UserError(f"init.run: {path} is not the folder of a run; give the --workdir of a pretraining")
+    other: Any = configs.from_json((path / "config.json").read_text(encoding="utf-8"))
+    if other.method not in ENCODER_OF:
+        raise UserError(
+            f"init.run: the context of {other.method} ({path}) does not read what encoder.kind={config.encoder.kind} "
+            "would give it; extract its features and learn from those (configs/acoustic_frozen.py:features)"
+        )
+    kind = ENCODER_OF[other.method] or other.encoder.kind
+    if kind != config.encoder.kind:
+        raise UserError(
+            f"init.run: {path} ({other.method}) has an encoder of kind {kind}: --config.encoder.kind={kind}"
+        )
+    ours, theirs = (
+        {f"encoder.{k}": v for k, v in configs.flatten(c.encoder).items() if k not in ANY_VALUE and "dropout" not in k}
+        | {"data.normalize": c.data.normalize}
+        for c in (config, other)
+    )
+    if lines := configs.difference(theirs, ours):
+        lines = [line.replace(" -> ", f" in {path.name}, here ") for line in lines]
+        wanted = " ".join(f"--config.{key}={theirs[key]!r}" for key in ours if ours[key] != theirs.get(key, ours[key]))
+        raise UserError(
+            f"init.run: the encoder of {path} is another one:\n  " + "\n  ".join(lines) + f"\ntake: {wanted}"
+        )
+    if form != WAVE and form != _form(path):
+        raise UserError(
+            f"init.run: {path} was trained on other {form.name} ({_form(path).made_by}, here {form.made_by})"
+        )
+    step = {"": None, "best": "best"}.get(config.init.step, config.init.step)
+    found = checkpoint.restore_params(path, step=int(step) if str(step).isdigit() else step).params["encoder"]
+    shapes, have = (
+        {jax.tree_util.keystr(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(t)}
+        for t in (params["encoder"], found)
+    )
+    if shapes != have:
+        wrong = [
+            f"{key}: {have.get(key)} there, {shapes.get(key)} here"
+            for key in sorted(shapes.keys() | have.keys())
+            if have.get(key) != shapes.get(key)
+        ]
+        raise UserError(f"init.run: the parameters of {path} do not fit:\n  " + "\n  ".join(wrong[:10]))
+    return found
 
 
 def digest_of(tree: PyTree) -> str:
@@ -160,7 +224,7 @@ def _form(path: pathlib.Path) -> Form:
 def _zeros(form: Form, rows: int, length: int) -> dict[str, np.ndarray]:
     """A batch of silence (or of code 0) of `rows` rows of `length` samples."""
     whole = np.full(rows, length, np.int32)
-    elements = np.zeros((rows, length // form.hop), form.dtype)
+    elements = np.zeros((rows, *form.shape(length)), form.dtype)
     return {
         form.name: elements,
         "num_samples": whole,
@@ -182,18 +246,21 @@ def encode(
     quantizer: Run | None = None,
     max_seconds: float = MAX_SECONDS,
     batch_seconds: float = BATCH_SECONDS,
+    margin_seconds: float = 0.0,
     workers: int = 0,
     on_skip: Callable[[int, str], None] | None = None,
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """(row number, {key: array}) of each row of the source, in no particular order; valid frames only.
 
     local [F C], context [F D], hidden [L F D] (or [F D] of one `layer`), codes [F G], as far as the method has them
-    and `keys` names them: float32 and int32. What is not asked for is not computed. quantizer: the vq-wav2vec whose
-    codes `run` reads, so that audio is coded on the way.
+    and `keys` names them: float32 and int32; or keys=("logits",) [F' A], alone because F' may be another number of
+    frames. What is not asked for is not computed. quantizer: the vq-wav2vec whose codes `run` reads, so that audio is
+    coded on the way.
 
     Rows are padded to a few static lengths, `batch_seconds` at once; neither changes a feature beyond rounding. A
     recording longer than max_seconds, or than the positions that the model has learned, is cut into equal pieces
-    that share the samples of a frame, so that no frame is lost; the context, and norms over time, end with the piece.
+    that share the samples of a frame, so that no frame is lost; the context, and norms over time, end with the piece,
+    or `margin_seconds` beyond it on either side.
     A row that cannot be read or has no frame is given to `on_skip` with the reason (None: a line on stderr). Raises
     UserError when source, run and quantizer do not belong together, for keys that the method lacks, and for a layer
     that it does not have.
@@ -208,15 +275,23 @@ def encode(
     if first.config.data.normalize and source.form == WAVE:
         source = normalized(source)
     field, hop = first.geometry
+    hop *= stride(run.config.acoustic) if wanted == LOGITS else 1
     most = max(int(max_seconds * SAMPLE_RATE), field)
     if run.most_frames:
         most = min(most, (run.most_frames - 2) * hop + field)  # a last piece may be a hop longer
-    return _encode(first, source, rows, predict, most, batch_seconds, workers, on_skip or _tell(source.index))
+    short = source.index.num_samples[rows] < field
+    on_skip = on_skip or _tell(source.index)
+    for row in rows[short]:
+        on_skip(int(row), f"{TOO_SHORT}: {source.index.num_samples[row]} samples of {field}")
+    if short.all():
+        return iter(())
+    pieces = Pieces(source, rows[~short], field, hop, most, int(margin_seconds * SAMPLE_RATE))
+    return _encode(pieces, predict, batch_seconds, workers, on_skip)
 
 
 def check_keys(run: Run, keys: Sequence[str] | None, layer: int | None) -> tuple[str, ...]:
     """The keys that `encode` gives. Raises UserError for one that the method lacks, or a layer out of range."""
-    wanted = tuple(run.outputs) if keys is None else tuple(keys)
+    wanted = tuple(key for key in run.outputs if key != "logits") if keys is None else tuple(keys)
     for key in wanted:
         if key not in run.outputs:
             have = ", ".join(run.outputs)
@@ -297,22 +372,8 @@ def _chained(quantizer: Run, run: Run, predict: Any) -> Any:
 
 
 def _encode(
-    run: Run,
-    source: Source,
-    rows: np.ndarray,
-    predict: Any,
-    most: int,
-    batch_seconds: float,
-    workers: int,
-    on_skip: Callable[[int, str], None],
+    pieces: Pieces, predict: Any, batch_seconds: float, workers: int, on_skip: Callable[[int, str], None]
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    field, hop = run.geometry
-    for row in rows[source.index.num_samples[rows] < field]:
-        on_skip(int(row), f"{TOO_SHORT}: {source.index.num_samples[row]} samples of {field}")
-    rows = rows[source.index.num_samples[rows] >= field]
-    if not len(rows):
-        return
-    pieces = Pieces(source, rows, field, hop, most)
     law: dict[str, Any] = dict(bucket_samples=_lengths(pieces.most), units=1, unit_seconds=batch_seconds)
     plan = eval_plan(pieces.index.num_samples, max_hours=0, **law)
     waiting: dict[int, list] = {}
@@ -326,7 +387,8 @@ def _encode(
             waiting.pop(row, None)
         elif row not in lost:
             parts = waiting.setdefault(row, [])
-            parts.append((piece, found))
+            kept = slice(pieces.leads[piece], pieces.leads[piece] + pieces.sizes[piece])
+            parts.append((piece, {key: array[..., kept, :] for key, array in found.items()}))
             if len(parts) == pieces.counts[row]:
                 yield row, _joined(waiting.pop(row))
 
@@ -372,20 +434,24 @@ class Pieces:
     """The source whose rows are equal pieces of the rows of another, at most `most` samples long.
 
     A piece holds whole frames (`field` samples each, one every `hop`); pieces share field - hop samples, so that the
-    frames of all pieces of a row are the frames of the row. `rows` is the row of each piece, `counts` {row: pieces}.
+    frames of all pieces of a row are the frames of the row; and up to `margin` samples more on either side, whose
+    frames are dropped. `rows` is the row of each piece, `counts` {row: pieces}; a piece keeps its frames
+    leads .. leads + sizes.
     """
 
-    def __init__(self, source: Source, rows: np.ndarray, field: int, hop: int, most: int):
+    def __init__(self, source: Source, rows: np.ndarray, field: int, hop: int, most: int, margin: int = 0):
         num_samples = source.index.num_samples[rows]
-        frames = (num_samples - field) // hop + 1
-        counts = -(-frames // ((most - field) // hop + 1))
+        frames, capacity = (num_samples - field) // hop + 1, (most - field) // hop + 1
+        margin = min(-(-margin // hop), (capacity - 1) // 2)  # frames
+        counts = np.where(frames <= capacity, 1, -(-frames // (capacity - 2 * margin)))
         size = np.repeat(-(-frames // counts), counts)  # frames of a piece
         number = np.concatenate([np.arange(count) for count in counts])
         first, total = number * size, np.repeat(frames, counts)
-        is_last = first + size >= total
-        starts = first * hop
-        lengths = np.where(is_last, np.repeat(num_samples, counts) - starts, (size - 1) * hop + field)
+        begin, end = np.maximum(first - margin, 0), np.minimum(first + size + margin, total)
+        starts = begin * hop
+        lengths = np.where(end == total, np.repeat(num_samples, counts) - starts, (end - begin - 1) * hop + field)
         self.source, self.form = source, source.form
+        self.leads, self.sizes = first - begin, np.minimum(size, total - first)
         self.rows, self.starts = np.repeat(rows, counts), starts
         self.counts = dict(zip(rows.tolist(), counts.tolist(), strict=True))
         self.most = most + hop  # the last piece ends with samples that make no whole frame

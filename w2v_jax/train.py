@@ -24,22 +24,28 @@ from w2v_jax import config as configs
 from w2v_jax.config import SAMPLE_RATE, UserError
 from w2v_jax.data import source_module
 from w2v_jax.data.index import WAVE, Form, Source, split_heldout, subset
+from w2v_jax.data.labels import FILE as ALPHABET
+from w2v_jax.data.labels import Alphabet, Labels, labelled
+from w2v_jax.data.labels import build as build_alphabet
+from w2v_jax.data.labels import table as alphabet_table
 from w2v_jax.data.pipeline import Info, batches
 from w2v_jax.data.plan import EvalPlan, TrainPlan, eval_plan, train_plan
 from w2v_jax.runlog import RunLog
-from w2v_jax.runs import method_module
+from w2v_jax.runs import method_module, pretrained_encoder
 
 EVAL_KEY = 2**31 - 1  # folded into the seed for the draws of evaluation, which are the same every time
 PREEMPTED, DEAD = 143, 3  # exit codes
 
 
 class Data(NamedTuple):
-    """Sources and plans of training and evaluation."""
+    """Sources and plans of training and evaluation; labels where the config's data section asks for them."""
 
     train: Source
     train_plan: TrainPlan
     eval: Source
     eval_plan: EvalPlan
+    train_labels: Labels | None = None
+    eval_labels: Labels | None = None
 
 
 class Job(NamedTuple):
@@ -97,7 +103,9 @@ def run(config: Any, path: pathlib.Path) -> int:
         units = round(config.data.batch_hours * 3600 / config.data.unit_seconds)
         shards = sharding.batch_shards(mesh)
         parts = sharding.accumulation(units, config.data.unit_seconds, config.data.device_seconds, shards)
-        data = open_data(config, units, shards)
+        data = open_data(config, units, shards, path)
+        if data.train_labels is not None:
+            config = configs.with_outputs(config, len(data.train_labels.alphabet))
         if active:
             workdir.check_data(path, config, fingerprints(data))
             lines = [
@@ -106,7 +114,7 @@ def run(config: Any, path: pathlib.Path) -> int:
             ]
             report.write_whole(path / "skipped.jsonl", "".join(lines))
         method, key = module.make(config), jax.random.key(config.seed)
-        micro = micro_batch(data.train.form, *data.train_plan.shapes[0], parts)
+        micro = micro_batch(data, *data.train_plan.shapes[0], parts)
         abstract = abstract_params(config, data.train.form, lambda: method.init(key, step.zeros_like(micro)))
         rate = optim.schedule(config.optim, config.train.steps)
         tx = optim.optimizer(config.optim, rate, sharding.bare(abstract))
@@ -134,7 +142,7 @@ def loop(job: Job, update: Any, score: Any) -> int:
         job.path / "checkpoints", keep_latest=train.keep_latest, keep_best=train.keep_best
     )
     restored = checkpoint.restore_latest(manager, job.shapes)
-    state, first = (restored.state, restored.step) if restored else (job.make(), 0)
+    state, first = (restored.state, restored.step) if restored else (first_state(job), 0)
     if first >= train.steps:
         print(f"this run is complete: step {first} of {train.steps}; its results are in {job.path / 'done.json'}")
         return 0
@@ -167,6 +175,16 @@ def loop(job: Job, update: Any, score: Any) -> int:
     return {"": 0, "SIGTERM": PREEMPTED}.get(stopped, DEAD)
 
 
+def first_state(job: Job) -> Any:
+    """The state before the first update; with the encoder of another run where the config names one."""
+    state = job.make()
+    if not configs.flatten(job.config).get("init.run"):
+        return state
+    found = pretrained_encoder(job.config, state.params, job.data.train.form)
+    place = lambda new, old: jax.device_put(np.asarray(new, old.dtype), old.sharding)
+    return state.replace(params=state.params | {"encoder": jax.tree.map(place, found, state.params["encoder"])})
+
+
 def join(others: str) -> None:
     """Joins the processes of a run; `others` is "auto" or HOST:PORT,COUNT,NUMBER."""
     if others == "auto":
@@ -178,8 +196,8 @@ def join(others: str) -> None:
     jax.distributed.initialize(address, num_processes=int(numbers[0]), process_id=int(numbers[1]))
 
 
-def open_data(config: Any, units: int, shards: int) -> Data:
-    """Lists the sources, sets rows aside for evaluation and makes the plans."""
+def open_data(config: Any, units: int, shards: int, path: pathlib.Path) -> Data:
+    """Lists the sources, sets rows aside for evaluation, reads their labels and makes the plans."""
     data = config.data
     module = source_module(data.name)
     train = module.make(data, data.root)
@@ -201,17 +219,48 @@ def open_data(config: Any, units: int, shards: int) -> Data:
         )
     buckets = [int(seconds * SAMPLE_RATE + 0.5) for seconds in data.bucket_seconds]
     law: dict[str, Any] = dict(bucket_samples=buckets, unit_seconds=data.unit_seconds)
+    labels: tuple[Labels, Labels] | tuple[()] = ()
+    if "labels" in data:
+        alphabet = open_alphabet(data, train, path)
+        read = functools.partial(
+            labelled,
+            alphabet=alphabet,
+            bucket_samples=buckets,
+            per_second=data.tokens_per_second,
+            frames=functools.partial(method_module(config.method).output_frames, config),
+        )
+        (train, train_labels), (held_out, eval_labels) = read(train), read(held_out)
+        labels = train_labels, eval_labels
     plan = train_plan(train.index.num_samples, seed=config.seed, units=units, **law)
     scored = eval_plan(held_out.index.num_samples, units=shards, max_hours=data.eval_hours, **law)
-    return Data(train, plan, held_out, scored)
+    return Data(train, plan, held_out, scored, *labels)
 
 
-def micro_batch(form: Form, rows: int, length: int, parts: int) -> dict[str, jax.ShapeDtypeStruct]:
+def open_alphabet(data: Any, train: Source, path: pathlib.Path) -> Alphabet:
+    """The alphabet of the run: kept in the workdir, else data.alphabet, else made from the training transcripts."""
+    file = path / ALPHABET
+    if file.exists():
+        return Alphabet.load(file)
+    if data.alphabet:
+        alphabet, counts, dropped = Alphabet.load(data.alphabet), {}, {}
+    else:
+        texts = train.index.transcripts.tolist()
+        alphabet, counts, dropped = build_alphabet(texts, data.labels, data.casing, data.remove, data.min_count)
+    if jax.process_index() == 0:
+        alphabet.save(file, counts, dropped)
+        print(alphabet_table(alphabet, counts, dropped), flush=True)
+    return alphabet
+
+
+def micro_batch(data: Data, rows: int, length: int, parts: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of one of the `parts` micro-batches of a step of `rows` rows of `length` samples."""
-    count = rows // parts
+    count, form, labels = rows // parts, data.train.form, data.train_labels
     per_row = dict(num_samples=jnp.int32, weight=jnp.float32, row=jnp.int32)
     shapes = {name: jax.ShapeDtypeStruct((count,), kind) for name, kind in per_row.items()}
-    return {form.name: jax.ShapeDtypeStruct((count, length // form.hop), form.dtype), **shapes}
+    if labels is not None:
+        shapes["tokens"] = jax.ShapeDtypeStruct((count, labels.width(length)), jnp.int32)
+        shapes["num_tokens"] = jax.ShapeDtypeStruct((count,), jnp.int32)
+    return {form.name: jax.ShapeDtypeStruct((count, *form.shape(length)), form.dtype), **shapes}
 
 
 def abstract_params(config: Any, form: Form, init: Any) -> Any:
@@ -219,7 +268,7 @@ def abstract_params(config: Any, form: Form, init: Any) -> Any:
     try:
         return jax.eval_shape(init)[0]
     except KeyError as error:
-        if error.args[0] not in ("wave", "codes"):
+        if error.args[0] not in ("wave", "codes", "features"):
             raise
         raise UserError(
             f"method={config.method} reads {error.args[0]}, and data.name={config.data.name} gives {form.name}: choose "
@@ -238,6 +287,7 @@ def training_batches(job: Job, first: int) -> Iterator[tuple[dict[str, np.ndarra
         stop=job.config.train.steps,
         units=units,
         normalize=data.normalize,
+        labels=job.data.train_labels,
         loader=data.loader,
         workers=data.workers,
     )
@@ -250,7 +300,13 @@ def evaluation(job: Job, score: Any, state: Any) -> dict[str, float]:
     units = sharding.local_units(job.mesh, plan.units, 1)
     totals: Any = None
     for batch, info in batches(
-        job.data.eval, plan, units=units, normalize=data.normalize, loader=data.loader, workers=data.workers
+        job.data.eval,
+        plan,
+        units=units,
+        normalize=data.normalize,
+        labels=job.data.eval_labels,
+        loader=data.loader,
+        workers=data.workers,
     ):
         batch["row"] = np.maximum(plan.step(info.step).rows[batch["row"]], 0).astype(np.int32)
         means = score(state, sharding.put_batch(batch, job.mesh, 1), key)
@@ -260,8 +316,10 @@ def evaluation(job: Job, score: Any, state: Any) -> dict[str, float]:
 
 def fingerprints(data: Data) -> dict[str, Any]:
     """What `workdir.check_data` compares: a hash of ids and lengths, and what a person recognises."""
-    form = data.train.form
-    return ({} if form == WAVE else {"form": form._asdict()}) | {
+    form, labels = data.train.form, data.train_labels
+    about = {} if form == WAVE else {"form": form._asdict()}
+    about |= {} if labels is None else {"labels": labels.digest(), "tokens": len(labels.alphabet)}
+    return about | {
         f"{part}_{name}": value
         for part, index in (("train", data.train.index), ("eval", data.eval.index))
         for name, value in (

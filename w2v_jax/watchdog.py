@@ -77,7 +77,16 @@ def check(history: Sequence[Row], levels: Levels, settings: Settings) -> list[Fi
     rows = [row for row in history if row.get("split", "train") == "train"]
     if not rows:
         return []
-    collapse = (_equal_logits, _one_code, _accuracy_stuck, _no_gradient, _at_chance, _few_codes, _only_counts)
+    collapse = (
+        _equal_logits,
+        _one_code,
+        _accuracy_stuck,
+        _no_gradient,
+        _at_chance,
+        _few_codes,
+        _only_counts,
+        _only_blanks,
+    )
     found = (rule(rows, levels, settings) for rule in collapse)
     findings = [_not_finite(rows, levels, settings), next((finding for finding in found if finding), None)]
     return [finding for finding in findings if finding]
@@ -209,6 +218,23 @@ def _only_counts(rows: Sequence[Row], levels: Levels, settings: Settings) -> Fin
         f"cause: optim.peak={settings.peak:g} is too low for {settings.batch_hours:.3g} h of codes per update (the "
         f"paper's 1e-5 belongs to 1.09 h and 250k updates), or masking.length is so short that neighbours give the "
         f"code away. Next: raise optim.peak tenfold; masking.length=10",
+        dead=False,
+    )
+
+
+def _only_blanks(rows: Sequence[Row], levels: Levels, settings: Settings) -> Finding | None:
+    """The plateau of CTC on which every frame is blank and nothing is ever said."""
+    count = 2 * settings.patience
+    shares = _last(rows, "blank_share", count)
+    if shares is None or min(shares) < 0.999 or rows[-count]["step"] <= 4 * settings.grace_steps:
+        return None
+    return Finding(
+        "says nothing",
+        f"every frame has been blank for {count} logged steps: the plateau of CTC, which a run leaves after some "
+        f"hundreds of updates. Likely cause: optim.peak={settings.peak:g} is too high for a pretrained encoder (the "
+        "papers: 2e-5 to 1e-4) or too low for a new acoustic model (about 1e-3), or too few updates so far, or "
+        "transcripts that do not belong to the audio (python -m w2v_jax.prepare --plot shows some). Next: wait for "
+        "twice as many updates; then change optim.peak",
         dead=False,
     )
 

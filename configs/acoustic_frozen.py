@@ -1,0 +1,172 @@
+"""An acoustic model on frozen features: what a pretrained encoder is worth (Schneider et al. 2019, section 4.2).
+
+    python -m w2v_jax.train --config=configs/acoustic_frozen.py --workdir=runs/frozen --config.init.run=runs/base \\
+        --config.data.root=FOLDER
+
+The encoder of the run stays as it is; a weighted sum of its layers, whose weights are learned, feeds the acoustic model
+of `acoustic_logmel.py`, which is the baseline. An empty `init.run` gives the features of a random encoder. Encoders of
+other sizes, and of CPC and wav2vec (`--config.encoder.kind=causal`), are set by their keys; the error names them.
+
+Variants: `:features` reads what `python -m w2v_jax.extract` has written, from any run (vq-wav2vec, BERT from audio), so
+that the encoder runs once instead of every epoch; `:demo` (after the demo of w2v2_base) and `:features_demo` take
+minutes on two CPU cores; `:tiny` is for tests.
+"""
+
+from ml_collections import ConfigDict
+
+CONV = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
+WSJ = ((200, 13, 1), (200, 3, 1), (200, 3, 1), (250, 5, 1), (250, 5, 1), (300, 5, 1), (350, 5, 1), (400, 7, 1))
+WSJ += ((450, 7, 1), (500, 7, 1), (500, 7, 1), (500, 7, 1), (600, 9, 1), (600, 9, 1), (750, 9, 1), (1000, 1, 1))
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = ConfigDict(dict(method="ctc", seed=1))
+    config.init = dict(run="", step="")  # a pretraining, and its checkpoint: a number, "best", or empty for the newest
+    config.data = dict(
+        name="folder",  # a file of w2v_jax/data: folder tsv jsonl tfds synthetic speak
+        root=(),  # one or more folders, manifests or dataset names
+        eval_root=(),  # held-out data; empty: eval_share of root's rows
+        eval_share=0.01,
+        eval_hours=0.5,  # at most so much audio is scored per evaluation
+        split="train",  # tfds only
+        hours=0.0,  # self-made corpora only: how much to make
+        language="en",  # speak only
+        loader="tfdata",  # or "threads", which needs no TensorFlow
+        workers=0,  # decoding threads; 0: one per core
+        labels="letters",  # or "symbols": phonemes or words between spaces
+        alphabet="",  # an alphabet.json; empty: made from the training transcripts
+        casing="keep",  # or "lower", "upper"
+        remove="",  # characters to take out of the transcripts
+        min_count=1,  # rarer letters are taken out
+        tokens_per_second=25.0,  # the most that a row may have
+        vocab_size=0,  # codes only
+        batch_hours=640 / 3600,  # audio per update: 64 utterances of some 8 s, as in the papers, and more
+        unit_seconds=40.0,  # the smallest piece of a batch
+        device_seconds=160.0,  # audio that one device holds at once; raise it where memory allows
+        bucket_seconds=(4.0, 8.0, 12.0, 16.0, 20.0, 36.0),  # the static lengths; longer recordings are left out
+        min_seconds=0.1,
+        normalize=False,  # the features are, below
+    )
+    config.encoder = dict(
+        kind="wav2vec2",  # this and the next ones as in the pretraining
+        conv_layers=CONV,
+        conv_norm="group",
+        conv_bias=False,
+        conv_grad_scale=0.0,
+        padding_aware=True,
+        width=768,
+        layers=12,
+        heads=12,
+        mlp=3072,
+        pre_norm=False,
+        pos_kernel=128,
+        pos_groups=16,
+        dropout=0.0,
+        attention_dropout=0.0,
+        mlp_dropout=0.0,
+        input_dropout=0.0,
+        layer_drop=0.0,
+        attention="auto",
+        positional="auto",
+        scan_layers=True,
+        remat_frontend=False,
+        remat_layers=False,
+        frozen=True,  # no gradient, no dropout, no mask inside
+        frozen_steps=0,
+    )
+    config.acoustic = dict(
+        kind="conv",  # or "transformer", "linear"
+        input="weighted",  # of all layers; or "context", "local"
+        standardise=True,  # zero mean and unit variance of each band over the utterance
+        conv_layers=WSJ,  # (channels before gating, kernel, stride)
+        stride=1,  # transformer only, like the others up to pos_groups
+        width=288,
+        layers=10,
+        heads=6,
+        mlp=1152,
+        pos_kernel=64,
+        pos_groups=16,
+        dropout=0.25,
+        head_dropout=0.0,
+        outputs=0,  # tokens and the blank; 0: as many as the alphabet has
+    )
+    config.masking = dict(time_prob=0.1, time_length=10, time_spans=0, channel_prob=0.1, channel_length=8)
+    config.optim = dict(
+        schedule="tri_stage",  # or polynomial, cosine
+        peak=1e-3,
+        start=1e-5,
+        end=5e-5,
+        warmup=0,  # not of tri_stage
+        power=1.0,
+        stages=(0.1, 0.4, 0.5),  # shares of warm-up, hold and decay
+        betas=(0.9, 0.98),
+        eps=1e-8,
+        weight_decay=0.0,
+        clip_norm=1.0,  # 0: never clip
+        rules=(
+            ("^encoder/", 0.0, 0.0),
+        ),  # (regex on the parameter's path, learning-rate scale, weight decay), first match
+    )
+    config.sharding = dict(data=0, fsdp=1, tensor=1)  # data 0: all remaining devices
+    config.train = dict(
+        steps=80_000,
+        dtype="bfloat16",
+        log_every=100,
+        eval_every=1_000,
+        checkpoint_every=1_000,
+        keep_latest=2,
+        keep_best=1,
+        log_rows=False,
+        watchdog="warn",  # "stop" ends a dead run, "off"
+        on_config_change="refuse",  # "accept" goes on in a workdir made with another config
+        compile_cache="",  # folder; empty: WORKDIR/compile_cache
+    )
+    if variant:
+        small = {"features": features, "features_demo": features_demo, "demo": demo, "tiny": tiny}.get(variant)
+        if small is None:
+            raise ValueError(f"there is no variant {variant!r}; there are features, features_demo, demo and tiny")
+        small(config)
+    return config
+
+
+def features(config: ConfigDict) -> None:
+    """Any features that extraction has written; their hop and width are theirs."""
+    config.data.update(name="features")
+    config.encoder = dict(kind="features", hop=160, padding_aware=True, frozen=True, frozen_steps=0)
+    config.acoustic.update(input="context", stride=2)
+    config.acoustic.conv_layers = tuple((c, k, 2 if c == 400 else s) for c, k, s in config.acoustic.conv_layers)
+    config.optim.update(rules=())
+
+
+def features_demo(config: ConfigDict) -> None:
+    """The features of the README's five commands, and the acoustic model of the log-mel demo."""
+    demo(config)
+    features(config)
+    config.data.update(root=("features/train",), eval_root=("features/dev",), hours=0.0)
+    config.acoustic.update(conv_layers=((192, 13, 1),) + ((192, 5, 1),) * 2 + ((256, 7, 2),) + ((256, 7, 1),) * 2)
+
+
+def demo(config: ConfigDict) -> None:
+    """Half an hour of a self-made language with its letters, on the demo of w2v2_base (20 ms frames)."""
+    tiny(config)
+    config.data.update(root=("data/synthetic/train",), eval_root=("data/synthetic/dev",), hours=0.5, eval_hours=0.05)
+    config.data.update(batch_hours=8 * 12 / 3600, unit_seconds=12.0, device_seconds=96.0)
+    config.data.update(bucket_seconds=(3.0, 6.0, 12.0), normalize=True)
+    widths = (32, 32, 64, 64, 64, 96, 96)
+    config.encoder.update(conv_layers=tuple((c, k, s) for c, (_, k, s) in zip(widths, CONV)), width=128, layers=4)
+    config.encoder.update(mlp=512, pos_kernel=32, pos_groups=16, pre_norm=True)
+    config.acoustic.update(conv_layers=((192, 7, 1),) + ((192, 3, 1),) * 2 + ((256, 7, 1),) * 3)
+    config.acoustic.update(width=192, layers=3, heads=4, mlp=384, dropout=0.1)
+    config.optim.update(peak=3e-3)
+    config.train.update(steps=400, log_every=10, eval_every=50, checkpoint_every=100)
+
+
+def tiny(config: ConfigDict) -> None:
+    """Seconds, without downloads: every part of a real run at the smallest size."""
+    config.data.update(name="synthetic", root=("data/synthetic-tiny",), hours=0.02, eval_share=0.2)
+    config.data.update(batch_hours=8 * 4 / 3600, unit_seconds=4.0, device_seconds=32.0, bucket_seconds=(4.0, 8.0))
+    config.encoder.update(conv_layers=tuple((32, k, s) for _, k, s in CONV), width=32, layers=2, heads=4, mlp=64)
+    config.encoder.update(pos_kernel=16, pos_groups=4)
+    config.acoustic.update(conv_layers=((32, 5, 1), (32, 5, 1)), width=32, layers=1, heads=4, mlp=64, dropout=0.0)
+    config.acoustic.update(pos_kernel=16, pos_groups=4)
+    config.train.update(steps=20, dtype="float32", log_every=1, eval_every=10, checkpoint_every=10)
