@@ -24,16 +24,16 @@ from w2v_jax.runs import method_module
 
 METHODS = sorted(f.stem for f in pathlib.Path(w2v_jax.methods.__file__).parent.glob("*.py") if f.stem != "__init__")
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
-VARIANTS = ["vq_wav2vec:kmeans_tiny"]
-"""Variants with other maths than the tiny one of their method."""
+VARIANTS = ["vq_wav2vec:kmeans_tiny", "finetune:tiny"]
+"""Variants with other maths than the tiny one of their method, as FILE:variant."""
 OVERFIT = {"wav2vec2": 0.9}
 """The loss that training on one batch must fall to, as a share of the first one. A method that is not named: 0.9."""
 
 ROWS, SAMPLES, LONGER = 8, 12_800, 14_080
-INPUTS = ("wave", "codes")
-"""What methods read of a batch, each one of them."""
-HOP, TYPES = 160, 12
-"""Samples that a code spans, and how many types of codes occur."""
+INPUTS = ("wave", "codes", "tokens")
+"""What methods read of a batch, each one of them or more."""
+HOP, TYPES, TOKENS = 160, 12, 7
+"""Samples that a code spans, how many types of codes occur, and the size of the alphabet."""
 LENGTHS = np.asarray([12_800, 9_000, 12_800, 12_800, 11_111, 12_800, 8_000, 12_800], np.int32)
 QUICK = {"xla_backend_optimization_level": 0}
 """Compiler options of functions that run a few times only: half the time to compile."""
@@ -44,17 +44,19 @@ eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the eight CPU 
 def config_of(name: str, rows_per_unit: int = 2):
     """The config of a method[:variant], tiny without one, with units of some rows of SAMPLES (or LONGER) samples."""
     method, _, variant = name.partition(":")
-    for file in CONFIGS:
-        if configs.load(f"{file}:tiny").method == method:
-            config = configs.load(f"{file}:{variant or 'tiny'}")
-            with config.unlocked():
-                config.data.unit_seconds = rows_per_unit * LONGER / 16_000
-            return config
-    raise AssertionError(f"no file of configs/ has method={method!r}")
+    fits = lambda file: file.stem == method if variant else configs.load(f"{file}:tiny").method == method
+    file = next(filter(fits, CONFIGS), None)
+    assert file is not None, f"no file of configs/ has method={method!r}"
+    config = configs.load(f"{file}:{variant or 'tiny'}")
+    if "acoustic" in config:
+        config = configs.with_outputs(config, TOKENS)
+    with config.unlocked():
+        config.data.unit_seconds = rows_per_unit * LONGER / 16_000
+    return config
 
 
 def make_batch(samples: int = SAMPLES, seed: int = 0) -> dict[str, np.ndarray]:
-    """Smooth noise in ROWS rows, some of them padded with zeros up to `samples`; and codes of some frames' length."""
+    """Smooth noise in ROWS rows, some of them padded with zeros up to `samples`; codes of some frames' length, tokens."""
     rng = np.random.default_rng(seed)
     wave = rng.normal(size=(ROWS, SAMPLES))
     wave = (wave + np.roll(wave, 1, axis=1) + np.roll(wave, 2, axis=1)) * (np.arange(SAMPLES) < LENGTHS[:, None]) * 0.2
@@ -62,8 +64,11 @@ def make_batch(samples: int = SAMPLES, seed: int = 0) -> dict[str, np.ndarray]:
     codes = FIRST_CODE + rng.integers(TYPES, size=(ROWS, SAMPLES // HOP // 4)).repeat(4, axis=1)
     codes = codes * (np.arange(SAMPLES // HOP) < LENGTHS[:, None] // HOP)
     codes = np.pad(codes, ((0, 0), (0, samples // HOP - SAMPLES // HOP))).astype(np.int32)
+    num_tokens = rng.integers(1, 7, ROWS).astype(np.int32)
+    tokens = rng.integers(1, TOKENS, (ROWS, 6)) * (np.arange(6) < num_tokens[:, None])
+    labels = dict(tokens=tokens.astype(np.int32), num_tokens=num_tokens)
     per_row = dict(num_samples=LENGTHS, weight=np.ones(ROWS, np.float32), row=np.arange(ROWS, dtype=np.int32))
-    return dict(wave=wave, codes=codes) | per_row
+    return dict(wave=wave, codes=codes) | labels | per_row
 
 
 def cut(batch, parts: int):

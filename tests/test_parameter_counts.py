@@ -47,6 +47,12 @@ def test_model_has_as_many_parameters_as_the_published_one(file, overrides, tota
     assert found["encoder"] == trunk
 
 
+@pytest.mark.parametrize("variant", ["10m", "960h"])
+def test_fine_tuned_base_has_as_many_parameters_as_the_published_one(variant):
+    config = configs.with_outputs(configs.load(str(CONFIGS / f"finetune.py:{variant}")), 32)
+    assert counts(config)["all"] == 94_396_320
+
+
 def test_base_has_the_published_parts():
     found = counts(configs.load(str(CONFIGS / "w2v2_base.py")))
     assert found["quantizer"] == 410_240
