@@ -56,7 +56,7 @@ def config_of(name: str, rows_per_unit: int = 2):
 
 
 def make_batch(samples: int = SAMPLES, seed: int = 0) -> dict[str, np.ndarray]:
-    """Smooth noise in ROWS rows, some of them padded with zeros up to `samples`; codes of some frames' length, tokens."""
+    """Smooth noise in ROWS rows, some padded with zeros up to `samples`; codes of a few frames' length; tokens."""
     rng = np.random.default_rng(seed)
     wave = rng.normal(size=(ROWS, SAMPLES))
     wave = (wave + np.roll(wave, 1, axis=1) + np.roll(wave, 2, axis=1)) * (np.arange(SAMPLES) < LENGTHS[:, None]) * 0.2
