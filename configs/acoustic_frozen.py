@@ -4,8 +4,8 @@
         --config.data.root=FOLDER
 
 The encoder of the run stays as it is; a weighted sum of its layers, whose weights are learned, feeds the acoustic model
-of `acoustic_logmel.py`, which is the baseline. An empty `init.run` gives the features of a random encoder. Encoders of
-other sizes, and of CPC and wav2vec (`--config.encoder.kind=causal`), are set by their keys; the error names them.
+of `acoustic_logmel.py`, which is the baseline. An empty `init.run` gives the features of a random encoder. The encoder
+section is that of wav2vec 2.0 Base; that of another run must be copied here, and the error names what differs.
 
 Variants: `:features` reads what `python -m w2v_jax.extract` has written, from any run (vq-wav2vec, BERT from audio), so
 that the encoder runs once instead of every epoch; `:demo` (after the demo of w2v2_base) and `:features_demo` take

@@ -183,6 +183,18 @@ def test_longer_padding_leaves_the_logits_unchanged(name, kind):
         np.testing.assert_allclose(a["logits"][row, :count], b["logits"][row, :count], atol=2e-5)
 
 
+@pytest.mark.parametrize("name", ["cpc", "wav2vec_small"])
+def test_encoders_of_cpc_and_wav2vec_can_be_read(name):
+    config, encoder = config_of("acoustic_logmel"), configs.load(f"configs/{name}.py:tiny").encoder.to_dict()
+    with config.unlocked():
+        config.encoder = encoder | dict(kind="causal", frozen=False, frozen_steps=0, padding_aware=True)
+    gradient = gradient_of(config)
+    assert moves(gradient["encoder"]["frontend"]) and moves(gradient["encoder"]["aggregator"])
+    with config.unlocked():
+        config.acoustic.input = "weighted"
+    assert np.any(gradient_of(config)["layer_weights"]) == (ctc.hidden_states(config.encoder) > 1)
+
+
 def test_features_are_read_as_an_encoder_would_give_them():
     config = config_of("acoustic_logmel")
     with config.unlocked():

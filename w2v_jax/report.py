@@ -429,9 +429,9 @@ def _draw_gradient(ax, rows: Sequence[Row]) -> None:
     ax.set_title("Gradient norm", loc="left")
     _plot(ax, rows, "grad_norm")
     if any(value > 0 for value in _series(rows, "grad_norm", "train")[1]):
-        ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        ax.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+        ax.set_yscale("log", subs=(2, 5))
+        for formatted in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            formatted(lambda value, _: f"{value:g}")
     skipped = _series(rows, "skipped_updates", "train")[1]
     if skipped and skipped[-1]:
         ax.text(0.02, 0.04, f"{skipped[-1]:.0f} updates skipped", transform=ax.transAxes, color=EVAL, fontsize=9)

@@ -169,7 +169,9 @@ def pretrained_encoder(config: Any, params: PyTree, form: Form) -> PyTree:
     kind = ENCODER_OF[other.method] or other.encoder.kind
     if kind != config.encoder.kind:
         raise UserError(
-            f"init.run: {path} ({other.method}) has an encoder of kind {kind}: --config.encoder.kind={kind}"
+            f"init.run: {path} ({other.method}) has an encoder of kind {kind!r}, and encoder.kind is "
+            f"{config.encoder.kind!r}: take a config with the encoder section of that run, or extract its features and "
+            "learn from those (configs/acoustic_frozen.py:features)"
         )
     ours, theirs = (
         {f"encoder.{k}": v for k, v in configs.flatten(c.encoder).items() if k not in ANY_VALUE and "dropout" not in k}
