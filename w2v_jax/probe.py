@@ -24,13 +24,13 @@ from w2v_jax.config import UserError, run_command
 from w2v_jax.data import open_source, source_names
 from w2v_jax.data.index import WAVE, Index, Source, hash_ids, split_heldout, subset
 from w2v_jax.frontend import num_frames, valid_frames
+from w2v_jax.metrics import interval
 from w2v_jax.report import table, write_whole
 from w2v_jax.runs import Run
 
 STRENGTHS = tuple(10.0**power for power in range(-4, 5))
 """Ridge penalties that are tried, in units of the mean variance of a feature times the number of recordings."""
 VALIDATION_SHARE = 0.2
-BOOTSTRAPS = 1000
 
 EXAMPLES = """example:
   Keywords of speakers that are not in the training part, for two runs and every layer of them:
@@ -283,7 +283,7 @@ def score(each: Input, segments: int, x: np.ndarray, train: Labels, x_test: np.n
     strength = STRENGTHS[int(np.argmax(right))]
     ridge = next(fit(x[real], labels, classes, [strength]))
     hits = (ridge.predict(x_test[real_test]) == test.labels[real_test]).astype(float)
-    low, high = interval(hits, test.source.index.select(real_test).speakers)
+    low, high = interval(hits, np.ones(len(hits)), test.source.index.select(real_test).speakers)
     return {
         "name": each.name,
         "what": each.what,
@@ -308,17 +308,6 @@ def set_aside(index: Index) -> np.ndarray:
     aside = np.zeros(len(index), bool)
     aside[split_heldout(index, VALIDATION_SHARE)[1]] = True
     return aside
-
-
-def interval(hits: np.ndarray, speakers: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of the mean of hits [N] by drawing speakers (where there is one: recordings) anew."""
-    names, number = np.unique(speakers, return_inverse=True)
-    if len(names) < 2:
-        number = np.arange(len(hits))
-    total, count = np.bincount(number, hits), np.bincount(number)
-    draws = np.random.default_rng(0).integers(0, len(total), (BOOTSTRAPS, len(total)))
-    means = total[draws].sum(axis=1) / count[draws].sum(axis=1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
 # What people see

@@ -25,7 +25,7 @@ States = tuple[jax.Array, ...]
 Cell = Callable[[States, jax.Array, jax.Array], States]
 
 UNROLL = 4
-"""Frames per turn of the loop. Measured on CPU: 1 to 8 are equally fast for the GRU, 16 is slower; compile time grows."""
+"""Frames per turn of the loop. On CPU 1 to 8 are equally fast for the GRU, 16 is slower; compile time grows with it."""
 
 
 def gru(state: States, x: jax.Array, h: jax.Array) -> States:

@@ -1,0 +1,192 @@
+"""Decoding: prefix search against all alignments, and against flashlight-text."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from w2v_jax import decode
+from w2v_jax.config import UserError
+from w2v_jax.decode import Search, beam_search, flashlight_search, greedy, mismatch
+from w2v_jax.lm import build
+
+TOKENS = ("<blank>", "|", "a", "b")
+WORDS = build([w.split() for w in ("ab a", "a ab b", "ba ab", "b b a")], 3)
+LETTERS = build([list(w.replace(" ", "|")) for w in ("ab a", "a ab b", "ba ab", "b b a")], 3)
+WIDE = Search(beam=100_000, threshold=1e9, tokens=99, n_best=5)
+
+
+def log_probs(frames: int, seed: int, tokens: int = len(TOKENS)) -> np.ndarray:
+    logits = np.random.default_rng(seed).normal(size=(frames, tokens)) * 1.5
+    return (logits - np.log(np.exp(logits).sum(-1, keepdims=True))).astype(np.float32)
+
+
+def text_of(ids) -> tuple[str, ...]:
+    return tuple("".join(TOKENS[i] for i in ids).replace("|", " ").split())
+
+
+def said(words, law: Search) -> float | None:
+    """What the language model and the word score add; None if the lexicon forbids it."""
+    if law.lexicon is not None and not set(words) <= law.lexicon:
+        return None
+    total = law.word_score * len(words)
+    if law.lm is None:
+        return total
+    assert law.lm_unit == "word"
+    state = law.lm.start()
+    for word in words:
+        score, state = law.lm.score(state, word)
+        total += law.lm_weight * score
+        total += law.unknown_score * law.lm_weight * ((word,) not in law.lm.grams)
+    return total + law.lm_weight * law.lm.end(state)
+
+
+def best_by_enumeration(frames: np.ndarray, law: Search) -> list[tuple[tuple[str, ...], float]]:
+    """Every alignment, summed (or the best) per text without repeated spaces, with the scores of its words."""
+    found: dict[tuple[int, ...], list[float]] = {}
+    for path in itertools.product(range(len(TOKENS)), repeat=len(frames)):
+        kept = tuple(t for i, t in enumerate(path) if t and (i == 0 or t != path[i - 1]))
+        ids = tuple(t for i, t in enumerate(kept) if not (t == 1 and (i == 0 or kept[i - 1] == 1)))
+        found.setdefault(ids, []).append(sum(float(frames[i, t]) for i, t in enumerate(path)))
+    results = []
+    for ids, scores in found.items():
+        extra = said(text_of(ids), law)
+        if extra is not None:
+            acoustic = max(scores) if law.merge == "max" else float(np.logaddexp.reduce(scores))
+            results.append((ids, acoustic + extra))
+    return sorted(results, key=lambda entry: (-entry[1], entry[0]))
+
+
+LAWS = {
+    "none": dict(word_score=0.0),
+    "word score": dict(word_score=-0.7),
+    "words": dict(lm=WORDS, lm_weight=1.3, word_score=0.4, unknown_score=-2.0),
+    "lexicon": dict(lexicon=frozenset({"ab", "a", "bb"}), word_score=0.2),
+    "words and lexicon": dict(lm=WORDS, lm_weight=0.8, lexicon=frozenset({"ab", "a", "b"}), word_score=0.2),
+}
+
+
+@pytest.mark.parametrize("merge", ["sum", "max"])
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_wide_beam_equals_the_search_over_all_alignments(law, merge):
+    law = dataclasses.replace(WIDE, merge=merge, **law)
+    for seed in range(6):
+        frames = log_probs(6, seed)
+        found, expected = beam_search(frames, TOKENS, law), best_by_enumeration(frames, law)
+        assert len(found) == 5
+        for hypothesis, (ids, score) in zip(found, expected, strict=False):
+            assert hypothesis.score == pytest.approx(score, abs=1e-4)
+            assert hypothesis.ids == ids
+            assert hypothesis.words == len(text_of(ids))
+
+
+def test_scores_are_the_sum_of_their_parts():
+    law = dataclasses.replace(WIDE, **LAWS["words"], n_best=20)
+    for hypothesis in beam_search(log_probs(6, 0), TOKENS, law):
+        if all((word,) in WORDS.grams for word in text_of(hypothesis.ids)):
+            total = hypothesis.acoustic + 1.3 * hypothesis.lm + 0.4 * hypothesis.words
+            assert hypothesis.score == pytest.approx(total, abs=1e-6)
+
+
+def test_token_model_scores_every_token():
+    law = dataclasses.replace(WIDE, lm=LETTERS, lm_unit="token", lm_weight=0.9, word_score=0.0)
+    for hypothesis in beam_search(log_probs(5, 3), TOKENS, law):
+        assert hypothesis.lm == pytest.approx(LETTERS.sentence([TOKENS[i] for i in hypothesis.ids]), abs=1e-6)
+
+
+def test_every_token_is_a_word_where_there_is_no_boundary():
+    tokens = ("<blank>", "AH", "K", "S")
+    lm = build([["K", "AH", "S"], ["S", "AH"]], 2)
+    law = dataclasses.replace(WIDE, lm=lm, lm_weight=1.1, word_score=-0.2)
+    for hypothesis in beam_search(log_probs(5, 1), tokens, law):
+        assert hypothesis.words == len(hypothesis.ids)
+        assert hypothesis.lm == pytest.approx(lm.sentence([tokens[i] for i in hypothesis.ids]), abs=1e-6)
+
+
+def test_greedy_is_the_best_path():
+    for seed in range(5):
+        frames = log_probs(8, seed)
+        path = frames.argmax(1)
+        assert greedy(frames) == tuple(int(t) for i, t in enumerate(path) if t and (i == 0 or t != path[i - 1]))
+    assert greedy(np.zeros((0, 4), np.float32)) == ()
+
+
+def test_narrow_beams_find_less_likely_hypotheses_and_never_fail():
+    frames = log_probs(40, 0)
+    scores = [
+        beam_search(frames, TOKENS, Search(beam=b, lm=WORDS, lm_weight=1.0, tokens=t, threshold=threshold))[0].score
+        for b, t, threshold in ((1, 1, 1.0), (5, 4, 8.0), (200, 4, 1e9))
+    ]
+    assert scores[0] <= scores[1] + 1e-9 <= scores[2] + 2e-9
+
+
+def test_odd_inputs_have_an_answer():
+    law = Search(lm=WORDS, n_best=2)
+    assert beam_search(np.zeros((0, 4), np.float32), TOKENS, law)[0].ids == ()
+    silent = np.log(
+        np.array([[1.0, 0, 0, 0]] * 5, np.float32),
+        where=[[True, False, False, False]] * 5,
+        out=np.full((5, 4), -np.inf, np.float32),
+    )
+    assert beam_search(silent, TOKENS, law)[0].ids == ()
+    assert beam_search(log_probs(4, 0)[:, :1] * 0, ("<blank>",), Search())[0].ids == ()
+    impossible = beam_search(log_probs(3, 0), TOKENS, Search(lexicon=frozenset({"aaaaaaa"}), n_best=3))
+    assert [hypothesis.ids for hypothesis in impossible] == [()] or impossible[0].ids == ()
+    with pytest.raises(UserError, match="NaN"):
+        beam_search(np.full((2, 4), np.nan), TOKENS, law)
+    for wrong in (dict(merge="mean"), dict(lm_unit="letter"), dict(beam=0)):
+        with pytest.raises(UserError):
+            beam_search(log_probs(2, 0), TOKENS, Search(**wrong))
+    with pytest.raises(UserError, match="alphabet of 3"):
+        beam_search(log_probs(2, 0), TOKENS[:3], law)
+
+
+def test_language_model_of_another_alphabet_is_named():
+    assert mismatch(WORDS, TOKENS, "word") == []
+    assert mismatch(build([["ab", "ac"]], 2), TOKENS, "word") == ["c"]
+    with pytest.raises(UserError, match="'A', 'B'"):
+        mismatch(build([["AB", "B"]], 2), TOKENS, "word")
+    with pytest.raises(UserError, match="tokens cannot be written"):
+        mismatch(WORDS, ("<blank>", "|", "x", "y"), "token")
+
+
+@pytest.fixture(scope="module")
+def flashlight():
+    return pytest.importorskip(
+        "flashlight.lib.text.decoder", reason="flashlight-text is not installed (extra `decode`)"
+    )
+
+
+FLASHLIGHT = {
+    "lexicon": LAWS["lexicon"],
+    "words and lexicon": LAWS["words and lexicon"],
+    "letters": dict(lm=LETTERS, lm_unit="token", lm_weight=0.9, word_score=0.0),
+    "none": LAWS["none"],
+}
+
+
+@pytest.mark.parametrize("law", FLASHLIGHT.values(), ids=FLASHLIGHT)
+def test_search_equals_flashlight(flashlight, law):
+    law = dataclasses.replace(WIDE, merge="max", beam=3000, n_best=1, **law)
+    for seed in range(12):
+        frames = log_probs(14, seed)
+        ours, theirs = beam_search(frames, TOKENS, law)[0], flashlight_search(frames, TOKENS, law)[0]
+        assert text_of(ours.ids) == text_of(theirs.ids), seed
+        assert ours.score == pytest.approx(theirs.score, abs=1e-3)
+
+
+def test_flashlight_says_what_it_cannot_do(flashlight):
+    with pytest.raises(UserError, match="needs a lexicon"):
+        flashlight_search(log_probs(2, 0), TOKENS, Search(lm=WORDS))
+    with pytest.raises(UserError, match="no '|'"):
+        flashlight_search(log_probs(2, 0), ("<blank>", "AH", "K", "S"), Search())
+
+
+def test_log_add_is_exact_where_one_side_is_impossible():
+    assert decode._log_add(-math.inf, -3.0) == -3.0 == decode._log_add(-3.0, -math.inf)
+    assert decode._log_add(-math.inf, -math.inf) == -math.inf
+    assert decode._log_add(-1.0, -2.0) == pytest.approx(np.logaddexp(-1.0, -2.0))
