@@ -92,11 +92,19 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--run", required=True, metavar="RUN", help="the --workdir of a training")
-    add("--step", type=_step, metavar="N|best", help="which checkpoint (default: the newest)")
+    add("--step", type=runs.step_argument, metavar="N|best", help="which checkpoint (default: the newest)")
     add("--quantizer", metavar="RUN", help="the vq-wav2vec that makes the codes which RUN reads, from audio")
-    add("--quantizer-step", type=_step, metavar="N|best", help="which of its checkpoints (default: the newest)")
     add(
-        "--what", required=True, choices=runs.KEYS, help="local: z, before the context; context: c; hidden: one --layer"
+        "--quantizer-step",
+        type=runs.step_argument,
+        metavar="N|best",
+        help="which of its checkpoints (default: the newest)",
+    )
+    add(
+        "--what",
+        required=True,
+        choices=runs.FEATURES,
+        help="local: z, before the context; context: c; hidden: one --layer",
     )
     add("--layer", type=int, metavar="N", help="of hidden: which one, from 0")
     add("--source", default="folder", metavar="NAME", help=f"one of {', '.join(source_names())} (default: folder)")
@@ -119,10 +127,6 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     if args.what != "codes" and (args.text or args.build_vocabulary):
         parser.error("--text and --build-vocabulary belong to --what codes")
     return args
-
-
-def _step(text: str) -> int | str:
-    return text if text == "best" else int(text)
 
 
 def _positive(text: str) -> float:

@@ -39,12 +39,12 @@ from w2v_jax.data.vocabulary import FILE as VOCABULARY
 from w2v_jax.data.vocabulary import Vocabulary
 from w2v_jax.frontend import receptive_field
 
-KEYS = ("local", "context", "hidden", "codes", "logits")
+FEATURES = ("local", "context", "hidden", "codes")
+LOGITS = ("logits",)
 MAX_SECONDS = 80.0
 BATCH_SECONDS = 160.0
 SHORTEST_SECONDS = 1.25
 TOO_SHORT = "too short for one frame"
-LOGITS = ("logits",)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class Run:
         """Shapes of what `predict` gives for one row of a second: local [F C], context, hidden [L F D], codes [F G]."""
         batch = _zeros(self.form, 1, SAMPLE_RATE)
         found = jax.eval_shape(self.method.predict, self.params, self.extra, batch)
-        shapes = {key: found[key].shape for key in KEYS if found.get(key) is not None}
+        shapes = {key: found[key].shape for key in FEATURES + LOGITS if found.get(key) is not None}
         return {key: (s[0], *s[2:]) if key == "hidden" else s[1:] for key, s in shapes.items()}
 
     def predictor(self, keys: tuple[str, ...], layer: int | None) -> Callable[[dict[str, Any]], dict[str, jax.Array]]:
@@ -202,6 +202,11 @@ def pretrained_encoder(config: Any, params: PyTree, form: Form) -> PyTree:
         ]
         raise UserError(f"init.run: the parameters of {path} do not fit:\n  " + "\n  ".join(wrong[:10]))
     return found
+
+
+def step_argument(text: str) -> int | str:
+    """A checkpoint as a person names it: a number, or "best"."""
+    return text if text == "best" else int(text)
 
 
 def digest_of(tree: PyTree) -> str:

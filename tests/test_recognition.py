@@ -1,0 +1,148 @@
+"""`evaluate`, `transcribe` and `ngram` from end to end on a tiny recogniser."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from w2v_jax import evaluate, ngram, recognition, transcribe
+from w2v_jax.config import UserError
+from w2v_jax.data import open_source
+from w2v_jax.data.index import subset
+from w2v_jax.data.labels import FILE, Alphabet
+from w2v_jax.decode import greedy
+from w2v_jax.lm import read_arpa
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run):
+    return tiny_run("acoustic_logmel.py:tiny")
+
+
+@pytest.fixture(scope="module")
+def heard(tiny_corpus):
+    return tiny_corpus / "train"
+
+
+@pytest.fixture(scope="module")
+def arpa(run, tiny_corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("lm") / "lm.arpa.gz"
+    assert ngram.main(["--root", str(tiny_corpus / "train"), "--run", str(run), "--out", str(out)]) == 0
+    return out
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_language_model_knows_the_words_of_the_transcripts(arpa, run, tiny_corpus, tmp_path):
+    texts = open_source("folder", tiny_corpus / "train").index.transcripts.tolist()
+    assert read_arpa(arpa).words == {word for text in texts for word in text.split()}
+    flags = ["--root", str(tiny_corpus / "train"), "--run", str(run), "--unit", "token"]
+    assert ngram.main([*flags, "--out", str(tmp_path / "letters.arpa")]) == 0
+    assert read_arpa(tmp_path / "letters.arpa").words <= set(Alphabet.load(run / FILE).tokens)
+    (tmp_path / "text.txt").write_text("Ein Satz\nnoch ein Satz\n", encoding="utf-8")
+    flags = ["--text", str(tmp_path / "text.txt"), "--casing", "lower", "--order", "2"]
+    assert ngram.main([*flags, "--out", str(tmp_path / "text.arpa")]) == 0
+    assert read_arpa(tmp_path / "text.arpa").words == {"ein", "satz", "noch"}
+    for wrong, word in (([], "nothing to learn"), (["--text", "x", "--unit", "token"], "needs the alphabet")):
+        with pytest.raises(UserError, match=word):
+            ngram.main([*wrong, "--out", str(tmp_path / "no.arpa")])
+
+
+def test_evaluation_writes_what_jiwer_counts(run, heard, tmp_path, capsys):
+    jiwer = pytest.importorskip("jiwer")
+    assert evaluate.main(["--run", str(run), "--root", str(heard), "--out", str(tmp_path)]) == 0
+    lines = read_lines(tmp_path / "hypotheses.jsonl")
+    index = open_source("folder", heard).index
+    assert [line["id"] for line in lines] == index.ids.tolist()
+    assert [line["reference"] for line in lines] == index.transcripts.tolist()
+    pairs = [line["reference"] for line in lines], [line["hypothesis"] for line in lines]
+    scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert scores["wer"] == pytest.approx(jiwer.wer(*pairs)) and scores["cer"] == pytest.approx(jiwer.cer(*pairs))
+    assert f"{scores['wer']:.2%}" in capsys.readouterr().out
+    assert (tmp_path / "alignments.txt").read_text(encoding="utf-8").count("REF:") == len(index)
+
+
+def test_tuning_keeps_the_best_pair_and_all_that_were_tried(run, heard, arpa, tmp_path):
+    flags = ["--run", str(run), "--root", str(heard), "--out", str(tmp_path), "--lm", str(arpa), "--beam", "3"]
+    assert evaluate.main([*flags, "--tune", "3", "--n-best", "2"]) == 0
+    tried = json.loads((tmp_path / "tuning.json").read_text(encoding="utf-8"))
+    scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert len(tried) == 3 and scores["wer"] == min(entry["wer"] for entry in tried)
+    assert len(read_lines(tmp_path / "hypotheses.jsonl")[0]["n_best"]) == 2
+    with pytest.raises(UserError, match="needs a language model"):
+        evaluate.main([*flags[:6], "--tune", "3"])
+
+
+def test_flashlight_gives_what_the_own_search_gives(run, heard, arpa, tmp_path):
+    pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed (extra `decode`)")
+    lexicon = tmp_path / "words.txt"
+    lexicon.write_text("\n".join(f"{word} spelling" for word in sorted(read_arpa(arpa).words)), encoding="utf-8")
+    flags = ["--run", str(run), "--root", str(heard), "--lm", str(arpa), "--lexicon", str(lexicon), "--beam", "200"]
+    rates = []
+    for kind in ("own", "flashlight"):
+        assert evaluate.main([*flags, "--decoder", kind, "--out", str(tmp_path / kind)]) == 0
+        rates.append(json.loads((tmp_path / kind / "scores.json").read_text(encoding="utf-8"))["words"]["units"])
+    assert rates[0] == rates[1] > 0
+
+
+def test_recordings_transcribed_together_are_those_transcribed_one_by_one(run, heard):
+    recognizer, source = recognition.open_recognizer(run), open_source("folder", heard)
+    together = dict(recognition.log_probs(recognizer, source))
+    assert len(together) == len(source.index) > 4
+    for row in range(4):
+        alone = dict(recognition.log_probs(recognizer, subset(source, np.array([row]))))[0]
+        np.testing.assert_allclose(together[row], alone, atol=1e-4)
+        assert greedy(together[row]) == greedy(alone)
+        np.testing.assert_allclose(np.exp(alone).sum(axis=1), 1, atol=1e-5)
+
+
+def test_own_files_are_transcribed_and_bad_ones_named(run, heard, tmp_path, capsys):
+    flac = sorted(heard.rglob("*.flac"))
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    shutil.copy(flac[0], folder / "one.flac")
+    (folder / "broken.wav").write_bytes(b"RIFF nothing")
+    out = tmp_path / "text.jsonl"
+    assert transcribe.main(["--run", str(run), "--out", str(out), str(folder), str(flac[1])]) == 1
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 2 and "broken.wav" in said.err and "2 recordings" in said.err
+    lines = read_lines(out)
+    assert {line["path"] for line in lines} == {str(folder / "one.flac"), str(flac[1])}
+    assert f"{lines[0]['path']}\t{lines[0]['text']}" in said.out
+    with pytest.raises(UserError, match="does not exist"):
+        transcribe.main(["--run", str(run), str(tmp_path / "none.wav")])
+
+
+def test_long_recording_is_cut_into_pieces_of_bounded_length(run, tmp_path, capsys, monkeypatch):
+    import soundfile
+
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "long.wav", rng.normal(size=16_000 * 100).astype(np.float32) * 0.1, 16_000)
+    lengths, pieces = [], recognition.runs.Pieces
+    spy = lambda *args: lengths.append(found := pieces(*args)) or found
+    monkeypatch.setattr(recognition.runs, "Pieces", spy)
+    flags = ["--run", str(run), "--max-seconds", "8", "--margin-seconds", "1", str(tmp_path / "long.wav")]
+    assert transcribe.main(flags) == 0
+    assert lengths[0].index.num_samples.max() <= 8.1 * 16_000 and len(lengths[0].rows) > 15
+
+
+def test_mistakes_are_named(run, heard, tiny_run, arpa, tmp_path):
+    flags = ["--root", str(heard), "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="writes no text"):
+        evaluate.main(["--run", str(tiny_run("w2v2_base.py:tiny")), *flags])
+    silent = tmp_path / "silent"
+    silent.mkdir()
+    shutil.copy(next(heard.rglob("*.flac")), silent / "a.flac")
+    with pytest.raises(UserError, match="no recording has a transcript"):
+        evaluate.main(["--run", str(run), "--root", str(silent), "--out", str(tmp_path / "out")])
+    (tmp_path / "lexicon.txt").write_text("قال\n", encoding="utf-8")
+    with pytest.raises(UserError, match="none of its 1 words"):
+        evaluate.main(["--run", str(run), *flags, "--lexicon", str(tmp_path / "lexicon.txt")])
+    (tmp_path / "lm.arpa").write_text("hello\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"lm.arpa.*ARPA"):
+        evaluate.main(["--run", str(run), *flags, "--lm", str(tmp_path / "lm.arpa")])

@@ -1,0 +1,250 @@
+"""`python -m w2v_jax.evaluate --run RUN --root DIR --out DIR`: word and character error rates of a recogniser.
+
+Transcripts are compared as the run learnt them: Unicode NFC, the casing and removed characters of its alphabet, single
+spaces. An empty reference adds its insertions to the errors and nothing to the words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from w2v_jax import recognition
+from w2v_jax.config import UserError, run_command
+from w2v_jax.data import open_source, source_names
+from w2v_jax.data.index import Source
+from w2v_jax.data.labels import Alphabet
+from w2v_jax.data.progress import Progress
+from w2v_jax.decode import Hypothesis, Search
+from w2v_jax.metrics import Counts, alignment, character_errors, interval, total, word_errors
+from w2v_jax.report import table, write_whole
+
+EXAMPLES = """examples:
+  The best path, then a beam search with a language model of words:
+    python -m w2v_jax.evaluate --run runs/10h --root /data/dev --out eval/dev
+    python -m w2v_jax.ngram --root /data/train --run runs/10h --order 4 --out 4-gram.arpa
+    python -m w2v_jax.evaluate --run runs/10h --root /data/dev --out eval/dev --lm 4-gram.arpa --tune 32
+    python -m w2v_jax.evaluate --run runs/10h --root /data/test --out eval/test --lm 4-gram.arpa --lm-weight 2.1 \\
+      --word-score -0.5
+
+Writes to --out: hypotheses.jsonl (id, reference, hypothesis, errors, n best), alignments.txt (worst first),
+scores.json; with --tune tuning.json. exit codes: 0 done, 1 a mistake, 2 wrong usage."""
+LM_WEIGHTS, WORD_SCORES = (0.0, 5.0), (-5.0, 5.0)
+"""What --tune draws from (wav2vec 2.0, section 4.4)."""
+
+
+class Scored(NamedTuple):
+    """One recording: what was said and written, and the errors."""
+
+    row: int
+    reference: str
+    hypothesis: str
+    words: Counts
+    characters: Counts
+    n_best: list[dict[str, Any]]
+
+
+def main(argv: Sequence[str]) -> int:
+    args = _arguments(argv)
+    recognizer = recognition.open_recognizer(args.run, args.step, args.quantizer)
+    alphabet = recognizer.alphabet
+    search = recognition.search_of(args, alphabet)
+    if args.tune and (search is None or search.lm is None):
+        raise UserError("--tune looks for --lm-weight and --word-score: it needs a language model (--lm FILE)")
+    source = open_source(args.source, tuple(args.root), workers=args.workers, split=args.split)
+    if not any(source.index.transcripts.tolist()):
+        raise UserError(
+            f"{' '.join(args.root)}: no recording has a transcript to compare with; python -m w2v_jax.transcribe "
+            "writes text without any"
+        )
+    unread: list[dict[str, str]] = []
+    frames = _frames(recognizer, source, args, unread)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        if args.tune and search is not None:
+            search = tune(frames, source, alphabet, search, args)
+        scored = _score(frames, source, alphabet, recognition.decoder_of(search, alphabet.tokens, args.decoder))
+        result = summary(scored, source, alphabet)
+        result |= {"run": str(recognizer.run.path), "step": recognizer.run.step, "unread": len(unread)}
+        result |= {"decoder": _about(search, args)}
+        write(args.out, scored, source, result, unread)
+    except OSError as error:
+        raise UserError(f"{error.filename or args.out}: cannot be written ({error.strerror or error})") from None
+    print(_said(result, args.out))
+    return 0
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m w2v_jax.evaluate",
+        description="Scores a recogniser on transcribed recordings: word and character error rates, with alignments.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    recognition.add_arguments(parser)
+    group = parser.add_argument_group("recordings")
+    add = group.add_argument
+    add("--source", default="folder", metavar="NAME", help=f"one of {', '.join(source_names())} (default: folder)")
+    add("--root", nargs="+", required=True, metavar="PATH", help="where the recordings with their transcripts are")
+    add("--split", default="", help="of a TensorFlow dataset, e.g. test")
+    add("--out", required=True, type=pathlib.Path, metavar="DIR", help="folder for what is written; made if missing")
+    add("--tune", type=int, default=0, metavar="N", help="try N pairs of --lm-weight and --word-score, take the best")
+    return parser.parse_args(argv)
+
+
+def _frames(
+    recognizer: recognition.Recognizer, source: Source, args: argparse.Namespace, unread: list[dict[str, str]]
+) -> dict[int, np.ndarray]:
+    """Log-probabilities of every row, with progress; what cannot be read joins `unread`."""
+    index, found = source.index, {}
+
+    def skip(row: int, reason: str) -> None:
+        unread.append({"id": str(index.ids[row]), "path": str(index.paths[row]), "reason": reason})
+
+    progress = Progress("recognising", index.hours)
+    law = dict(max_seconds=args.max_seconds, margin_seconds=args.margin_seconds, batch_seconds=args.batch_seconds)
+    for row, frames in recognition.log_probs(recognizer, source, **law, workers=args.workers, on_skip=skip):
+        found[row] = frames
+        progress.add(float(index.durations[row]))
+    if not found:
+        raise UserError(f"no recording could be read: {unread[0]['path']}: {unread[0]['reason']}")
+    return dict(sorted(found.items()))
+
+
+def _score(
+    frames: dict[int, np.ndarray], source: Source, alphabet: Alphabet, decoder: recognition.Decoder
+) -> list[Scored]:
+    scored = []
+    for row, each in frames.items():
+        reference = alphabet.clean(str(source.index.transcripts[row]))
+        found = decoder(each)
+        n_best = [_as_dict(hypothesis, alphabet) for hypothesis in found]
+        text = n_best[0]["text"]
+        errors = word_errors(reference, text), character_errors(reference, text)
+        scored.append(Scored(row, reference, text, *errors, n_best))
+    return scored
+
+
+def _as_dict(hypothesis: Hypothesis, alphabet: Alphabet) -> dict[str, Any]:
+    parts = {key: round(getattr(hypothesis, key), 4) for key in ("score", "acoustic", "lm")}
+    return {"text": alphabet.decode(hypothesis.ids)} | parts
+
+
+def tune(
+    frames: dict[int, np.ndarray], source: Source, alphabet: Alphabet, search: Search, args: argparse.Namespace
+) -> Search:
+    """The search with the language model's weight and word score that make the fewest word errors here.
+
+    Random pairs from LM_WEIGHTS x WORD_SCORES after the one that is given; every try is in tuning.json.
+    """
+    rng = np.random.default_rng(0)
+    tries, best = [], (np.inf, search)
+    for number in range(args.tune):
+        if number:
+            weight, score = (round(float(rng.uniform(*limits)), 2) for limits in (LM_WEIGHTS, WORD_SCORES))
+            tried = dataclasses.replace(search, lm_weight=weight, word_score=score)
+        else:
+            tried = search
+        decoder = recognition.decoder_of(tried, alphabet.tokens, args.decoder)
+        rate = total([each.words for each in _score(frames, source, alphabet, decoder)]).rate
+        tries.append({"lm_weight": tried.lm_weight, "word_score": tried.word_score, "wer": rate})
+        best = min(best, (rate, tried), key=lambda entry: entry[0])
+        print(
+            f"{number + 1:>4}/{args.tune}  --lm-weight {tried.lm_weight:<5g} --word-score {tried.word_score:<6g} "
+            f"WER {rate:.2%}{'  best so far' if best[1] is tried else ''}",
+            flush=True,
+        )
+    write_whole(args.out / "tuning.json", json.dumps(tries, indent=1) + "\n")
+    return best[1]
+
+
+def summary(scored: Sequence[Scored], source: Source, alphabet: Alphabet) -> dict[str, Any]:
+    """Error rates over all recordings, the interval over speakers, and what stands out."""
+    words, characters = total([s.words for s in scored]), total([s.characters for s in scored])
+    speakers = source.index.speakers[np.array([s.row for s in scored])]
+    errors, units = (np.array([getattr(s.words, key) for s in scored], float) for key in ("errors", "units"))
+    foreign = Counter(token for s in scored for token in set(alphabet.encode(s.reference)[1]))
+    return {
+        "recordings": len(scored),
+        "hours": round(sum(float(source.index.durations[s.row]) for s in scored) / 3600, 4),
+        "wer": words.rate,
+        "wer_interval": interval(errors, units, speakers),
+        "cer": characters.rate,
+        "words": words._asdict(),
+        "characters": characters._asdict(),
+        "right": sum(s.words.errors == 0 for s in scored),
+        "empty_references": sum(not s.reference for s in scored),
+        "empty_hypotheses": sum(not s.hypothesis for s in scored),
+        "foreign_tokens": dict(foreign.most_common()),
+    }
+
+
+def _about(search: Search | None, args: argparse.Namespace) -> dict[str, Any]:
+    if search is None:
+        return {"kind": "best path"}
+    keys = ("beam", "lm_weight", "word_score", "lm_unit", "threshold", "n_best")
+    about = {key: getattr(search, key) for key in keys}
+    return {"kind": args.decoder, "lm": args.lm or "", "lexicon": args.lexicon or ""} | about
+
+
+def write(
+    out: pathlib.Path, scored: Sequence[Scored], source: Source, result: dict[str, Any], unread: list[dict[str, str]]
+) -> None:
+    """hypotheses.jsonl in the order of the index, alignments.txt from the worst to the best, scores.json."""
+    ids = source.index.ids
+    lines = [
+        json.dumps(
+            {
+                "id": str(ids[s.row]),
+                "reference": s.reference,
+                "hypothesis": s.hypothesis,
+                "word_errors": s.words.errors,
+                "words": s.words.units,
+                "character_errors": s.characters.errors,
+                "characters": s.characters.units,
+                "n_best": s.n_best,
+            },
+            ensure_ascii=False,
+        )
+        for s in scored
+    ]
+    lines += [json.dumps(entry | {"skipped": True}, ensure_ascii=False) for entry in unread]
+    write_whole(out / "hypotheses.jsonl", "\n".join(lines) + "\n")
+    worst = sorted(scored, key=lambda s: (-s.words.errors, str(ids[s.row])))
+    texts = [
+        f"{ids[s.row]}: {s.words.errors} of {s.words.units}\n{alignment(s.reference, s.hypothesis)}" for s in worst
+    ]
+    write_whole(out / "alignments.txt", "\n".join(texts) + "\n")
+    write_whole(out / "scores.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+
+def _said(result: dict[str, Any], out: pathlib.Path) -> str:
+    words, (low, high) = result["words"], result["wer_interval"]
+    edits = ", ".join(f"{words[key]:,} {key}" for key in ("substitutions", "deletions", "insertions"))
+    decoder = result["decoder"]
+    rows = {
+        "recordings": f"{result['recordings']:,}, {result['hours']:g} h; {result['right']:,} without any error",
+        "decoder": ", ".join(f"{key} {value}" for key, value in decoder.items() if value not in ("", "kind")),
+        "WER": f"{result['wer']:.2%} ({low:.2%} to {high:.2%} over speakers): {edits} in {words['units']:,} words",
+        "CER": f"{result['cer']:.2%} of {result['characters']['units']:,} characters",
+    }
+    if result["empty_references"] or result["empty_hypotheses"]:
+        rows["empty"] = f"{result['empty_references']:,} references, {result['empty_hypotheses']:,} hypotheses"
+    if result["foreign_tokens"]:
+        some = ", ".join(f"{token!r} in {count}" for token, count in list(result["foreign_tokens"].items())[:8])
+        rows["not in the alphabet"] = f"{some}: they always count as errors"
+    if result["unread"]:
+        rows["left out"] = f"{result['unread']:,} recordings that could not be read or are too short"
+    rows["written"] = f"{out / 'hypotheses.jsonl'}, alignments.txt, scores.json"
+    return table(rows, "done")
+
+
+if __name__ == "__main__":
+    run_command(main)
