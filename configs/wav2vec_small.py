@@ -23,6 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
         eval_root=(),  # held-out data; empty: eval_share of root's rows
         eval_share=0.01,
         eval_hours=0.5,  # at most so much audio is scored per evaluation
+        train_hours=0.0,  # above 0: train on so much of root only, chosen by a hash of the ids
         split="train",  # tfds only
         hours=0.0,  # self-made corpora only: how much to make
         language="en",  # speak only

@@ -227,6 +227,18 @@ def test_features_are_those_of_the_recording_alone(tiny_run, few, tmp_path, what
         open_source("codes", tmp_path / "out")
 
 
+def test_features_of_the_untrained_model_are_others_and_the_same_every_time(tiny_run, few, tmp_path):
+    found = []
+    for name, more in (("trained", ()), ("one", ("--untrained",)), ("two", ("--untrained",))):
+        run("--run", tiny_run(PLAIN), "--what", "local", "--root", few, "--out", tmp_path / name, *more)
+        found.append(utterances(tmp_path / name))
+    id = next(iter(found[0]))
+    assert np.any(found[0][id] != found[1][id])
+    np.testing.assert_array_equal(found[1][id], found[2][id])
+    with pytest.raises(UserError):
+        run("--run", tiny_run(PLAIN), "--what", "local", "--root", few, "--out", tmp_path / "one")
+
+
 def test_long_recordings_lose_no_frame(vq, few, tmp_path):
     code(vq, few, tmp_path / "whole", "--build-vocabulary")
     code(vq, few, tmp_path / "cut", "--max-seconds", "1.5")

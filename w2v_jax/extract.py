@@ -63,7 +63,7 @@ class Job(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
-    run = runs.open_run(args.run, step=args.step)
+    run = runs.open_run(args.run, step=args.step, random=args.untrained)
     quantizer = runs.open_run(args.quantizer, step=args.quantizer_step) if args.quantizer else None
     runs.check_keys(run, (args.what,), args.layer)
     if args.what == "codes" and not args.build_vocabulary:
@@ -93,6 +93,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--run", required=True, metavar="RUN", help="the --workdir of a training")
     add("--step", type=runs.step_argument, metavar="N|best", help="which checkpoint (default: the newest)")
+    add("--untrained", action="store_true", help="the parameters as they were before training, to compare with")
     add("--quantizer", metavar="RUN", help="the vq-wav2vec that makes the codes which RUN reads, from audio")
     add(
         "--quantizer-step",

@@ -23,7 +23,7 @@ from w2v_jax import checkpoint, optim, report, sharding, step, workdir
 from w2v_jax import config as configs
 from w2v_jax.config import SAMPLE_RATE, UserError
 from w2v_jax.data import source_module
-from w2v_jax.data.index import WAVE, Form, Source, split_heldout, subset
+from w2v_jax.data.index import WAVE, Form, Source, some_hours, split_heldout, subset
 from w2v_jax.data.labels import FILE as ALPHABET
 from w2v_jax.data.labels import Alphabet, Labels, labelled
 from w2v_jax.data.labels import build as build_alphabet
@@ -206,6 +206,8 @@ def open_data(config: Any, units: int, shards: int, path: pathlib.Path) -> Data:
     else:
         kept, set_aside = split_heldout(train.index, data.eval_share)
         train, held_out = subset(train, kept), subset(train, set_aside)
+    if data.train_hours > 0:
+        train = subset(train, some_hours(train.index, data.train_hours))
     if held_out.form != train.form:
         raise UserError(
             f"data.eval_root and data.root were not made alike ({held_out.form}, {train.form}); code both with the "

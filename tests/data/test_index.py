@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 
 from w2v_jax.config import UserError
-from w2v_jax.data.index import WAVE, Index, Row, Skip, hash_ids, make_index, roots, split_heldout, subset, usable
+from w2v_jax.data.index import (
+    WAVE,
+    Index,
+    Row,
+    Skip,
+    hash_ids,
+    make_index,
+    roots,
+    some_hours,
+    split_heldout,
+    subset,
+    usable,
+)
 
 
 def rows(ids, seconds=1.0):
@@ -78,6 +90,15 @@ def test_heldout_rows_are_chosen_by_id_alone():
 def test_heldout_leaves_a_row_on_either_side(count, share, sizes):
     train, heldout = split_heldout(make_index(rows([str(i) for i in range(count)])), share)
     assert (len(train), len(heldout)) == sizes
+
+
+def test_some_hours_are_chosen_by_id_and_lie_within_more_hours():
+    index = make_index(rows([f"u{i}" for i in range(1000)], seconds=3.6))
+    chosen = {hours: index.ids[some_hours(index, hours)].tolist() for hours in (0.0, 0.1, 0.25, 0.9995, 5.0)}
+    assert [len(ids) for ids in chosen.values()] == [1, 100, 250, 999, 1000]
+    assert set(chosen[0.1]) < set(chosen[0.25]) and chosen[5.0] == index.ids.tolist()
+    back = index.select(np.arange(1000)[::-1])
+    assert set(back.ids[some_hours(back, 0.1)].tolist()) == set(chosen[0.1])
 
 
 def test_hashes_of_ids_never_change():

@@ -11,6 +11,7 @@ import pytest
 from w2v_jax.config import UserError
 from w2v_jax.data import open_source, pipeline
 from w2v_jax.data.index import WAVE, Form, ReadError, Row, make_index
+from w2v_jax.data.labels import Alphabet, Labels
 from w2v_jax.data.pipeline import batches
 from w2v_jax.data.plan import eval_plan, train_plan
 
@@ -268,3 +269,36 @@ def test_a_program_that_leaves_in_the_middle_exits_at_once(loader):
     """
     result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stdout.split()) == (0, ["0"]), result.stderr
+
+
+@pytest.mark.parametrize("loader", pipeline.LOADERS)
+def test_labels_stand_beside_their_rows(loader):
+    """Also in the rows that fill up the last batch, which have none."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3000, 16_000, 11)
+    index = make_index(Row(f"r{i}", f"r{i}", 0, int(n), 16_000, "", "") for i, n in enumerate(lengths))
+
+    class Waves:
+        form = WAVE
+
+        def __init__(self):
+            self.index = index
+
+        def read(self, row, start, length):
+            return np.full(min(length, int(lengths[row])), row, np.float32)
+
+    ids = [np.arange(1, 2 + row % 4, dtype=np.int32) for row in range(11)]
+    alphabet = Alphabet(("<blank>", "|", "a", "b", "c"), "letters")
+    plan = eval_plan(index.num_samples, bucket_samples=[8000, 16_000], units=2, unit_seconds=2.0, max_hours=0)
+    seen = []
+    for batch, info in batches(Waves(), plan, labels=Labels(ids, 9.0, alphabet), loader=loader):
+        assert batch["tokens"].shape == (len(info.ids), -(-info.length * 9 // 16_000))
+        for i, id in enumerate(info.ids):
+            if id:
+                row = int(id[1:])
+                seen.append(row)
+                assert batch["wave"][i, 0] == row and batch["num_tokens"][i] == len(ids[row])
+                np.testing.assert_array_equal(batch["tokens"][i, : len(ids[row])], ids[row])
+            else:
+                assert batch["num_tokens"][i] == 0 and not batch["tokens"][i].any()
+    assert sorted(seen) == list(range(11))

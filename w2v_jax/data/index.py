@@ -250,6 +250,16 @@ def split_heldout(index: Index, share: float) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(~heldout), np.flatnonzero(heldout)
 
 
+def some_hours(index: Index, hours: float) -> np.ndarray:
+    """Rows that hold at most `hours` of audio (one row at least), chosen by a hash of each id.
+
+    The rows of fewer hours are among those of more, whatever the order, seed or machine.
+    """
+    order = np.argsort(hash_ids(np.array([f"{id} hours" for id in index.ids.tolist()], _Text)), kind="stable")
+    heard = np.cumsum(index.num_samples[order]) / SAMPLE_RATE / 3600
+    return np.sort(order[: max(1, int(np.searchsorted(heard, hours, side="right")))])
+
+
 def subset(source: Source, rows: np.ndarray) -> Source:
     """The source that holds only these rows, numbered from 0."""
     return _Subset(source, np.asarray(rows, np.int64), source.index.select(rows), source.form)

@@ -1,0 +1,282 @@
+"""The three claims, each by one command that goes on after a stop: what learned features are worth.
+
+    python launch/claims.py inputs --train DIR --test DIR --out runs/claims
+
+inputs: log-mel against learned features, with the same labels and the same acoustic model; unlabelled: error against
+hours of unlabelled audio; labels: error against labelled minutes, pretrained and from scratch.
+
+DIR are folders of transcribed recordings; the speakers of --test must not be in --train, and nothing is tuned on them.
+Everything is made of the commands of the package with the `:demo` configs, printed as they run, so that every number
+can be had by hand. Results: OUT/CLAIM.json, OUT/CLAIM.png and a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CONV = ((192, 13, 1), (192, 5, 1), (192, 5, 1), (256, 7, 2), (256, 7, 1), (256, 7, 1))
+"""The acoustic model on 10 ms frames; on 20 ms frames its stride is 1."""
+INPUTS = ("logmel", "cpc", "wav2vec", "vq", "bert", "w2v2")
+CONFIGS = {
+    "cpc": "cpc.py:demo",
+    "wav2vec": "wav2vec_large.py:demo",
+    "vq": "vq_wav2vec.py:demo",
+    "bert": "bert_codes_small.py:demo",
+    "w2v2": "w2v2_base.py:demo",
+}
+
+
+class Plan(NamedTuple):
+    """What all claims share."""
+
+    train: str
+    test: str
+    out: pathlib.Path
+    seeds: list[int]
+    seconds: tuple[float, ...]
+    pretrain_seconds: float
+    minutes: list[float]
+    hours: list[float]
+    steps: int
+    pretrain_steps: int
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("claim", choices=("inputs", "unlabelled", "labels"))
+    add("--train", required=True, metavar="DIR", help="recordings to pretrain on; part of their transcripts is used")
+    add("--test", required=True, metavar="DIR", help="recordings of other speakers, only scored")
+    add("--out", required=True, type=pathlib.Path, metavar="DIR", help="runs, results and plots")
+    add("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    add("--seconds", nargs="+", type=float, default=[1.0], help="static lengths of labelled recordings (default: 1)")
+    add("--pretrain-seconds", type=float, default=1.0, metavar="S", help="length of the crops (default: 1)")
+    add("--minutes", nargs="+", type=float, default=[10.0], help="labelled speech; several for `labels` (default: 10)")
+    add("--hours", nargs="+", type=float, default=[0.1, 0.5, 0.0], help="for `unlabelled`; 0: all (default: 0.1 0.5 0)")
+    add("--steps", type=int, default=300, help="updates of an acoustic model (default: 300)")
+    add("--pretrain-steps", type=int, default=0, help="updates of a pretraining (default: the config's)")
+    args = vars(parser.parse_args(argv))
+    claim = args.pop("claim")
+    args["seconds"] = tuple(args["seconds"])
+    plan = Plan(**args)
+    plan.out.mkdir(parents=True, exist_ok=True)
+    rows = {"inputs": inputs, "unlabelled": unlabelled, "labels": labels}[claim](plan)
+    (plan.out / f"{claim}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(table(rows))
+    draw(rows, claim, plan.out / f"{claim}.png")
+    print(f"done: {plan.out / claim}.json and .png")
+    return 0
+
+
+# The claims
+
+
+def inputs(plan: Plan) -> list[dict[str, Any]]:
+    """(a) The same acoustic model and labels on log-mel, on learned features, and on those of untrained models."""
+    rows = []
+    for seed in plan.seeds:
+        for name in INPUTS:
+            for untrained in (False, True) if name != "logmel" else (False,):
+                label = f"{name}, untrained" if untrained else name
+                result = recognise(plan, name, seed, plan.minutes[0], untrained=untrained)
+                rows.append({"row": label, "x": label, "seed": seed} | result)
+    return rows
+
+
+def unlabelled(plan: Plan) -> list[dict[str, Any]]:
+    """(b) wav2vec features after pretraining on more and more audio, the same number of updates and labels."""
+    rows = []
+    for seed in plan.seeds:
+        for hours in plan.hours:
+            result = recognise(plan, "wav2vec", seed, plan.minutes[0], hours=hours)
+            rows.append({"row": "wav2vec", "x": hours, "seed": seed} | result)
+    return rows
+
+
+def labels(plan: Plan) -> list[dict[str, Any]]:
+    """(c) wav2vec 2.0, fine-tuned and from scratch, with more and more labels."""
+    rows = []
+    for seed in plan.seeds:
+        for minutes in plan.minutes:
+            for scratch in (False, True):
+                label = "from scratch" if scratch else "pretrained"
+                result = finetune(plan, seed, minutes, scratch=scratch)
+                rows.append({"row": label, "x": minutes, "seed": seed} | result)
+    return rows
+
+
+# Their parts
+
+
+def pretrain(plan: Plan, name: str, seed: int, hours: float = 0.0) -> pathlib.Path:
+    """The workdir of a pretraining; BERT's comes after its vq-wav2vec."""
+    folder = plan.out / f"{name}-{seed}{f'-{hours:g}h' if hours else ''}"
+    flags = ["--config.data.name=folder", f"--config.data.root={plan.train}", "--config.data.eval_hours=0.03"]
+    flags += ["--config.data.min_seconds=0.5", f"--config.data.train_hours={hours}"]
+    if name == "bert":
+        codes = plan.out / f"codes-{seed}"
+        vq = pretrain(plan, "vq", seed)
+        extract(plan, vq, codes, plan.train, ["--what", "codes", "--build-vocabulary"])
+        flags = [f"--config.data.root={codes}"]
+    flags += [f"--config.data.bucket_seconds={plan.pretrain_seconds}", f"--config.seed={seed}"]
+    if plan.pretrain_steps:
+        flags += [f"--config.train.steps={plan.pretrain_steps}"]
+    train(CONFIGS[name], folder, flags)
+    return folder
+
+
+def extract(plan: Plan, run: pathlib.Path, out: pathlib.Path, root: str, flags: Sequence[str]) -> None:
+    about = out / "extract.json"
+    if not (about.exists() and json.loads(about.read_text(encoding="utf-8"))["complete"]):
+        command("extract", "--run", run, "--root", root, "--out", out, *flags)
+
+
+def recognise(
+    plan: Plan, name: str, seed: int, minutes: float, *, hours: float = 0.0, untrained: bool = False
+) -> dict[str, Any]:
+    """Scores of the acoustic model on an input."""
+    tag = f"{name}-{seed}{f'-{hours:g}h' if hours else ''}{'-untrained' if untrained else ''}"
+    folder = plan.out / f"am-{tag}-{minutes:g}min"
+    flags = labelled(plan, seed, minutes)
+    if name == "logmel":
+        flags += [
+            "--config.data.name=folder",
+            f"--config.data.root={plan.train}",
+            f"--config.data.eval_root={plan.train}",
+        ]
+        train("acoustic_logmel.py:demo", folder, [*flags, f"--config.acoustic.conv_layers={CONV}"])
+        return evaluate(folder, plan.test, "folder")
+    run = pretrain(plan, name, seed, hours)
+    given = ["--what", "context", "--dtype", "float16", *(["--untrained"] if untrained else [])]
+    if name == "bert":
+        given += ["--quantizer", str(plan.out / f"vq-{seed}")]
+    parts = {part: plan.out / f"features-{tag}-{part}" for part in ("train", "test")}
+    for part, root in (("train", plan.train), ("test", plan.test)):
+        extract(plan, run, parts[part], root, given)
+    hop = json.loads((parts["train"] / "extract.json").read_text(encoding="utf-8"))["hop"]
+    layers = CONV if hop == 160 else tuple((c, k, 1) for c, k, _ in CONV)
+    flags += [f"--config.data.root={parts['train']}", f"--config.data.eval_root={parts['train']}"]
+    flags += [f"--config.encoder.hop={hop}", f"--config.acoustic.conv_layers={layers}"]
+    train("acoustic_frozen.py:features_demo", folder, flags)
+    return evaluate(folder, str(parts["test"]), "features")
+
+
+def finetune(plan: Plan, seed: int, minutes: float, *, scratch: bool) -> dict[str, Any]:
+    """Scores of wav2vec 2.0 after fine-tuning; from scratch everything is trained from the first update."""
+    folder = plan.out / f"ctc-{seed}-{minutes:g}min{'-scratch' if scratch else ''}"
+    run = pretrain(plan, "w2v2", seed)
+    flags = [*labelled(plan, seed, minutes), "--config.data.name=folder", f"--config.data.root={plan.train}"]
+    flags += [f"--config.data.eval_root={plan.train}", f"--config.init.run={'' if scratch else run}"]
+    if scratch:
+        flags += ["--config.encoder.frozen_steps=0", "--config.encoder.conv_grad_scale=1.0", "--config.optim.rules=()"]
+    train("finetune.py:demo", folder, flags)
+    return evaluate(folder, plan.test, "folder")
+
+
+def labelled(plan: Plan, seed: int, minutes: float) -> list[str]:
+    seconds = ",".join(f"{s}" for s in plan.seconds) + ","
+    flags = {
+        "train.steps": plan.steps,
+        "seed": seed,
+        "data.train_hours": minutes / 60,
+        "data.bucket_seconds": f"({seconds})",
+    }
+    flags |= {"data.batch_hours": 48 / 3600, "data.unit_seconds": 12.0, "data.device_seconds": 48.0, "data.hours": 0.0}
+    flags |= {"data.eval_hours": 0.02, "train.eval_every": plan.steps, "train.checkpoint_every": plan.steps}
+    return [f"--config.{key}={value}" for key, value in flags.items()]
+
+
+def train(config: str, folder: pathlib.Path, flags: Sequence[str]) -> None:
+    if not (folder / "done.json").exists():
+        command("train", f"--config={ROOT / 'configs' / config}", f"--workdir={folder}", *flags)
+
+
+def evaluate(run: pathlib.Path, root: str, source: str) -> dict[str, Any]:
+    """Error rates, and the minutes that the acoustic model took."""
+    out = run / "evaluate"
+    if not (out / "scores.json").exists():
+        command("evaluate", "--run", run, "--source", source, "--root", root, "--out", out)
+    scores = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+    return {"cer": scores["cer"], "wer": scores["wer"], "recordings": scores["recordings"]}
+
+
+def command(name: str, *arguments: Any) -> None:
+    """Runs a command of the package; its output goes to OUT's log, a line about it to the screen."""
+    words = [sys.executable, "-m", f"w2v_jax.{name}", *map(str, arguments)]
+    print(" ".join(["python", *words[1:]]), flush=True)
+    start = time.monotonic()
+    result = subprocess.run(
+        words, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    if result.returncode:
+        sys.exit(f"error: this command failed with exit code {result.returncode}:\n{result.stderr[-2000:]}")
+    print(f"  {time.monotonic() - start:.0f} s", flush=True)
+
+
+# What people see
+
+
+def summary(rows: Sequence[dict[str, Any]], key: str) -> dict[tuple[str, Any], tuple[float, float, int]]:
+    """{(row, x): (mean, half the spread, seeds)} of a rate."""
+    found: defaultdict[tuple[str, Any], list[float]] = defaultdict(list)
+    for row in rows:
+        found[row["row"], row["x"]].append(row[key])
+    return {k: (float(np.mean(v)), float(np.ptp(v) / 2), len(v)) for k, v in found.items()}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line per input and amount: mean over the seeds, and half the distance between the best and the worst."""
+    cer, wer = summary(rows, "cer"), summary(rows, "wer")
+    lines = [f"{'input':<24} {'amount':>8} {'CER':>16} {'WER':>16}  seeds"]
+    for (row, x), (mean, spread, count) in cer.items():
+        amount = "" if x == row else "all" if x == 0 else f"{x:g}"
+        words = f"{wer[row, x][0]:>8.1%} ±{wer[row, x][1]:>5.1%}"
+        lines.append(f"{row:<24} {amount:>8} {mean:>8.1%} ±{spread:>5.1%}  {words:>16}  {count}")
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[dict[str, Any]], claim: str, path: pathlib.Path) -> None:
+    """Bars for the inputs; lines over the amount for the others. Bars of error span the seeds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    ax, found = figure.subplots(), summary(rows, "cer")
+    if claim == "inputs":
+        names = [row for row, _ in found][::-1]
+        values = [found[name, name] for name in names]
+        colors = ["#c05621" if n == "logmel" else "#a0aec0" if "untrained" in n else "#2b6cb0" for n in names]
+        ax.barh(names, [v[0] for v in values], xerr=[v[1] for v in values], color=colors)
+        ax.set_xlabel("character error rate on unseen speakers")
+    else:
+        for name in dict.fromkeys(row for row, _ in found):
+            points = [(x, *found[r, x]) for r, x in found if r == name]
+            most = max(x for x, *_ in points)
+            points = sorted((2 * most if x == 0 else x, mean, spread) for x, mean, spread, _ in points)
+            ax.errorbar(
+                *zip(*[(x, m) for x, m, _ in points], strict=True), yerr=[s for *_, s in points], marker="o", label=name
+            )
+        ax.set_xscale("log")
+        ax.set_xlabel("hours of unlabelled audio (right: all)" if claim == "unlabelled" else "labelled minutes")
+        ax.set_ylabel("character error rate on unseen speakers")
+        ax.set_ylim(bottom=0)
+        ax.legend(frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
