@@ -111,8 +111,11 @@ GOOD += "\n\\2-grams:\n-0.1 <s> a\n\n\\end\\\n"
         ("-0.7 a -0.2", "-0.7 a b c d", "line 8: a line of 1-grams"),
         ("-0.7 a", "much a", "line 8: a number was expected"),
         ("-0.7 a", "0.7 a", "at most 0"),
+        ("-0.7 a", "-inf a", "line 8: .* finite"),
+        ("-0.7 a", "nan a", "line 8: .* at most 0"),
+        ("-0.7 a -0.2", "-0.7 a inf", "line 8: .* finite"),
         ("\\2-grams:", "\\3-grams:", "line 10: expected .2-grams:"),
-        ("-0.1 <s> a", "-0.1 b a", "lacks its context"),
+        ("-0.1 <s> a", "-0.1 b a", "line 11: the 2-gram 'b a' lacks its context 'b'"),
         ("\\end\\\n", "", "cut short"),
     ],
 )
@@ -133,6 +136,37 @@ def test_files_that_are_no_text_are_named(tmp_path):
             read_arpa(tmp_path / name)
     with pytest.raises(UserError, match="cannot be read"):
         read_arpa(tmp_path / "none.arpa")
+
+
+def test_packed_files_with_a_damaged_middle_are_named(tmp_path):
+    rng = np.random.default_rng(0)
+    lm = NGram(1, {(str(number),): (-float(p), 0.0) for number, p in enumerate(rng.random(5000))})
+    write_arpa(tmp_path / "lm.arpa.gz", lm)
+    packed = bytearray((tmp_path / "lm.arpa.gz").read_bytes())
+    for place in range(200, len(packed) - 200, 1500):
+        damaged = packed[:place] + bytes(100) + packed[place + 100 :]
+        (tmp_path / "lm.arpa.gz").write_bytes(damaged)
+        with pytest.raises(UserError):
+            read_arpa(tmp_path / "lm.arpa.gz")
+
+
+def test_words_may_hold_any_character_but_the_separators_of_the_file(tmp_path):
+    words = ["10\u00a0000", "\u3000", "قطة", "e\u0301", "\u2028", "\\data\\", "<unk>"]
+    lm = build([words, words[::-1]], 2)
+    write_arpa(tmp_path / "lm.arpa", lm)
+    assert read_arpa(tmp_path / "lm.arpa").grams.keys() == lm.grams.keys()
+    for word in ("", " ", "a b", "a\tb", "<s>", "</s>"):
+        with pytest.raises(UserError, match="sentence 2: .* cannot be a word"):
+            build([["a"], ["a", word]], 2)
+
+
+def test_marks_of_other_tools_are_understood(tmp_path):
+    """The <UNK> of LibriSpeech's models, and the byte order mark of some editors."""
+    text = GOOD.replace("ngram 1=3", "ngram 1=4").replace("-0.7 a", "-1.5\t<UNK>\t-0.25\n-0.7 a")
+    (tmp_path / "lm.arpa").write_text(text, encoding="utf-8-sig")
+    lm = read_arpa(tmp_path / "lm.arpa")
+    assert lm.score((), "zebra") == lm.score((), "<UNK>") == (-1.5, (UNKNOWN,))
+    assert lm.words == {"a"}
 
 
 def test_large_models_are_read_at_a_usable_speed(tmp_path):

@@ -18,6 +18,7 @@ import gzip
 import math
 import os
 import pathlib
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TextIO
@@ -29,6 +30,7 @@ NEVER = -99.0
 """What ARPA files give as the probability of the beginning of a sentence, which is never predicted."""
 FALLBACK = (0.5, 1.0, 1.5)
 """Discounts where a corpus is too small to estimate them: those of KenLM's --discount_fallback."""
+SPACES = frozenset(" \t\r\n")
 
 Gram = tuple[str, ...]
 
@@ -82,12 +84,16 @@ class NGram:
 
 
 def read_arpa(path: str | os.PathLike) -> NGram:
-    """The model of an ARPA file, plain or .gz, in UTF-8. Raises UserError with the line for what is malformed."""
+    """The model of an ARPA file, plain or .gz, in UTF-8. Raises UserError with the line for what is malformed.
+
+    Words are what spaces and tabs of ASCII separate, as for KenLM; a no-break space is part of a word. <UNK>, as in the
+    models of LibriSpeech, is read as <unk>.
+    """
     opened = gzip.open if os.fspath(path).endswith(".gz") else open
     try:
-        with opened(path, "rt", encoding="utf-8") as file:
+        with opened(path, "rt", encoding="utf-8-sig") as file:
             return _Arpa(os.fspath(path), file).model()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{os.fspath(path)}: the language model cannot be read ({error})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{os.fspath(path)} is not UTF-8 text ({error}); is it a binary of KenLM?") from None
@@ -106,7 +112,7 @@ class _Arpa:
         """The next line that is not empty."""
         for line in self.lines:
             self.number += 1
-            if line := line.strip():
+            if line := line.strip(" \t\r\n"):
                 return line
         short = "the file ends before \\end\\; it is cut short"
         raise self.fail(short if self.begun else "no \\data\\ so far: this is not an ARPA file")
@@ -134,16 +140,13 @@ class _Arpa:
             line = self.section(grams, order, count)
         if line != "\\end\\":
             raise self.fail(f"expected \\end\\, found {line!r}")
-        for gram in grams:
-            if len(gram) > 1 and gram[:-1] not in grams:
-                raise UserError(f"{self.path}: the {len(gram)}-gram {' '.join(gram)!r} lacks its context in the file")
         return NGram(len(counts), grams)
 
     def section(self, grams: dict[Gram, tuple[float, float]], order: int, count: int) -> str:
         """Reads the n-grams of an order; gives the line after them."""
         before = len(grams)
         while not (line := self.line()).startswith("\\"):
-            fields = line.split()
+            fields = line.split() if line.isascii() else [f for f in line.replace("\t", " ").split(" ") if f]
             if len(fields) not in (order + 1, order + 2):
                 raise self.fail(
                     f"a line of {order}-grams has a probability, {order} words and maybe a back-off: {line!r}"
@@ -153,9 +156,14 @@ class _Arpa:
                 backoff = float(fields[order + 1]) if len(fields) == order + 2 else 0.0
             except ValueError:
                 raise self.fail(f"a number was expected in {line!r}") from None
-            if not score <= 0 or math.isnan(backoff):
-                raise self.fail(f"a log10 probability is at most 0: {line!r}")
-            grams[tuple(fields[1 : order + 1])] = (score, backoff)
+            if not -math.inf < score <= 0 or not math.isfinite(backoff):
+                raise self.fail(f"a log10 probability is at most 0, and finite: {line!r}")
+            gram = tuple(fields[1 : order + 1])
+            if "<UNK>" in gram:
+                gram = tuple(UNKNOWN if word == "<UNK>" else word for word in gram)
+            if order > 1 and gram[:-1] not in grams:
+                raise self.fail(f"the {order}-gram {' '.join(gram)!r} lacks its context {' '.join(gram[:-1])!r}")
+            grams[gram] = (score, backoff)
         if len(grams) - before != count:
             raise self.fail(f"{len(grams) - before:,} {order}-grams, and \\data\\ promised {count:,}")
         return line
@@ -189,13 +197,16 @@ def build(sentences: Iterable[Sequence[str]], order: int) -> NGram:
 
     Lower orders count the words that an n-gram was seen after. Unigrams are interpolated with the uniform
     distribution over all words, </s> and <unk>. Where the counts of counts of an order cannot give discounts, they are
-    0.5, 1 and 1.5. Raises UserError without a single word.
+    0.5, 1 and 1.5. Raises UserError without a single word, and for words that no ARPA file can hold.
     """
     if order < 1:
         raise UserError(f"a language model of order {order} cannot be; 1 or more words")
     counts: list[Counter[Gram]] = [Counter() for _ in range(order + 1)]
-    for sentence in sentences:
+    for number, sentence in enumerate(sentences, 1):
         words = [BEGIN, *sentence, END]
+        for word in words[1:-1]:
+            if not word or word in (BEGIN, END) or not SPACES.isdisjoint(word):
+                raise UserError(f"sentence {number}: {word!r} cannot be a word of a language model")
         for n in range(1, order + 1):
             counts[n].update(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
     if len(counts[1]) <= 2:
