@@ -16,6 +16,7 @@ from w2v_jax.lm import build
 
 TOKENS = ("<blank>", "|", "a", "b")
 WORDS = build([w.split() for w in ("ab a", "a ab b", "ba ab", "b b a")], 3)
+LOST = -np.inf
 LETTERS = build([list(w.replace(" ", "|")) for w in ("ab a", "a ab b", "ba ab", "b b a")], 3)
 WIDE = Search(beam=100_000, threshold=1e9, tokens=99, n_best=5)
 
@@ -29,14 +30,16 @@ def text_of(ids) -> tuple[str, ...]:
     return tuple("".join(TOKENS[i] for i in ids).replace("|", " ").split())
 
 
-def said(words, law: Search) -> float | None:
+def said(ids, law: Search) -> float | None:
     """What the language model and the word score add; None if the lexicon forbids it."""
+    words = text_of(ids)
     if law.lexicon is not None and not set(words) <= law.lexicon:
         return None
     total = law.word_score * len(words)
     if law.lm is None:
         return total
-    assert law.lm_unit == "word"
+    if law.lm_unit == "token":
+        return total + law.lm_weight * law.lm.sentence([TOKENS[i] for i in ids])
     state = law.lm.start()
     for word in words:
         score, state = law.lm.score(state, word)
@@ -46,15 +49,19 @@ def said(words, law: Search) -> float | None:
 
 
 def best_by_enumeration(frames: np.ndarray, law: Search) -> list[tuple[tuple[str, ...], float]]:
-    """Every alignment, summed (or the best) per text without repeated spaces, with the scores of its words."""
+    """Every alignment, summed (or the best) per text, with the scores of its words.
+
+    Repeated spaces are one, unless a language model of tokens scores each of them. An utterance starts after a space.
+    """
+    every = law.lm is not None and law.lm_unit == "token"
     found: dict[tuple[int, ...], list[float]] = {}
     for path in itertools.product(range(len(TOKENS)), repeat=len(frames)):
-        kept = tuple(t for i, t in enumerate(path) if t and (i == 0 or t != path[i - 1]))
-        ids = tuple(t for i, t in enumerate(kept) if not (t == 1 and (i == 0 or kept[i - 1] == 1)))
+        kept = tuple(t for i, t in enumerate(path) if t and t != (path[i - 1] if i else 1))
+        ids = tuple(t for i, t in enumerate(kept) if every or t != 1 or (i and kept[i - 1] != 1))
         found.setdefault(ids, []).append(sum(float(frames[i, t]) for i, t in enumerate(path)))
     results = []
     for ids, scores in found.items():
-        extra = said(text_of(ids), law)
+        extra = said(ids, law)
         if extra is not None:
             acoustic = max(scores) if law.merge == "max" else float(np.logaddexp.reduce(scores))
             results.append((ids, acoustic + extra))
@@ -67,6 +74,8 @@ LAWS = {
     "words": dict(lm=WORDS, lm_weight=1.3, word_score=0.4, unknown_score=-2.0),
     "lexicon": dict(lexicon=frozenset({"ab", "a", "bb"}), word_score=0.2),
     "words and lexicon": dict(lm=WORDS, lm_weight=0.8, lexicon=frozenset({"ab", "a", "b"}), word_score=0.2),
+    "letters": dict(lm=LETTERS, lm_unit="token", lm_weight=0.9, word_score=0.3),
+    "letters and lexicon": dict(lm=LETTERS, lm_unit="token", lm_weight=0.9, lexicon=frozenset({"ab", "b"})),
 }
 
 
@@ -82,6 +91,20 @@ def test_wide_beam_equals_the_search_over_all_alignments(law, merge):
             assert hypothesis.score == pytest.approx(score, abs=1e-4)
             assert hypothesis.ids == ids
             assert hypothesis.words == len(text_of(ids))
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_impossible_tokens_are_never_said(law):
+    law = dataclasses.replace(WIDE, **law)
+    for seed in range(4):
+        frames = log_probs(5, seed)
+        frames[np.random.default_rng(seed).random(frames.shape) < 0.3] = LOST
+        expected = [entry for entry in best_by_enumeration(frames, law) if entry[1] > LOST][:5]
+        found = [
+            (hypothesis.ids, pytest.approx(hypothesis.score, abs=1e-4))
+            for hypothesis in beam_search(frames, TOKENS, law)
+        ]
+        assert found == expected or (not expected and found == [((), LOST)])
 
 
 def test_scores_are_the_sum_of_their_parts():
@@ -134,15 +157,47 @@ def test_odd_inputs_have_an_answer():
     )
     assert beam_search(silent, TOKENS, law)[0].ids == ()
     assert beam_search(log_probs(4, 0)[:, :1] * 0, ("<blank>",), Search())[0].ids == ()
-    impossible = beam_search(log_probs(3, 0), TOKENS, Search(lexicon=frozenset({"aaaaaaa"}), n_best=3))
-    assert [hypothesis.ids for hypothesis in impossible] == [()] or impossible[0].ids == ()
-    with pytest.raises(UserError, match="NaN"):
-        beam_search(np.full((2, 4), np.nan), TOKENS, law)
+    assert beam_search(np.full((3, 4), LOST), TOKENS, law) == [decode.Hypothesis((), LOST, LOST, 0.0, 0)]
+    assert greedy(np.full((3, 4), LOST)) == ()
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(UserError, match="NaN"):
+            beam_search(np.full((2, 4), wrong), TOKENS, law)
     for wrong in (dict(merge="mean"), dict(lm_unit="letter"), dict(beam=0)):
         with pytest.raises(UserError):
             beam_search(log_probs(2, 0), TOKENS, Search(**wrong))
     with pytest.raises(UserError, match="alphabet of 3"):
         beam_search(log_probs(2, 0), TOKENS[:3], law)
+
+
+def spoken(text: str, tokens=TOKENS) -> np.ndarray:
+    """Log-probabilities that leave no doubt, a frame for each character."""
+    return np.log(np.full((len(text), len(tokens)), 1e-6) + np.eye(len(tokens))[[tokens.index(c) for c in text]])
+
+
+def test_a_word_that_is_cut_off_is_left_out_where_only_words_of_the_lexicon_may_be_said():
+    law = Search(beam=2, threshold=9.0, lexicon=frozenset({"ab", "bbb"}))
+    assert [text_of(hypothesis.ids) for hypothesis in beam_search(spoken("ab|b"), TOKENS, law)] == [("ab",)]
+    assert [text_of(hypothesis.ids) for hypothesis in beam_search(spoken("b"), TOKENS, law)] == [()]
+
+
+def test_lexicons_and_models_hold_for_tokens_of_several_characters_and_other_scripts():
+    tokens = ("<blank>", "|", "sh", "قط", "ة")
+    law = Search(lexicon=frozenset({"قطة", "shة"}), word_score=0.0)
+    frames = log_probs(6, 2, 5)
+    for hypothesis in beam_search(frames, tokens, dataclasses.replace(law, n_best=9)):
+        assert set("".join(tokens[i] for i in hypothesis.ids).replace("|", " ").split()) <= law.lexicon
+    sure = np.full((5, 5), -9.0)
+    sure[range(5), [3, 4, 1, 2, 4]] = 0.0
+    assert beam_search(sure, tokens, law)[0].ids == (3, 4, 1, 2, 4)
+    assert mismatch(build([["قطة", "sh"]], 2), tokens, "word") == []
+
+
+def test_equal_scores_are_ordered_by_their_ids():
+    even = np.full((4, 4), math.log(0.25))
+    law = Search(beam=7, word_score=0.0, n_best=7, merge="max")
+    found = [hypothesis.ids for hypothesis in beam_search(even, TOKENS, law)]
+    assert found == sorted(found) and len(found) == 7
+    assert beam_search(even, TOKENS, dataclasses.replace(law, beam=2, n_best=2)) == beam_search(even, TOKENS, law)[:2]
 
 
 def test_language_model_of_another_alphabet_is_named():
@@ -166,6 +221,8 @@ FLASHLIGHT = {
     "words and lexicon": LAWS["words and lexicon"],
     "letters": dict(lm=LETTERS, lm_unit="token", lm_weight=0.9, word_score=0.0),
     "none": LAWS["none"],
+    "words that the model lacks": LAWS["words and lexicon"]
+    | dict(lexicon=frozenset({"a", "bb", "aa"}), unknown_score=-0.5),
 }
 
 
@@ -177,6 +234,16 @@ def test_search_equals_flashlight(flashlight, law):
         ours, theirs = beam_search(frames, TOKENS, law)[0], flashlight_search(frames, TOKENS, law)[0]
         assert text_of(ours.ids) == text_of(theirs.ids), seed
         assert ours.score == pytest.approx(theirs.score, abs=1e-3)
+
+
+def test_flashlight_counts_words_and_leaves_out_those_that_are_cut_off(flashlight):
+    for seed in range(5):
+        frames = log_probs(14, seed)
+        for law in (WIDE, dataclasses.replace(WIDE, lexicon=frozenset({"ab", "b"}))):
+            law = dataclasses.replace(law, beam=500, merge="max", word_score=0.0)
+            assert flashlight_search(frames, TOKENS, law)[0].words == beam_search(frames, TOKENS, law)[0].words
+    law = Search(beam=1, threshold=9.0, lexicon=frozenset({"ab", "bbb"}))
+    assert text_of(flashlight_search(spoken("ab|b"), TOKENS, law)[0].ids) in ((), ("ab",))
 
 
 def test_flashlight_says_what_it_cannot_do(flashlight):

@@ -6,13 +6,14 @@ sequences, each with the summed (or, with merge="max", the best) probability of 
     acoustic + lm_weight * lm + word_score * words
 
 with the acoustic part in nats and the language model in log10, as in flashlight, so that published weights apply.
-`flashlight_search` is flashlight-text (extra `decode`) with the same options: its results are equal where both can say
-the same, which is with a lexicon, or without any word language model.
+`flashlight_search` is flashlight-text (extra `decode`) with the same options: with merge="max" its results are equal
+where both can say the same, which is with a lexicon, or without language model of words and without word score.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import tempfile
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from w2v_jax.config import UserError
-from w2v_jax.lm import NGram, write_arpa
+from w2v_jax.lm import UNKNOWN, NGram, write_arpa
 
 NEVER = -math.inf
 UNITS = ("word", "token")
@@ -44,8 +45,8 @@ class Search:
 
     boundary is the token between words; without it (phonemes) every token is a word. lexicon: the only words that may
     be said. threshold: hypotheses and tokens so far (nats) below the best of a frame are dropped; tokens: how many of
-    a frame are tried at most. merge: "sum" over the alignments of a hypothesis, or their "max". unknown_score is added
-    for a word that the language model lacks.
+    a frame are tried at most. merge: "sum" over the alignments of a hypothesis, or their "max". unknown_score (log10,
+    and weighted as the rest of lm) is added to that of <unk> for a word, or a token, that the language model lacks.
     """
 
     beam: int = 50
@@ -71,18 +72,19 @@ def greedy(log_probs: np.ndarray) -> tuple[int, ...]:
 
 
 def _check(log_probs: np.ndarray) -> None:
-    if log_probs.ndim != 2 or np.isnan(log_probs).any():
-        raise UserError(f"log-probabilities must be [frames tokens] without NaN, got shape {log_probs.shape}")
+    if log_probs.ndim != 2 or not (log_probs < math.inf).all():
+        raise UserError(f"log-probabilities of shape {log_probs.shape}: must be [frames tokens], without NaN or +inf")
 
 
 class _Node:
     """A token sequence: the last token and what came before, with what the language model says about it."""
 
-    __slots__ = ("acoustic", "children", "ids", "lm", "said", "state", "token", "trie", "word", "words")
+    __slots__ = ("children", "ids", "lm", "parent", "said", "state", "token", "trie", "word", "words")
 
-    def __init__(self, ids, token, word, words, lm, said, state, trie):
+    def __init__(self, ids, token, word, words, lm, said, state, trie, parent=None):
         self.ids, self.token, self.word, self.words = ids, token, word, words
         self.lm, self.said, self.state, self.trie = lm, said, state, trie
+        self.parent: _Node | None = parent
         self.children: dict[int, _Node | None] = {}
 
 
@@ -93,6 +95,7 @@ class _Prefixes:
         self.tokens, self.law = tokens, law
         self.boundary = tokens.index(law.boundary) if law.boundary in tokens else -1
         self.trie = _trie(law.lexicon)
+        self.spelt: dict[int, np.ndarray] = {}  # of each node of the trie, which tokens may follow [A]
         self.scores_tokens = law.lm is not None and law.lm_unit == "token"
         state = law.lm.start() if law.lm else ()
         self.root = _Node((), self.boundary, "", 0, 0.0, 0.0, state, self.trie)
@@ -103,11 +106,27 @@ class _Prefixes:
             node.children[token] = self._grow(node, token)
         return node.children[token]
 
+    def returns(self, node: _Node) -> bool:
+        """Whether a boundary leads from the node to itself: a second boundary says nothing new."""
+        return self.boundary >= 0 and not node.word and not self.scores_tokens
+
+    def said_after(self, node: _Node) -> np.ndarray:
+        """`said` with one more token [A]: -inf where the lexicon forbids it, NaN where only `child` tells."""
+        if self.scores_tokens or self.boundary < 0:
+            return np.full(len(self.tokens), np.nan)
+        said = np.full(len(self.tokens), node.said)
+        if node.trie is not None:
+            if id(node.trie) not in self.spelt:
+                self.spelt[id(node.trie)] = np.array([_spell(node.trie, text) is not None for text in self.tokens])
+            said[~self.spelt[id(node.trie)]] = NEVER
+        said[self.boundary] = np.nan
+        return said
+
     def _grow(self, node: _Node, token: int) -> _Node | None:
         text = self.tokens[token]
         if token == self.boundary and not node.word:
-            if not self.scores_tokens:
-                return node  # a second boundary says nothing new
+            if self.returns(node):
+                return node
             grown = _Node((*node.ids, token), token, "", node.words, node.lm, node.said, node.state, self.trie)
         elif token == self.boundary or self.boundary < 0:
             done = self._with_word(node, node.word if token == self.boundary else text)
@@ -118,13 +137,14 @@ class _Prefixes:
         else:
             trie = node.trie
             if trie is not None:
-                trie = trie.get(text)
+                trie = _spell(trie, text)
                 if trie is None:
                     return None
             grown = _Node((*node.ids, token), token, node.word + text, node.words, node.lm, node.said, node.state, trie)
         if self.scores_tokens:
             score, grown.state = self._scored(node.state, text)
             grown.lm, grown.said = grown.lm + score, grown.said + self.law.lm_weight * score
+        grown.parent = node
         return grown
 
     def _with_word(self, node: _Node, word: str) -> tuple[int, float, float, Any] | None:
@@ -159,8 +179,9 @@ class _Prefixes:
         return words, lm, said
 
 
-def _trie(lexicon: Iterable[str] | None) -> dict[str, Any] | None:
-    """Nested {character: ...} of the words; None without a lexicon."""
+@functools.lru_cache(maxsize=2)
+def _trie(lexicon: frozenset[str] | None) -> dict[str, Any] | None:
+    """Nested {character: ...} of the words; None without a lexicon. Kept for the next utterance."""
     if lexicon is None:
         return None
     root: dict[str, Any] = {}
@@ -171,58 +192,124 @@ def _trie(lexicon: Iterable[str] | None) -> dict[str, Any] | None:
     return root
 
 
+def _spell(trie: dict[str, Any], text: str) -> dict[str, Any] | None:
+    """The node of a trie after the characters of a token; None if no word goes on like this."""
+    found: dict[str, Any] | None = trie
+    for character in text:
+        found = found.get(character) if found is not None else None
+    return found
+
+
 def beam_search(log_probs: np.ndarray, tokens: Sequence[str], law: Search) -> list[Hypothesis]:
     """The n_best hypotheses, best first, of log_probs [F A] in nats; `tokens` [A], of which the first is the blank.
 
-    Ties are broken by the ids, so that a result never depends on the order of a dict. Raises UserError.
+    The search starts as if a boundary had just been said (as flashlight's), so that one in the first frames repeats it.
+    Ties are broken by the ids, so that a result never depends on the order of a dict. There is always a hypothesis:
+    where all that the beam holds stop inside a word that the lexicon lacks, they lose that word; where the
+    log-probabilities rule out everything, it is empty with a score of -inf. Raises UserError.
     """
     _check(log_probs)
     _check_law(log_probs, tokens, law)
     prefixes = _Prefixes(tokens, law)
-    combine = max if law.merge == "max" else _log_add
-    beams: dict[_Node, tuple[float, float]] = {prefixes.root: (NEVER, 0.0)}  # as after a boundary
+    beam = _Beam([prefixes.root], np.array([NEVER]), np.array([0.0]))  # as after a boundary
+    rows: dict[_Node, np.ndarray] = {}
     for frame in log_probs.astype(np.float64):
-        tried = np.argsort(-frame, kind="stable")[: law.tokens]
-        tried = [(int(t), float(frame[t])) for t in tried if t and frame[t] >= frame.max() - law.threshold]
-        blank, after = float(frame[0]), {}
-        for node, (ends_blank, ends_token) in beams.items():
-            whole = combine(ends_blank, ends_token)
-            _add(after, node, whole + blank, NEVER, combine)
-            for token, p in tried:
-                repeats = token == node.token
-                if repeats:
-                    _add(after, node, NEVER, ends_token + p, combine)
-                child = prefixes.child(node, token)
-                if child is not None:
-                    _add(after, child, NEVER, (ends_blank if repeats else whole) + p, combine)
-        beams = _pruned(after, law, combine)
-        if not beams:
-            return []
-    found = []
-    for node, parts in beams.items():
+        rows = {node: rows[node] if node in rows else prefixes.said_after(node) for node in beam.nodes}
+        beam = _advanced(beam, frame, prefixes, rows)
+    acoustic = _combined(law, beam.ends_blank, beam.ends_token).tolist()
+    pairs = list(zip(beam.nodes, acoustic, strict=True))
+    found = _hypotheses(prefixes, pairs) or _hypotheses(prefixes, [(_without_word(node), a) for node, a in pairs])
+    best = sorted(found.values(), key=lambda hypothesis: (-hypothesis.score, hypothesis.ids))[: law.n_best]
+    return best or [Hypothesis((), NEVER, NEVER, 0.0, 0)]
+
+
+class _Beam(NamedTuple):
+    """nodes [N], and log-probabilities [N] of their alignments that end with a blank, or with the last token."""
+
+    nodes: list[_Node]
+    ends_blank: np.ndarray
+    ends_token: np.ndarray
+
+
+def _advanced(beam: _Beam, frame: np.ndarray, prefixes: _Prefixes, rows: dict[_Node, np.ndarray]) -> _Beam:
+    """The beam after one more frame [A]."""
+    law, nodes = prefixes.law, beam.nodes
+    if not nodes:
+        return beam
+    tried = np.argsort(-frame, kind="stable")[: law.tokens]
+    tried = tried[(tried != 0) & (frame[tried] >= frame.max() - law.threshold)]
+    heard = np.full(len(frame) + 1, NEVER)  # one more, so that -1, no token, has a place
+    heard[tried] = frame[tried]
+    whole = _combined(law, beam.ends_blank, beam.ends_token)
+    last = np.array([node.token for node in nodes])
+    ends_blank, ends_token = whole + frame[0], beam.ends_token + heard[last]
+    grown = np.where(last[:, None] == tried, beam.ends_blank[:, None], whole[:, None]) + frame[tried]  # [N tried]
+    _merge(nodes, tried, prefixes, ends_token, grown)
+    said = np.stack([rows[node] for node in nodes])[:, tried]
+    for i, k in np.argwhere(np.isnan(said) & (grown > NEVER)).tolist():
+        child = prefixes.child(nodes[i], int(tried[k]))
+        said[i, k] = rows[nodes[i]][tried[k]] = NEVER if child is None else child.said
+    staying = _combined(law, ends_blank, ends_token) + np.array([node.said for node in nodes])
+    new = np.where(grown > NEVER, grown + said, NEVER)
+    kept = _kept(np.concatenate([staying, new.ravel()]), nodes, tried, law)
+    old, pairs = kept[kept < len(nodes)], np.divmod(kept[kept >= len(nodes)] - len(nodes), max(len(tried), 1))
+    children = [prefixes.child(nodes[i], int(tried[k])) for i, k in zip(*(each.tolist() for each in pairs))]
+    return _Beam(
+        [nodes[i] for i in old.tolist()] + [child for child in children if child is not None],
+        np.concatenate([ends_blank[old], np.full(len(children), NEVER)]),
+        np.concatenate([ends_token[old], grown[pairs]]),
+    )
+
+
+def _merge(nodes: list[_Node], tried: np.ndarray, prefixes: _Prefixes, ends_token: np.ndarray, grown: np.ndarray):
+    """Moves what grows into a node that the beam holds already from `grown` to that node's `ends_token`."""
+    combine = max if prefixes.law.merge == "max" else _log_add
+    place = {node: i for i, node in enumerate(nodes)}
+    column = {token: k for k, token in enumerate(tried.tolist())}
+    for i, node in enumerate(nodes):
+        ways = [(place.get(node.parent) if node.parent else None, column.get(node.token))]
+        if prefixes.returns(node):
+            ways.append((i, column.get(prefixes.boundary)))
+        for j, k in ways:
+            if j is not None and k is not None:
+                ends_token[i] = combine(float(ends_token[i]), float(grown[j, k]))
+                grown[j, k] = NEVER
+
+
+def _kept(scores: np.ndarray, nodes: list[_Node], tried: np.ndarray, law: Search) -> np.ndarray:
+    """Places of the best scores [N + N tried]: old nodes, then old nodes with one more token. Ties: by the ids."""
+    kept = np.flatnonzero((scores > NEVER) & (scores >= scores.max() - law.threshold))
+    if len(kept) > law.beam:
+        kept = kept[scores[kept] >= np.partition(scores[kept], -law.beam)[-law.beam]]
+    if len(kept) > law.beam:
+
+        def ids(place: int) -> tuple[int, ...]:
+            node, column = divmod(place - len(nodes), max(len(tried), 1))
+            return nodes[place].ids if place < len(nodes) else (*nodes[node].ids, int(tried[column]))
+
+        kept = np.array(sorted(kept.tolist(), key=lambda place: (-scores[place], ids(place)))[: law.beam])
+    return kept
+
+
+def _combined(law: Search, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.maximum(a, b) if law.merge == "max" else np.logaddexp(a, b)
+
+
+def _hypotheses(prefixes: _Prefixes, pairs: Iterable[tuple[_Node, float]]) -> dict[tuple[int, ...], Hypothesis]:
+    """Those of (node, acoustic) at which the utterance may end, by their ids; of equal ones the best."""
+    found: dict[tuple[int, ...], Hypothesis] = {}
+    for node, acoustic in pairs:
         done = prefixes.finished(node)
-        if done is not None:
+        if done is not None and (node.ids not in found or acoustic > found[node.ids].acoustic):
             words, lm, said = done
-            acoustic = combine(*parts)
-            found.append(Hypothesis(node.ids, acoustic + said, acoustic, lm, words))
-    return sorted(found, key=lambda hypothesis: (-hypothesis.score, hypothesis.ids))[: law.n_best]
+            found[node.ids] = Hypothesis(node.ids, acoustic + said, acoustic, lm, words)
+    return found
 
 
-def _add(after: dict, node: _Node, ends_blank: float, ends_token: float, combine: Any) -> None:
-    before = after.get(node)
-    if before is not None:
-        ends_blank, ends_token = combine(before[0], ends_blank), combine(before[1], ends_token)
-    after[node] = (ends_blank, ends_token)
-
-
-def _pruned(after: dict, law: Search, combine: Any) -> dict:
-    scored = [(combine(*parts) + node.said, node, parts) for node, parts in after.items()]
-    scored = [entry for entry in scored if entry[0] > NEVER]
-    if not scored:
-        return {}
-    bound = max(entry[0] for entry in scored) - law.threshold
-    scored = sorted((e for e in scored if e[0] >= bound), key=lambda e: (-e[0], e[1].ids))
-    return {node: parts for _, node, parts in scored[: law.beam]}
+def _without_word(node: _Node) -> _Node:
+    while node.word and node.parent is not None:
+        node = node.parent
+    return node
 
 
 def _log_add(a: float, b: float) -> float:
@@ -241,7 +328,7 @@ def _check_law(log_probs: np.ndarray, tokens: Sequence[str], law: Search) -> Non
 
 
 def mismatch(lm: NGram, tokens: Sequence[str], unit: str, boundary: str = "|") -> list[str]:
-    """The characters (or tokens) of a language model that the alphabet lacks, most frequent words first.
+    """The characters (or tokens) of a language model that the alphabet lacks, in the order of their code points.
 
     Raises UserError where they share next to nothing: another alphabet, another case, words for tokens.
     """
@@ -252,6 +339,7 @@ def mismatch(lm: NGram, tokens: Sequence[str], unit: str, boundary: str = "|") -
         shared = len(words) - len(missing)
     else:
         spell = (lambda word: word) if boundary in known else (lambda word: [word])
+        known = set("".join(known)) if boundary in known else known
         missing = sorted({c for word in words for c in spell(word)} - known)
         shared = sum(all(c in known for c in spell(word)) for word in words)
     if words and shared < 0.02 * len(words):
@@ -270,6 +358,7 @@ def flashlight_search(log_probs: np.ndarray, tokens: Sequence[str], law: Search)
     """`beam_search` by flashlight-text; needs a lexicon with a word language model, and merges as `law.merge` says.
 
     With a lexicon, a frame in which the last word may end is added, because flashlight ends words with the boundary.
+    Without one, flashlight knows no word_score.
     """
     _check(log_probs)
     _check_law(log_probs, tokens, law)
@@ -321,7 +410,7 @@ class Flashlight:
 
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "lm.arpa")
-            write_arpa(path, self.law.lm)
+            write_arpa(path, _with_unknown(self.law.lm, self.law.unknown_score))
             return KenLM(path, dictionary)
 
     def search(self, log_probs: np.ndarray) -> list[Hypothesis]:
@@ -336,10 +425,28 @@ class Flashlight:
         found: dict[tuple[int, ...], Hypothesis] = {}
         for result in results:
             ids = greedy(np.eye(len(self.tokens))[np.array(result.tokens[1:-1], int)])
-            if self.law.lexicon is not None and ids and ids[-1] == self.boundary:
-                ids = ids[:-1]
-            words = sum(word >= 0 for word in result.words)
+            if self.law.lexicon is not None:
+                ids = self._whole_words(ids)
+            words = len(self._words(ids))
             if ids not in found:
                 acoustic = float(result.emittingModelScore)
                 found[ids] = Hypothesis(ids, float(result.score), acoustic, float(result.lmScore), words)
         return sorted(found.values(), key=lambda h: (-h.score, h.ids))[: self.law.n_best]
+
+    def _words(self, ids: Sequence[int]) -> list[str]:
+        spaced = (self.tokens[i] if i != self.boundary else "\n" for i in ids)
+        return [word for word in "".join(spaced).split("\n") if word]
+
+    def _whole_words(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Without boundaries at the end, nor a last word that the utterance did not finish."""
+        last = max((i for i, token in enumerate(ids) if token == self.boundary), default=-1)
+        if last < len(ids) - 1 and self._words(ids)[-1] in (self.law.lexicon or ()):
+            return ids
+        ids = ids[: max(last, 0)]
+        return self._whole_words(ids) if ids and ids[-1] == self.boundary else ids
+
+
+def _with_unknown(lm: NGram, score: float) -> NGram:
+    """The model with `score` added to whatever it says of words that it lacks."""
+    grams = {gram: (p + score, backoff) for gram, (p, backoff) in lm.grams.items() if gram[-1] == UNKNOWN}
+    return dataclasses.replace(lm, grams={**lm.grams, (UNKNOWN,): (score, 0.0), **grams})
