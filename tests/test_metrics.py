@@ -32,6 +32,13 @@ def test_counts_are_those_of_the_alignment():
     assert text.splitlines() == ["REF: one two three ****", "HYP: one too three four", "           S          I"]
 
 
+@pytest.mark.parametrize("space", ["\t", "\n", "\u00a0", "\u3000", "  "])
+def test_every_white_space_of_unicode_separates_words(space):
+    assert word_errors(f"a{space}b c", f"a b{space}c") == Counts(0, 0, 0, 3)
+    assert character_errors(f"a{space}b c", f"a b{space}c") == Counts(0, 0, 0, 5)
+    assert metrics.alignment(f"a{space}b", "a b") == "REF: a b\nHYP: a b\n"
+
+
 def test_empty_references_add_insertions_and_no_unit():
     assert word_errors(" ", "a b") == Counts(0, 0, 2, 0)
     assert character_errors("", "a b") == Counts(0, 0, 3, 0)

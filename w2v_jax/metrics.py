@@ -32,7 +32,8 @@ def word_errors(reference: str, hypothesis: str) -> Counts:
     """Of one utterance, by jiwer; words are what white space separates."""
     import jiwer
 
-    if not reference.split():  # jiwer would count an insertion into nothing as an error rate
+    reference, hypothesis = _spaced(reference), _spaced(hypothesis)
+    if not reference:  # jiwer would count an insertion into nothing as an error rate
         return Counts(0, 0, len(hypothesis.split()), 0)
     found = jiwer.process_words(reference, hypothesis)
     return Counts(found.substitutions, found.deletions, found.insertions, len(reference.split()))
@@ -42,7 +43,7 @@ def character_errors(reference: str, hypothesis: str) -> Counts:
     """Of one utterance, by jiwer; spaces between words are characters."""
     import jiwer
 
-    reference, hypothesis = " ".join(reference.split()), " ".join(hypothesis.split())
+    reference, hypothesis = _spaced(reference), _spaced(hypothesis)
     if not reference:
         return Counts(0, 0, len(hypothesis), 0)
     found = jiwer.process_characters(reference, hypothesis)
@@ -58,11 +59,17 @@ def alignment(reference: str, hypothesis: str) -> str:
     """Three lines: reference, hypothesis, and S, D or I under each word that differs."""
     import jiwer
 
-    if not reference.split():
+    reference, hypothesis = _spaced(reference), _spaced(hypothesis)
+    if not reference:
         return f"REF: \nHYP: {hypothesis}\n"
     found = jiwer.process_words(reference, hypothesis)
     lines = jiwer.visualize_alignment(found, show_measures=False, skip_correct=False).split("\n")
     return "\n".join(line.rstrip() for line in lines[1:] if line.strip()) + "\n"
+
+
+def _spaced(text: str) -> str:
+    """Single spaces for all that Unicode calls white space; jiwer knows spaces only."""
+    return " ".join(text.split())
 
 
 def interval(errors: np.ndarray, units: np.ndarray, speakers: np.ndarray) -> tuple[float, float]:
