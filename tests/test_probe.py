@@ -13,6 +13,14 @@ from w2v_jax.config import UserError
 from w2v_jax.data.index import Row, make_index
 
 
+def test_mutual_information_is_1_for_a_code_per_label_and_0_for_codes_that_know_nothing():
+    assert probe.mutual_information(np.diag([3.0, 5.0, 2.0])) == pytest.approx(1)
+    assert probe.mutual_information(np.outer([1.0, 2.0], [3.0, 1.0, 4.0])) == pytest.approx(0, abs=1e-12)
+    assert probe.mutual_information(np.array([[4.0], [2.0]])) == 0
+    half = np.array([[2.0, 2.0, 0, 0], [0, 0, 2.0, 2.0]])  # one bit of two
+    assert probe.mutual_information(half) == pytest.approx(0.5)
+
+
 def source(labels, speakers=None, prefix="r"):
     """A stand-in of a source: rows with transcripts and speakers, no audio."""
     speakers = speakers or ["s"] * len(labels)

@@ -70,10 +70,18 @@ def main(argv: Sequence[str]) -> int:
         for n in args.segments:
             results.append(score(each, n, features[0][n], train, features[1][n], test))
             print(f"  {_line(results[-1])}", flush=True)
+    models = {id(each.run): each.run for each in chosen if "codes" in each.run.outputs}.values()
+    told = [
+        {"name": f"{run.path.name}{'' if run.step else ', untrained'}", "groups": code_information(run, test)}
+        for run in models
+    ]
+    for entry in told:
+        groups = ", ".join(f"{share:.1%}" for share in entry["groups"])
+        print(f"  the codes of {entry['name']} tell {groups} of the label (per group of codes, frame by frame)")
     levels = reference_levels(train, test)
     args.out.mkdir(parents=True, exist_ok=True)
     about = dict(label=args.label, classes=len(train.names), **levels)
-    write_whole(args.out / "probe.json", json.dumps(about | {"results": results}, indent=2) + "\n")
+    write_whole(args.out / "probe.json", json.dumps(about | {"results": results, "codes": told}, indent=2) + "\n")
     draw(results, levels, args.label, args.out / "probe.png")
     rows = {"chance": f"{levels['chance']:.1%}, always the most frequent: {levels['majority']:.1%}"}
     rows |= {"numbers": args.out / "probe.json", "plot": args.out / "probe.png"}
@@ -224,6 +232,34 @@ def pooled(each: Input, source: Source, segments: Sequence[int]) -> dict[int, np
     if not found:
         raise UserError(f"{each.name}: no recording has a frame")
     return found
+
+
+def code_information(run: Run, part: Labels) -> list[float]:
+    """Mutual information of code and label over all frames, as a share of the label's entropy, of each group of codes.
+
+    A label is that of the whole recording, so that 100 % cannot be expected.
+    """
+    counts: dict[tuple[int, int, int], int] = {}
+    for row, arrays in runs.encode(run, part.source, keys=("codes",)):
+        for group, column in enumerate(arrays["codes"].T):
+            for code, count in zip(*np.unique(column, return_counts=True), strict=True):
+                key = (group, int(code), int(part.labels[row]))
+                counts[key] = counts.get(key, 0) + int(count)
+    groups = 1 + max(group for group, _, _ in counts)
+    tables = np.zeros((groups, 1 + max(code for _, code, _ in counts), len(part.names)))
+    for place, count in counts.items():
+        tables[place] = count
+    return [mutual_information(table) for table in tables]
+
+
+def mutual_information(counts: np.ndarray) -> float:
+    """I(code; label) / H(label) of joint counts [codes labels]; 0 where there is one label only."""
+    joint = counts / counts.sum()
+    code, label = joint.sum(axis=1, keepdims=True), joint.sum(axis=0, keepdims=True)
+    entropy = -(label[label > 0] * np.log(label[label > 0])).sum()
+    seen = joint > 0
+    information = (joint[seen] * np.log(joint[seen] / (code * label)[seen])).sum()
+    return float(information / entropy) if entropy > 0 else 0.0
 
 
 def pool(frames: np.ndarray, segments: int) -> np.ndarray:

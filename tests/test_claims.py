@@ -1,0 +1,58 @@
+"""`launch/claims.py`: what it makes of results; and, slowly, a whole claim that goes on after a stop."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = pathlib.Path(__file__).parents[1] / "launch" / "claims.py"
+
+
+@pytest.fixture(scope="module")
+def claims():
+    found = importlib.util.spec_from_file_location("claims", SCRIPT)
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+ROWS = [
+    {"row": row, "x": x, "seed": seed, "cer": x / 100 + seed / 50, "wer": 0.5, "recordings": 9}
+    for row in ("pretrained", "from scratch")
+    for x in (10.0, 1.0)
+    for seed in (1, 2)
+]
+
+
+def test_rates_are_means_with_half_the_spread_over_the_seeds(claims):
+    mean, spread, count = claims.summary(ROWS, "cer")["pretrained", 10.0]
+    assert (mean, spread, count) == (pytest.approx(0.13), pytest.approx(0.01), 2)
+    lines = claims.table(ROWS).splitlines()
+    assert len(lines) == 5 and "13.0% ± 1.0%" in lines[1] and lines[1].split()[0] == "pretrained"
+
+
+@pytest.mark.parametrize("claim", ["inputs", "unlabelled", "labels"])
+def test_every_claim_has_a_plot(claims, claim, tmp_path):
+    rows = [row | {"x": row["row"]} for row in ROWS] if claim == "inputs" else ROWS
+    claims.draw(rows, claim, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_claim_is_reproduced_and_goes_on_where_it_was(tiny_corpus, tmp_path):
+    words = [sys.executable, str(SCRIPT), "unlabelled", "--train", str(tiny_corpus / "train"), "--seeds", "1"]
+    words += ["--test", str(tiny_corpus / "dev"), "--out", str(tmp_path), "--seconds", "6.0", "16.0", "--steps", "3"]
+    words += ["--minutes", "1", "--hours", "0.01", "0", "--pretrain-steps", "2"]
+    first = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    assert first.returncode == 0, first.stderr + first.stdout
+    assert first.stdout.count("w2v_jax.train") == 4
+    rows = json.loads((tmp_path / "unlabelled.json").read_text(encoding="utf-8"))
+    assert [row["x"] for row in rows] == [0.01, 0.0] and all(row["recordings"] for row in rows)
+    again = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0 and "w2v_jax." not in again.stdout
