@@ -5,7 +5,7 @@
 The gated convolutions are those of wav2letter's lexicon-free WSJ recipe, which the wav2vec papers put on log-mel, on
 wav2vec and on BERT features alike; 10.1 M parameters. `--config.acoustic.kind=transformer` takes a Transformer of
 equal size instead. The papers train 1,000 epochs on 81 h (WSJ) with the criterion ASG and plain SGD; CTC and Adam are
-used here, so that their error rates cannot be expected digit by digit. A day on one GPU for 100 h of speech.
+used here, so that their error rates cannot be expected digit by digit. Hours on one GPU have not been measured.
 
 Variants: `:demo` learns a self-made language in minutes on two CPU cores; `:tiny` is for tests.
 """

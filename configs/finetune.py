@@ -4,10 +4,10 @@
         --config.data.root=FOLDER
 
 One variant for each amount of labelled speech, with the numbers of fairseq's published configs; a batch is that of
-their GPUs together. The feature encoder is never trained, and the first `encoder.frozen_steps` updates train the last
-layer alone. On a V100 the authors' 10 h took two GPUs some hours. Expected word error rates without language model of
-Base after 960 h of LibriSpeech, test-clean/other (table 10 of the paper): 10m 46.9/50.9, 1h 24.5/29.7, 10h 11.1/17.6,
-100h 6.1/13.3, 960h 3.4/8.5.
+their GPUs together (2 for up to 100 h, 8 for 960 h). The feature encoder is never trained, and the first
+`encoder.frozen_steps` updates train the last layer alone. Hours on one's own hardware have not been measured. Expected
+word error rates without language model of Base after 960 h of LibriSpeech, test-clean/other (tables 9 and 10 of the
+paper): 10m 46.9/50.9, 1h 24.5/29.7, 10h 11.1/17.6, 100h 6.1/13.3, 960h 3.4/8.5.
 
 Variants: `:10m`, `:1h`, `:10h`, `:100h`, `:960h` (none: 10h); `:demo` fine-tunes the demo of w2v2_base in minutes on
 two CPU cores; `:tiny` is for tests.

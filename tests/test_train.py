@@ -83,7 +83,7 @@ def test_run_leaves_everything_that_it_names(whole):
 def test_start_up_counts_the_recordings_that_are_cropped(shared, tmp_path):
     for longest, number in ((2.0, "recordings longer than 2 s, at a random place each epoch"), (20.0, "")):
         config = load(shared, data__bucket_seconds=f"({longest},)", data__eval_share=0.2)
-        mesh, data = train.sharding.make_mesh(config.sharding), train.open_data(config, 8, 8)
+        mesh, data = train.sharding.make_mesh(config.sharding), train.open_data(config, 8, 8, tmp_path)
         table = train.start_up(config, tmp_path, mesh, data, {}, 1)
         count = (data.train.index.durations > longest).sum()
         assert table.get("cropped") == (f"{count} {number}" if number else None)
@@ -130,6 +130,7 @@ def test_killed_run_resumes_bit_equal_with_the_same_rows(shared, whole, tmp_path
         ("vq_wav2vec.py:tiny", ()),
         ("vq_wav2vec.py:kmeans_tiny", ("--config.quantizer.restart=0.5", "--config.quantizer.init_iterations=3")),
         ("bert_codes_base.py:tiny", ()),
+        ("finetune.py:tiny", ()),
     ],
 )
 def test_every_method_resumes_bit_equal(shared, tmp_path, config, extra):
