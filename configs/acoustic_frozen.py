@@ -132,7 +132,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def features(config: ConfigDict) -> None:
     """Any features that extraction has written; their hop and width are theirs."""
-    config.data.update(name="features")
+    config.data.update(name="features", normalize=False)
     config.encoder = dict(kind="features", hop=160, padding_aware=True, frozen=True, frozen_steps=0)
     config.acoustic.update(input="context", stride=2)
     config.acoustic.conv_layers = tuple((c, k, 2 if c == 400 else s) for c, k, s in config.acoustic.conv_layers)
