@@ -365,7 +365,7 @@ def _level(ax, value: float | None, text: str) -> None:
 
 
 def _draw_loss(ax, rows: Sequence[Row], levels: Levels) -> None:
-    ax.set_title("Loss, nats per prediction", loc="left")
+    ax.set_title(f"Loss, nats per {'token' if 'error_silent' in levels else 'prediction'}", loc="left")
     _plot(ax, rows, "loss")
     _plot(ax, rows, "unigram_loss", "unigram", SECOND)
     chance = levels.get("loss_chance")
@@ -385,7 +385,7 @@ def _draw_accuracy(ax, rows: Sequence[Row], levels: Levels) -> None:
 def _draw_error(ax, rows: Sequence[Row], levels: Levels) -> None:
     ax.set_title("Token error rate of the best path", loc="left")
     _plot(ax, rows, "token_error")
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, max(1.1, ax.get_ylim()[1]))
     _level(ax, levels["error_silent"], "saying nothing")
 
 
