@@ -226,3 +226,10 @@ def test_panels_are_those_of_what_was_logged(tmp_path, monkeypatch):
     rows = [{"step": 1, "split": "train", "accuracy_step_01": 0.5}]
     report.draw_curves(rows, tmp_path / "curves.png")
     assert "Accuracy by how many steps ahead" in [ax.get_title(loc="left") for ax in figures[1].axes]
+    rows = [dict(step=1, split="eval", loss=2.0, blank_share=0.9, token_error=0.4)]
+    report.draw_curves(rows, tmp_path / "curves.png", {"error_silent": 1.0})
+    titles = [ax.get_title(loc="left") for ax in figures[2].axes]
+    assert {"Loss, nats per token", "Token error rate of the best path", "Share of frames"} <= set(titles)
+    assert figures[2].axes[1].get_ylim()[1] > 1.0, "the level of saying nothing is in the panel"
+    assert "blank 0.90  err 0.400" in report.progress_line(rows[0], 2)
+    assert "saying nothing 1.000" in report.legend({"error_silent": 1.0})

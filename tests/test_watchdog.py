@@ -171,3 +171,12 @@ def test_a_model_over_codes_that_only_counts_is_named_and_one_that_learns_is_not
     assert "unigram entropy of the codes (6.0" in found[0].message
     assert check(list(over_codes(1.0)), levels, SETTINGS) == []
     assert names(over_codes(0.05, steps=40), levels) == [], "early on it is normal"
+
+
+def test_a_recogniser_that_stays_silent_is_named_and_one_that_begins_to_speak_is_not():
+    silent = [{"step": i * 100, "split": "train", "loss": 2.9, "blank_share": 1.0} for i in range(1, 121)]
+    found = check(silent, {"error_silent": 1.0}, SETTINGS)
+    assert [(finding.name, finding.dead) for finding in found] == [("says nothing", False)]
+    speaking = [row | {"blank_share": 0.95} for row in silent[-3:]]
+    assert check([*silent, *speaking], {"error_silent": 1.0}, SETTINGS) == []
+    assert check(silent[:40], {"error_silent": 1.0}, SETTINGS) == [], "early on it is normal"
