@@ -131,10 +131,16 @@ def test_long_recording_is_cut_into_pieces_of_bounded_length(run, tmp_path, caps
     assert lengths[0].index.num_samples.max() <= 8.1 * 16_000 and len(lengths[0].rows) > 15
 
 
-def test_mistakes_are_named(run, heard, tiny_run, arpa, tmp_path):
+def test_mistakes_are_named(run, heard, arpa, tmp_path):
     flags = ["--root", str(heard), "--out", str(tmp_path / "out")]
-    with pytest.raises(UserError, match="writes no text"):
-        evaluate.main(["--run", str(tiny_run("w2v2_base.py:tiny")), *flags])
+    (tmp_path / "config.json").write_text("{}")  # of a run that writes no text
+    for path, word in (
+        (tmp_path, "writes no text"),
+        (heard, "not the folder of a run"),
+        (tmp_path / "no", "not exist"),
+    ):
+        with pytest.raises(UserError, match=word):
+            evaluate.main(["--run", str(path), *flags])
     silent = tmp_path / "silent"
     silent.mkdir()
     shutil.copy(next(heard.rglob("*.flac")), silent / "a.flac")

@@ -39,10 +39,11 @@ class Recognizer(NamedTuple):
 
 def open_recognizer(path: Any, step: int | str | None = None, quantizer: Any = None) -> Recognizer:
     """The recogniser in the folder of a training. Raises UserError when the run has no alphabet."""
-    run = runs.open_run(path, step=step)
-    if "logits" not in run.outputs or not (run.path / FILE).exists():
-        raise UserError(f"{run.path} ({run.config.method}) writes no text; give the --workdir of a CTC training")
-    return Recognizer(run, Alphabet.load(run.path / FILE), runs.open_run(quantizer) if quantizer else None)
+    folder = pathlib.Path(path).expanduser()
+    if (folder / "config.json").exists() and not (folder / FILE).exists():
+        raise UserError(f"{folder} writes no text: it has no {FILE}; give the --workdir of a CTC training")
+    run = runs.open_run(folder, step=step)
+    return Recognizer(run, Alphabet.load(folder / FILE), runs.open_run(quantizer) if quantizer else None)
 
 
 def log_probs(
