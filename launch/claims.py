@@ -132,7 +132,7 @@ def pretrain(plan: Plan, name: str, seed: int, hours: float = 0.0) -> pathlib.Pa
         flags = [f"--config.data.root={codes}"]
     flags += [f"--config.data.bucket_seconds={plan.pretrain_seconds}", f"--config.seed={seed}"]
     if plan.pretrain_steps:
-        flags += [f"--config.train.steps={plan.pretrain_steps}"]
+        flags += [f"--config.train.steps={plan.pretrain_steps}", f"--config.optim.warmup={plan.pretrain_steps // 10}"]
     train(CONFIGS[name], folder, flags)
     return folder
 
