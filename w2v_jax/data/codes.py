@@ -21,11 +21,12 @@ from w2v_jax.data.extracted import (
     Utterance,
     part_path,
     read_about,
+    read_frames,
     read_parts,
     write_about,
     write_part,
 )
-from w2v_jax.data.index import Form, Index, ReadError, Row, make_index, roots, usable
+from w2v_jax.data.index import Form, Index, Row, make_index, roots, usable
 from w2v_jax.data.vocabulary import FILE, Counter, Vocabulary
 
 SELF_MADE = "letters"
@@ -44,18 +45,10 @@ class Codes:
     def read(self, row: int, start: int, length: int) -> np.ndarray:
         """ids int32; start and length in 16 kHz samples, rounded down to whole frames."""
         hop, path = self.form.hop, str(self.index.paths[row])
-        header, dtype = self.layouts[path]
         first = start // hop
         count = min(length // hop, int(self.index.num_samples[row]) // hop - first)
-        groups = self.vocabulary.groups
-        place = header + (int(self.index.offsets[row]) // hop + first) * groups * np.dtype(dtype).itemsize
-        try:
-            codes = np.fromfile(path, dtype, max(count, 0) * groups, offset=place)
-        except OSError as error:
-            raise ReadError(f"unreadable file: {error.strerror or error}") from None
-        if len(codes) < count * groups:
-            raise ReadError(f"truncated: {len(codes) // groups} of {count} frames are left")
-        return self.vocabulary.encode(codes.reshape(-1, groups))
+        place = int(self.index.offsets[row]) // hop + first
+        return self.vocabulary.encode(read_frames(path, self.layouts[path], self.vocabulary.groups, place, count))
 
 
 def make(data: Any, root: Any) -> Codes:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from w2v_jax.config import UserError
+from w2v_jax.data.index import ReadError
 from w2v_jax.data.vocabulary import text as tokens
 
 ABOUT = "extract.json"
@@ -135,6 +136,19 @@ def read_part(path: pathlib.Path) -> Part:
     if array.ndim != 2 or len(array) != frames:
         raise UserError(f"{path} holds {len(array)} frames, its .jsonl {frames}: one of them is truncated; {again}")
     return Part(path, array, utterances)
+
+
+def read_frames(path: str, layout: tuple[int, str], width: int, first: int, count: int) -> np.ndarray:
+    """Rows first .. first + count [count width] of a part's array; layout: (header bytes, dtype). Raises ReadError."""
+    header, dtype = layout
+    count = max(count, 0)
+    try:
+        found = np.fromfile(path, dtype, count * width, offset=header + first * width * np.dtype(dtype).itemsize)
+    except OSError as error:
+        raise ReadError(f"unreadable file: {error.strerror or error}") from None
+    if len(found) < count * width:
+        raise ReadError(f"truncated: {len(found) // width} of {count} frames are left")
+    return found.reshape(-1, width)
 
 
 def tf_layout(part: Part) -> tuple[int, int]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from w2v_jax.config import SAMPLE_RATE, UserError
-from w2v_jax.data.extracted import read_about, read_parts
-from w2v_jax.data.index import Form, Index, ReadError, Row, make_index, roots, usable
+from w2v_jax.data.extracted import read_about, read_frames, read_parts
+from w2v_jax.data.index import Form, Index, Row, make_index, roots, usable
 
 
 class Features:
@@ -22,18 +22,11 @@ class Features:
 
     def read(self, row: int, start: int, length: int) -> np.ndarray:
         """float32 [F C]; start and length in 16 kHz samples, rounded down to whole frames."""
-        hop, width, path = self.form.hop, self.form.width, str(self.index.paths[row])
-        header, dtype = self.layouts[path]
+        hop, path = self.form.hop, str(self.index.paths[row])
         first = start // hop
-        count = max(min(length // hop, int(self.index.num_samples[row]) // hop - first), 0)
-        place = header + (int(self.index.offsets[row]) // hop + first) * width * np.dtype(dtype).itemsize
-        try:
-            found = np.fromfile(path, dtype, count * width, offset=place)
-        except OSError as error:
-            raise ReadError(f"unreadable file: {error.strerror or error}") from None
-        if len(found) < count * width:
-            raise ReadError(f"truncated: {len(found) // width} of {count} frames are left")
-        return found.reshape(-1, width).astype(np.float32)
+        count = min(length // hop, int(self.index.num_samples[row]) // hop - first)
+        place = int(self.index.offsets[row]) // hop + first
+        return read_frames(path, self.layouts[path], self.form.width, place, count).astype(np.float32)
 
 
 def make(data: Any, root: Any) -> Features:
