@@ -158,7 +158,6 @@ def demo(config: ConfigDict) -> None:
     config.encoder.update(mlp=512, pos_kernel=32, pos_groups=16, pre_norm=True)
     config.acoustic.update(conv_layers=((192, 7, 1),) + ((192, 3, 1),) * 2 + ((256, 7, 1),) * 3)
     config.acoustic.update(width=192, layers=3, heads=4, mlp=384, dropout=0.1)
-    config.optim.update(peak=3e-3)
     config.train.update(steps=400, log_every=10, eval_every=50, checkpoint_every=100)
 
 

@@ -113,7 +113,6 @@ def demo(config: ConfigDict) -> None:
     config.data.update(bucket_seconds=(3.0, 6.0, 12.0))
     config.acoustic.update(conv_layers=((192, 13, 1),) + ((192, 5, 1),) * 2 + ((256, 7, 2),) + ((256, 7, 1),) * 2)
     config.acoustic.update(width=192, layers=3, heads=4, mlp=384, dropout=0.1)
-    config.optim.update(peak=3e-3)
     config.train.update(steps=400, log_every=10, eval_every=50, checkpoint_every=100)
 
 
