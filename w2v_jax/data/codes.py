@@ -19,10 +19,12 @@ from w2v_jax.data import synthetic
 from w2v_jax.data.extracted import (
     Part,
     Utterance,
+    layout_of,
     part_path,
     read_about,
-    read_frames,
     read_parts,
+    read_row,
+    rows_of,
     write_about,
     write_part,
 )
@@ -44,11 +46,8 @@ class Codes:
 
     def read(self, row: int, start: int, length: int) -> np.ndarray:
         """ids int32; start and length in 16 kHz samples, rounded down to whole frames."""
-        hop, path = self.form.hop, str(self.index.paths[row])
-        first = start // hop
-        count = min(length // hop, int(self.index.num_samples[row]) // hop - first)
-        place = int(self.index.offsets[row]) // hop + first
-        return self.vocabulary.encode(read_frames(path, self.layouts[path], self.vocabulary.groups, place, count))
+        law: dict[str, Any] = dict(hop=self.form.hop, width=self.vocabulary.groups, layouts=self.layouts)
+        return self.vocabulary.encode(read_row(self.index, row, start, length, **law))
 
 
 def make(data: Any, root: Any) -> Codes:
@@ -112,12 +111,9 @@ def _rows(
     folders: Sequence[pathlib.Path], abouts: Sequence[dict[str, Any]], groups: int, layouts: dict[str, tuple[int, str]]
 ) -> Iterator[Row]:
     for folder, about in zip(folders, abouts, strict=True):
-        hop = about["hop"]
         for part in read_parts(folder, about):
-            path = str(part.path)
-            layouts[path] = _layout(part, groups)
-            for u in part.utterances:
-                yield Row(u.id, path, u.first * hop, u.frames * hop, SAMPLE_RATE, u.speaker, u.transcript)
+            layouts[str(part.path)] = _layout(part, groups)
+            yield from rows_of(part, about["hop"])
 
 
 def _layout(part: Part, groups: int) -> tuple[int, str]:
@@ -125,7 +121,7 @@ def _layout(part: Part, groups: int) -> tuple[int, str]:
         raise UserError(
             f"{part.path} holds {part.array.dtype} [frames {part.array.shape[1]}], not codes of {groups} groups"
         )
-    return os.path.getsize(part.path) - part.array.nbytes, part.array.dtype.str
+    return layout_of(part)
 
 
 # Self-made codes

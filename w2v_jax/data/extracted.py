@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from w2v_jax.config import UserError
-from w2v_jax.data.index import ReadError
+from w2v_jax.config import SAMPLE_RATE, UserError
+from w2v_jax.data.index import Index, ReadError, Row
 from w2v_jax.data.vocabulary import text as tokens
 
 ABOUT = "extract.json"
@@ -138,12 +138,30 @@ def read_part(path: pathlib.Path) -> Part:
     return Part(path, array, utterances)
 
 
-def read_frames(path: str, layout: tuple[int, str], width: int, first: int, count: int) -> np.ndarray:
-    """Rows first .. first + count [count width] of a part's array; layout: (header bytes, dtype). Raises ReadError."""
-    header, dtype = layout
-    count = max(count, 0)
+def rows_of(part: Part, hop: int) -> Iterator[Row]:
+    """The rows of an index for a part's utterances: offsets and lengths in 16 kHz samples, `hop` per frame."""
+    for u in part.utterances:
+        yield Row(u.id, str(part.path), u.first * hop, u.frames * hop, SAMPLE_RATE, u.speaker, u.transcript)
+
+
+def layout_of(part: Part) -> tuple[int, str]:
+    """(header bytes, dtype) of a part's array: what `read_row` needs."""
+    return os.path.getsize(part.path) - part.array.nbytes, part.array.dtype.str
+
+
+def read_row(
+    index: Index, row: int, start: int, length: int, *, hop: int, width: int, layouts: dict[str, tuple[int, str]]
+) -> np.ndarray:
+    """Frames [F width] of a row that `rows_of` made; start and length in samples, rounded down to whole frames.
+
+    layouts: `layout_of` each part. Raises ReadError.
+    """
+    path, first = str(index.paths[row]), start // hop
+    count = max(min(length // hop, int(index.num_samples[row]) // hop - first), 0)
+    header, dtype = layouts[path]
+    place = int(index.offsets[row]) // hop + first
     try:
-        found = np.fromfile(path, dtype, count * width, offset=header + first * width * np.dtype(dtype).itemsize)
+        found = np.fromfile(path, dtype, count * width, offset=header + place * width * np.dtype(dtype).itemsize)
     except OSError as error:
         raise ReadError(f"unreadable file: {error.strerror or error}") from None
     if len(found) < count * width:
@@ -154,4 +172,4 @@ def read_frames(path: str, layout: tuple[int, str], width: int, first: int, coun
 def tf_layout(part: Part) -> tuple[int, int]:
     """(row_bytes, header_bytes) of a part: what tf.data.FixedLengthRecordDataset needs to read its rows."""
     row_bytes = part.array.dtype.itemsize * part.array.shape[1]
-    return row_bytes, os.path.getsize(part.path) - row_bytes * len(part.array)
+    return row_bytes, layout_of(part)[0]

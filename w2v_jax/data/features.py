@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from w2v_jax.config import SAMPLE_RATE, UserError
-from w2v_jax.data.extracted import read_about, read_frames, read_parts
-from w2v_jax.data.index import Form, Index, Row, make_index, roots, usable
+from w2v_jax.config import UserError
+from w2v_jax.data.extracted import layout_of, read_about, read_parts, read_row, rows_of
+from w2v_jax.data.index import Form, Index, make_index, roots, usable
 
 
 class Features:
@@ -22,11 +21,8 @@ class Features:
 
     def read(self, row: int, start: int, length: int) -> np.ndarray:
         """float32 [F C]; start and length in 16 kHz samples, rounded down to whole frames."""
-        hop, path = self.form.hop, str(self.index.paths[row])
-        first = start // hop
-        count = min(length // hop, int(self.index.num_samples[row]) // hop - first)
-        place = int(self.index.offsets[row]) // hop + first
-        return read_frames(path, self.layouts[path], self.form.width, place, count).astype(np.float32)
+        law: dict[str, Any] = dict(hop=self.form.hop, width=self.form.width, layouts=self.layouts)
+        return read_row(self.index, row, start, length, **law).astype(np.float32)
 
 
 def make(data: Any, root: Any) -> Features:
@@ -43,11 +39,9 @@ def make(data: Any, root: Any) -> Features:
     hop, layouts, rows, widths = abouts[0]["hop"], {}, [], set()
     for folder, about in zip(folders, abouts, strict=True):
         for part in read_parts(folder, about):
-            path = str(part.path)
-            layouts[path] = (os.path.getsize(path) - part.array.nbytes, part.array.dtype.str)
+            layouts[str(part.path)] = layout_of(part)
             widths.add(part.array.shape[1])
-            for u in part.utterances:
-                rows.append(Row(u.id, path, u.first * hop, u.frames * hop, SAMPLE_RATE, u.speaker, u.transcript))
+            rows.extend(rows_of(part, hop))
     where = ", ".join(map(str, folders))
     if not rows or len(widths) != 1:
         raise UserError(f"data.root: {where} holds no utterance, or features of several widths {sorted(widths)}")
