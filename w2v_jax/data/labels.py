@@ -8,6 +8,7 @@ white space separates. Transcripts that no batch can hold are skipped with id an
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from w2v_jax.config import SAMPLE_RATE, UserError
-from w2v_jax.data.index import Index, Skip, Source, subset
+from w2v_jax.data.index import Skip, Source, subset
 
 FILE = "alphabet.json"
 BLANK, BOUNDARY = "<blank>", "|"
@@ -81,7 +82,7 @@ class Alphabet:
             return " ".join(tokens)
         return " ".join("".join(tokens).replace(BOUNDARY, " ").split())
 
-    @property
+    @functools.cached_property
     def _numbers(self) -> dict[str, int]:
         return {token: i for i, token in enumerate(self.tokens) if i}
 
@@ -203,21 +204,14 @@ def labelled(
     nothing is left.
     """
     index, labels = source.index, Labels([], per_second, alphabet)
-    longest, kept, skips = max(bucket_samples), [], []
-    lengths = np.array(sorted(bucket_samples))
+    lengths, kept, skips = np.array(sorted(bucket_samples)), [], []
     for row, text in enumerate(index.transcripts.tolist()):
         ids, unknown = alphabet.encode(text)
         samples = int(index.num_samples[row])
-        have = int(frames(samples))
-        if reason := _unusable(index, ids, unknown, samples, have, longest):
+        place = int(np.searchsorted(lengths, samples))
+        most = labels.width(int(lengths[place])) if place < len(lengths) else None
+        if reason := _unusable(ids, unknown, samples, int(frames(samples)), most):
             skips.append(Skip(f"{index.paths[row]} ({index.ids[row]})", reason))
-        elif len(ids) > labels.width(int(lengths[np.searchsorted(lengths, samples)])):
-            skips.append(
-                Skip(
-                    f"{index.paths[row]} ({index.ids[row]})",
-                    f"more tokens than data.tokens_per_second: {len(ids)} in {samples / SAMPLE_RATE:.2f} s",
-                )
-            )
         else:
             kept.append(row)
             labels.ids.append(ids)
@@ -232,15 +226,17 @@ def labelled(
     return chosen, labels
 
 
-def _unusable(index: Index, ids: np.ndarray, unknown: list[str], samples: int, frames: int, longest: int) -> str:
-    """Why a transcript cannot be learnt, empty if it can."""
+def _unusable(ids: np.ndarray, unknown: list[str], samples: int, frames: int, most: int | None) -> str:
+    """Why a transcript cannot be learnt, empty if it can; most: the tokens that its bucket holds, None without one."""
     if unknown:
         names = " ".join(dict.fromkeys(map(_name, unknown)))
         return f"tokens that the alphabet lacks: {names}"
     if not len(ids):
         return "no transcript"
-    if samples > longest:
+    if most is None:
         return f"longer than the longest of data.bucket_seconds: {samples / SAMPLE_RATE:.2f} s cannot be cropped"
     if frames < needed_frames(ids):
         return f"transcript longer than the audio: {needed_frames(ids)} frames needed, {frames} there"
+    if len(ids) > most:
+        return f"more tokens than data.tokens_per_second: {len(ids)} in {samples / SAMPLE_RATE:.2f} s"
     return ""
