@@ -69,8 +69,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         if args.tune and search is not None:
-            search = tune(frames, source, alphabet, search, args)
-        scored = _score(frames, source, alphabet, recognition.decoder_of(search, alphabet.tokens, args.decoder))
+            search, scored = tune(frames, source, alphabet, search, args)
+        else:
+            scored = _score(frames, source, alphabet, recognition.decoder_of(search, alphabet.tokens, args.decoder))
         result = summary(scored, source, alphabet)
         result |= {"run": str(recognizer.run.path), "step": recognizer.run.step, "unread": len(unread)}
         result |= {"decoder": _about(search, args)}
@@ -109,8 +110,7 @@ def _frames(
         unread.append({"id": str(index.ids[row]), "path": str(index.paths[row]), "reason": reason})
 
     progress = Progress("recognising", index.hours)
-    law = dict(max_seconds=args.max_seconds, margin_seconds=args.margin_seconds, batch_seconds=args.batch_seconds)
-    for row, frames in recognition.log_probs(recognizer, source, **law, workers=args.workers, on_skip=skip):
+    for row, frames in recognition.log_probs(recognizer, source, **recognition.reading_of(args), on_skip=skip):
         found[row] = frames
         progress.add(float(index.durations[row]))
     if not found:
@@ -139,13 +139,14 @@ def _as_dict(hypothesis: Hypothesis, alphabet: Alphabet) -> dict[str, Any]:
 
 def tune(
     frames: dict[int, np.ndarray], source: Source, alphabet: Alphabet, search: Search, args: argparse.Namespace
-) -> Search:
-    """The search with the language model's weight and word score that make the fewest word errors here.
+) -> tuple[Search, list[Scored]]:
+    """The search whose language model's weight and word score make the fewest word errors here, and what it wrote.
 
     Random pairs from LM_WEIGHTS x WORD_SCORES after the one that is given; every try is in tuning.json.
     """
     rng = np.random.default_rng(0)
-    tries, best = [], (np.inf, search)
+    tries: list[dict[str, float]] = []
+    best: tuple[float, Search, list[Scored]] | None = None
     for number in range(args.tune):
         if number:
             weight, score = (round(float(rng.uniform(*limits)), 2) for limits in (LM_WEIGHTS, WORD_SCORES))
@@ -153,16 +154,19 @@ def tune(
         else:
             tried = search
         decoder = recognition.decoder_of(tried, alphabet.tokens, args.decoder)
-        rate = total([each.words for each in _score(frames, source, alphabet, decoder)]).rate
+        scored = _score(frames, source, alphabet, decoder)
+        rate = total([each.words for each in scored]).rate
         tries.append({"lm_weight": tried.lm_weight, "word_score": tried.word_score, "wer": rate})
-        best = min(best, (rate, tried), key=lambda entry: entry[0])
+        if best is None or rate < best[0]:
+            best = rate, tried, scored
         print(
             f"{number + 1:>4}/{args.tune}  --lm-weight {tried.lm_weight:<5g} --word-score {tried.word_score:<6g} "
             f"WER {rate:.2%}{'  best so far' if best[1] is tried else ''}",
             flush=True,
         )
     write_whole(args.out / "tuning.json", json.dumps(tries, indent=1) + "\n")
-    return best[1]
+    assert best is not None
+    return best[1:]
 
 
 def summary(scored: Sequence[Scored], source: Source, alphabet: Alphabet) -> dict[str, Any]:

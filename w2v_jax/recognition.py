@@ -89,6 +89,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--n-best", type=int, default=1, metavar="N", help="hypotheses written per recording")
 
 
+def reading_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What the arguments say of how `log_probs` reads."""
+    return {key: getattr(args, key) for key in ("max_seconds", "margin_seconds", "batch_seconds", "workers")}
+
+
 def search_of(args: argparse.Namespace, alphabet: Alphabet) -> Search | None:
     """What the arguments ask for; None: the best path. Warns of words that cannot be written. Raises UserError."""
     if not (args.beam or args.lm or args.lexicon or args.n_best > 1):

@@ -41,8 +41,7 @@ def main(argv: Sequence[str]) -> int:
         failed.append(Skip(str(index.paths[row]), reason))
 
     progress = Progress("transcribing", index.hours)
-    law = dict(max_seconds=args.max_seconds, margin_seconds=args.margin_seconds, batch_seconds=args.batch_seconds)
-    for row, frames in recognition.log_probs(recognizer, source, **law, workers=args.workers, on_skip=skip):
+    for row, frames in recognition.log_probs(recognizer, source, **recognition.reading_of(args), on_skip=skip):
         found = decoder(frames)
         texts = [recognizer.alphabet.decode(hypothesis.ids) for hypothesis in found]
         print(f"{index.paths[row]}\t{texts[0]}", flush=True)
