@@ -147,6 +147,7 @@ def demo(config: ConfigDict) -> None:
     widths = (32, 32, 64, 64, 64, 96, 96)
     config.encoder.update(conv_layers=tuple((c, k, s) for c, (_, k, s) in zip(widths, CONV)), width=128, layers=4)
     config.encoder.update(mlp=512, pos_kernel=32, pos_groups=16, pre_norm=True, frozen_steps=50)
+    config.acoustic.update(standardise=True)  # without it, hundreds of updates go into undoing what an utterance shares
     config.optim.update(peak=1e-3, start=1e-5, end=5e-5)
     config.train.update(steps=400, log_every=10, eval_every=50, checkpoint_every=100)
 

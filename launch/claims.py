@@ -49,6 +49,7 @@ class Plan(NamedTuple):
     pretrain_seconds: float
     minutes: list[float]
     hours: list[float]
+    inputs: list[str] | None
     steps: int
     pretrain_steps: int
 
@@ -65,7 +66,8 @@ def main(argv: Sequence[str]) -> int:
     add("--pretrain-seconds", type=float, default=1.0, metavar="S", help="length of the crops (default: 1)")
     add("--minutes", nargs="+", type=float, default=[10.0], help="labelled speech; several for `labels` (default: 10)")
     add("--hours", nargs="+", type=float, default=[0.1, 0.5, 0.0], help="for `unlabelled`; 0: all (default: 0.1 0.5 0)")
-    add("--steps", type=int, default=300, help="updates of an acoustic model (default: 300)")
+    add("--inputs", nargs="+", choices=INPUTS, help="which features (default: all; for `unlabelled` cpc and wav2vec)")
+    add("--steps", type=int, default=900, help="updates of an acoustic model (default: 900)")
     add("--pretrain-steps", type=int, default=0, help="updates of a pretraining (default: the config's)")
     args = vars(parser.parse_args(argv))
     claim = args.pop("claim")
@@ -87,7 +89,7 @@ def inputs(plan: Plan) -> list[dict[str, Any]]:
     """(a) The same acoustic model and labels on log-mel, on learned features, and on those of untrained models."""
     rows = []
     for seed in plan.seeds:
-        for name in INPUTS:
+        for name in plan.inputs or INPUTS:
             for untrained in (False, True) if name != "logmel" else (False,):
                 label = f"{name}, untrained" if untrained else name
                 result = recognise(plan, name, seed, plan.minutes[0], untrained=untrained)
@@ -96,12 +98,13 @@ def inputs(plan: Plan) -> list[dict[str, Any]]:
 
 
 def unlabelled(plan: Plan) -> list[dict[str, Any]]:
-    """(b) wav2vec features after pretraining on more and more audio, the same number of updates and labels."""
+    """(b) Learned features after pretraining on more and more audio, the same number of updates and labels."""
     rows = []
     for seed in plan.seeds:
-        for hours in plan.hours:
-            result = recognise(plan, "wav2vec", seed, plan.minutes[0], hours=hours)
-            rows.append({"row": "wav2vec", "x": hours, "seed": seed} | result)
+        for name in plan.inputs or ("cpc", "wav2vec"):
+            for hours in plan.hours:
+                result = recognise(plan, name, seed, plan.minutes[0], hours=hours)
+                rows.append({"row": name, "x": hours, "seed": seed} | result)
     return rows
 
 
@@ -151,13 +154,9 @@ def recognise(
     folder = plan.out / f"am-{tag}-{minutes:g}min"
     flags = labelled(plan, seed, minutes)
     if name == "logmel":
-        flags += [
-            "--config.data.name=folder",
-            f"--config.data.root={plan.train}",
-            f"--config.data.eval_root={plan.train}",
-        ]
+        flags += ["--config.data.name=folder", f"--config.data.root={plan.train}"]
         train("acoustic_logmel.py:demo", folder, [*flags, f"--config.acoustic.conv_layers={CONV}"])
-        return evaluate(folder, plan.test, "folder")
+        return evaluate(folder, plan.test, "folder") | {"pretrain_minutes": 0.0}
     run = pretrain(plan, name, seed, hours)
     given = ["--what", "context", "--dtype", "float16", *(["--untrained"] if untrained else [])]
     if name == "bert":
@@ -167,10 +166,12 @@ def recognise(
         extract(plan, run, parts[part], root, given)
     hop = json.loads((parts["train"] / "extract.json").read_text(encoding="utf-8"))["hop"]
     layers = CONV if hop == 160 else tuple((c, k, 1) for c, k, _ in CONV)
-    flags += [f"--config.data.root={parts['train']}", f"--config.data.eval_root={parts['train']}"]
-    flags += [f"--config.encoder.hop={hop}", f"--config.acoustic.conv_layers={layers}"]
+    flags += [f"--config.data.root={parts['train']}", f"--config.encoder.hop={hop}"]
+    flags += [f"--config.acoustic.conv_layers={layers}"]
     train("acoustic_frozen.py:features_demo", folder, flags)
-    return evaluate(folder, str(parts["test"]), "features")
+    before = [run, plan.out / f"vq-{seed}"] if name == "bert" else [run]
+    cost = 0.0 if untrained else sum(minutes_of(each) for each in before)
+    return evaluate(folder, str(parts["test"]), "features") | {"pretrain_minutes": cost}
 
 
 def finetune(plan: Plan, seed: int, minutes: float, *, scratch: bool) -> dict[str, Any]:
@@ -178,14 +179,15 @@ def finetune(plan: Plan, seed: int, minutes: float, *, scratch: bool) -> dict[st
     folder = plan.out / f"ctc-{seed}-{minutes:g}min{'-scratch' if scratch else ''}"
     run = pretrain(plan, "w2v2", seed)
     flags = [*labelled(plan, seed, minutes), "--config.data.name=folder", f"--config.data.root={plan.train}"]
-    flags += [f"--config.data.eval_root={plan.train}", f"--config.init.run={'' if scratch else run}"]
+    flags += [f"--config.init.run={'' if scratch else run}"]
     if scratch:
         flags += ["--config.encoder.frozen_steps=0", "--config.encoder.conv_grad_scale=1.0", "--config.optim.rules=()"]
     train("finetune.py:demo", folder, flags)
-    return evaluate(folder, plan.test, "folder")
+    return evaluate(folder, plan.test, "folder") | {"pretrain_minutes": 0.0 if scratch else minutes_of(run)}
 
 
 def labelled(plan: Plan, seed: int, minutes: float) -> list[str]:
+    """Flags of a training with labels: 24 s of speech per update, some of --train's other recordings to look at."""
     seconds = ",".join(f"{s}" for s in plan.seconds) + ","
     flags = {
         "train.steps": plan.steps,
@@ -193,8 +195,9 @@ def labelled(plan: Plan, seed: int, minutes: float) -> list[str]:
         "data.train_hours": minutes / 60,
         "data.bucket_seconds": f"({seconds})",
     }
-    flags |= {"data.batch_hours": 48 / 3600, "data.unit_seconds": 12.0, "data.device_seconds": 48.0, "data.hours": 0.0}
-    flags |= {"data.eval_hours": 0.02, "train.eval_every": plan.steps, "train.checkpoint_every": plan.steps}
+    flags |= {"data.batch_hours": 24 / 3600, "data.unit_seconds": 12.0, "data.device_seconds": 24.0, "data.hours": 0.0}
+    flags |= {"data.eval_root": "()", "data.eval_share": 0.05, "data.eval_hours": 0.05}
+    flags |= {"train.eval_every": plan.steps, "train.checkpoint_every": plan.steps}
     return [f"--config.{key}={value}" for key, value in flags.items()]
 
 
@@ -204,12 +207,20 @@ def train(config: str, folder: pathlib.Path, flags: Sequence[str]) -> None:
 
 
 def evaluate(run: pathlib.Path, root: str, source: str) -> dict[str, Any]:
-    """Error rates, and the minutes that the acoustic model took."""
+    """Error rates, and the minutes that the updates of the acoustic model took."""
     out = run / "evaluate"
     if not (out / "scores.json").exists():
         command("evaluate", "--run", run, "--source", source, "--root", root, "--out", out)
     scores = json.loads((out / "scores.json").read_text(encoding="utf-8"))
-    return {"cer": scores["cer"], "wer": scores["wer"], "recordings": scores["recordings"]}
+    rates = {"cer": scores["cer"], "wer": scores["wer"], "recordings": scores["recordings"]}
+    return rates | {"train_minutes": minutes_of(run)}
+
+
+def minutes_of(run: pathlib.Path) -> float:
+    """What the updates of a run took, without start-up, compilation and evaluation, whether it was stopped or not."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    seconds = [row["step_seconds"] for row in rows if row["split"] == "train"]
+    return float(np.mean(seconds)) * rows[-1]["step"] / 60
 
 
 def command(name: str, *arguments: Any) -> None:
@@ -237,13 +248,14 @@ def summary(rows: Sequence[dict[str, Any]], key: str) -> dict[tuple[str, Any], t
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """A line per input and amount: mean over the seeds, and half the distance between the best and the worst."""
-    cer, wer = summary(rows, "cer"), summary(rows, "wer")
-    lines = [f"{'input':<24} {'amount':>8} {'CER':>16} {'WER':>16}  seeds"]
+    """A line per input and amount: means over the seeds, half the distance between the best and the worst, and cost."""
+    cer, wer, before, after = (summary(rows, key) for key in ("cer", "wer", "pretrain_minutes", "train_minutes"))
+    lines = [f"{'input':<20} {'amount':>8} {'CER':>15} {'WER':>15}  seeds  minutes of pretraining, training"]
     for (row, x), (mean, spread, count) in cer.items():
         amount = "" if x == row else "all" if x == 0 else f"{x:g}"
-        words = f"{wer[row, x][0]:>8.1%} ±{wer[row, x][1]:>5.1%}"
-        lines.append(f"{row:<24} {amount:>8} {mean:>8.1%} ±{spread:>5.1%}  {words:>16}  {count}")
+        words = f"{wer[row, x][0]:>7.1%} ±{wer[row, x][1]:>5.1%}"
+        cost = f"{before[row, x][0]:.1f}, {after[row, x][0]:.1f}"
+        lines.append(f"{row:<20} {amount:>8} {mean:>7.1%} ±{spread:>5.1%}  {words:>14}  {count:>5}  {cost}")
     return "\n".join(lines)
 
 
