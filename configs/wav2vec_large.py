@@ -74,6 +74,13 @@ def get_config(variant: str = "") -> ConfigDict:
         clip_norm=0.0,  # 0: never clip
         rules=(),  # (regex on the parameter's path, learning-rate scale, weight decay), first match
     )
+    config.probe = dict(
+        every=0,  # updates between linear probes of the context features, drawn into the curves; 0: never
+        root=(),  # recordings with labels, read as data.name says
+        test_root=(),  # those to score; empty: a fifth of root
+        label="letter",  # or transcript (of the recording as a whole), speaker
+        hours=0.2,  # at most so much of each
+    )
     config.sharding = dict(data=0, fsdp=1, tensor=1)  # data 0: all remaining devices
     config.train = dict(
         steps=400_000,

@@ -1,128 +1,13 @@
-"""Linear probes: pooling, the classifier, what is set aside, and the command from end to end."""
+"""`python -m w2v_jax.probe` from end to end, and the probes of a training."""
 
 from __future__ import annotations
 
 import json
-import types
 
-import numpy as np
 import pytest
 
 from w2v_jax import probe
 from w2v_jax.config import UserError
-from w2v_jax.data.index import Row, make_index
-
-
-def test_mutual_information_is_1_for_a_code_per_label_and_0_for_codes_that_know_nothing():
-    assert probe.mutual_information(np.diag([3.0, 5.0, 2.0])) == pytest.approx(1)
-    assert probe.mutual_information(np.outer([1.0, 2.0], [3.0, 1.0, 4.0])) == pytest.approx(0, abs=1e-12)
-    assert probe.mutual_information(np.array([[4.0], [2.0]])) == 0
-    half = np.array([[2.0, 2.0, 0, 0], [0, 0, 2.0, 2.0]])  # one bit of two
-    assert probe.mutual_information(half) == pytest.approx(0.5)
-
-
-def source(labels, speakers=None, prefix="r"):
-    """A stand-in of a source: rows with transcripts and speakers, no audio."""
-    speakers = speakers or ["s"] * len(labels)
-    rows = [
-        Row(f"{prefix}{i}", "x", 0, 16_000, 16_000, speaker, text)
-        for i, (text, speaker) in enumerate(zip(labels, speakers, strict=True))
-    ]
-    return types.SimpleNamespace(index=make_index(rows), form=probe.WAVE)
-
-
-def clouds(count=200, classes=3, width=5, seed=0, spread=0.1):
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, classes, count)
-    centres = np.random.default_rng(7).normal(size=(classes, width))
-    return (centres[labels] + spread * rng.normal(size=(count, width))).astype(np.float32), labels
-
-
-@pytest.mark.parametrize("width", [4, 40], ids=["tall", "wide"])
-def test_ridge_equals_a_direct_solve(width):
-    rng = np.random.default_rng(0)
-    x, labels = rng.normal(size=(20, width)) * 3 + 1, rng.integers(0, 3, 20)
-    for strength, ridge in zip((0.01, 1.0), probe.fit(x, labels, 3, (0.01, 1.0)), strict=True):
-        z = (x - x.mean(0)) / x.std(0)
-        y = np.eye(3)[labels]
-        direct = np.linalg.solve(z.T @ z + strength * 20 * np.eye(width), z.T @ (y - y.mean(0)))
-        np.testing.assert_allclose(ridge.weights, direct, atol=1e-8)
-        np.testing.assert_array_equal(ridge.predict(x), (z @ direct + y.mean(0)).argmax(1))
-
-
-def test_separable_clouds_are_told_apart_and_random_labels_are_not():
-    (x, labels), (x_test, labels_test) = clouds(), clouds(seed=1)
-    ridge = next(probe.fit(x, labels, 3, [1e-3]))
-    assert (ridge.predict(x_test) == labels_test).mean() > 0.98
-    rng = np.random.default_rng(3)
-    noise, noise_test = rng.normal(size=(2, 200, 5))
-    ridge = next(probe.fit(noise, labels, 3, [1e-3]))
-    assert abs((ridge.predict(noise_test) == labels_test).mean() - 1 / 3) < 0.15
-
-
-def test_a_constant_feature_does_no_harm():
-    x, labels = clouds()
-    x[:, 2] = 5.0
-    ridge = next(probe.fit(x, labels, 3, [1e-3]))
-    assert np.isfinite(ridge.weights).all() and (ridge.predict(x) == labels).mean() > 0.9
-
-
-def test_pool_gives_mean_and_deviation_of_equal_stretches():
-    frames = np.arange(12.0).reshape(6, 2)
-    np.testing.assert_allclose(probe.pool(frames, 1), [*frames.mean(0), *frames.std(0)])
-    halves = [frames[:3], frames[3:]]
-    np.testing.assert_allclose(probe.pool(frames, 2), np.concatenate([[*h.mean(0), *h.std(0)] for h in halves]))
-    assert np.isfinite(probe.pool(frames[:1], 4)).all() and probe.pool(frames[:1], 4).shape == (16,)
-
-
-def test_whole_speakers_are_set_aside_where_there_are_enough():
-    speakers = [f"s{i % 10}" for i in range(100)]
-    index = source(["a"] * 100, speakers).index
-    aside = probe.set_aside(index)
-    assert 0 < aside.sum() < 50
-    names = np.array(speakers)
-    assert not set(names[aside]) & set(names[~aside])
-    few = probe.set_aside(source(["a"] * 100, [f"s{i % 2}" for i in range(100)]).index)
-    assert 5 < few.sum() < 50
-
-
-def test_the_test_part_never_enters_the_fit():
-    (x, labels), (x_test, labels_test) = clouds(), clouds(count=60, seed=1)
-    names = ["a", "b", "c"]
-    parts = [probe.Labels(source([names[i] for i in found]), found, names) for found in (labels, labels_test)]
-    each = probe.Input("x", None, "local", None, None)
-    found = probe.score(each, 1, x, parts[0], x_test, parts[1])
-    wrong = probe.Labels(parts[1].source, (labels_test + 1) % 3, names)
-    other = probe.score(each, 1, x, parts[0], 100 * x_test, wrong)
-    assert found["strength"] == other["strength"] and found["validation"] == other["validation"]
-    assert found["accuracy"] > 0.95 and found["low"] <= found["accuracy"] <= found["high"]
-
-
-def test_recordings_that_could_not_be_read_are_counted_and_left_out():
-    (x, labels), names = clouds(), ["a", "b", "c"]
-    x[5] = np.nan
-    part = probe.Labels(source([names[i] for i in labels]), labels, names)
-    assert probe.score(probe.Input("x", None, "local", None, None), 1, x, part, x, part)["unread"] == 2
-
-
-def test_labels_that_cannot_be_learned_are_named(capsys):
-    train, test = probe.label(source(["a", "b", "", "a"]), source(["b", "c", "a"]), "transcript")
-    assert train.names == ["a", "b"] and train.labels.tolist() == [0, 1, 0] and test.labels.tolist() == [1, 0]
-    said = capsys.readouterr().out
-    assert "1 recordings of the training part" in said and "1 recordings of the test part" in said and "c" in said
-
-
-@pytest.mark.parametrize(
-    ("train", "test", "message"),
-    [
-        (["", ""], ["a"], "it has none"),
-        (["a", "a"], ["a"], "only 'a'"),
-        (["a", "b"], ["c"], "no recording of the test"),
-    ],
-)
-def test_nothing_to_learn_or_to_score_is_an_error(train, test, message):
-    with pytest.raises(UserError, match=message):
-        probe.label(source(train), source(test), "transcript")
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +25,9 @@ def run(tmp_path_factory):
         "train.eval_every": "1",
         "train.checkpoint_every": "1",
         "train.watchdog": "off",
+        "probe.every": "1",
+        "probe.root": str(folder / "corpus" / "train"),
+        "probe.test_root": str(folder / "corpus" / "dev"),
     }
     file = probe.pathlib.Path(__file__).parents[1] / "configs" / "wav2vec_small.py"
     assert train.run(configs.load(f"{file}:tiny", list(overrides.items())), folder / "run") == 0
@@ -161,6 +49,49 @@ def test_probe_of_every_layer_from_end_to_end(run, capsys):
     assert (run / "out" / "probe.png").stat().st_size > 5000
     said = capsys.readouterr().out
     assert "speakers are in both parts" in said and "log-mel" in said and "probe.json" in said
+
+
+def test_letters_are_probed_frame_by_frame(run, capsys):
+    parts = ["--train", str(run / "corpus" / "train"), "--test", str(run / "corpus" / "dev"), "--label", "letter"]
+    assert probe.main(command(run, "--layer", "all", *parts)) == 0
+    about = json.loads((run / "out" / "probe.json").read_text())
+    scores = {result["name"]: result["accuracy"] for result in about["results"]}
+    assert about["classes"] == 20 and len(scores) == 1 + 2 * 3
+    assert scores["log-mel"] > 2 * about["majority"], "log-mel frames tell letters of other speakers apart"
+    assert (run / "out" / "probe.png").stat().st_size > 5000
+    assert "20 labels" in capsys.readouterr().out
+
+
+def test_a_training_measures_its_features_on_the_way(run):
+    rows = [json.loads(line) for line in (run / "run" / "metrics.jsonl").read_text().splitlines()]
+    (found,) = [row for row in rows if row["split"] == "probe"]
+    assert found["step"] == 1 and 0 < found["probe_letter"] < 1
+    about = json.loads((run / "run" / "done.json").read_text())
+    assert about["metrics"]["probe"]["probe_log-mel"] == found["probe_log-mel"] > 0.1
+
+
+def test_probes_of_a_training_equal_those_of_the_command(run):
+    """The same recordings, the same classifier: the command after the run finds what the run saw of itself."""
+    parts = ["--train", str(run / "corpus" / "train"), "--test", str(run / "corpus" / "dev"), "--label", "letter"]
+    assert probe.main(command(run, *parts, "--no-random", "--hours", "0.2")) == 0
+    log_mel, context = json.loads((run / "out" / "probe.json").read_text())["results"]
+    found = json.loads((run / "run" / "done.json").read_text())["metrics"]["probe"]
+    assert found["probe_log-mel"] == pytest.approx(log_mel["accuracy"], abs=1e-3)
+    assert found["probe_letter"] == pytest.approx(context["accuracy"], abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [({"probe.root": "()"}, "names no recordings"), ({"probe.label": "mood"}, "the label of a probe is 'mood'")],
+)
+def test_a_probe_that_cannot_be_made_is_refused_before_the_run(run, tmp_path, overrides, message):
+    from w2v_jax import config as configs
+    from w2v_jax import train
+
+    file = probe.pathlib.Path(__file__).parents[1] / "configs" / "wav2vec_small.py"
+    given = {"data.root": str(run / "corpus"), "probe.every": "1", "probe.root": str(run / "corpus")} | overrides
+    with pytest.raises(UserError, match=message):
+        train.run(configs.load(f"{file}:tiny", list(given.items())), tmp_path)
 
 
 def test_layers_that_do_not_exist_are_named(run):

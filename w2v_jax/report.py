@@ -1,10 +1,10 @@
 """What a run leaves for people: console lines, metrics.jsonl, TensorBoard, curves.png and done.json.
 
-A row of metrics is a flat dict with `step`, `split` ("train" or "eval") and numbers; nothing here knows a method.
-`levels` are the numbers that tell a healthy run from a dead one, each optional: loss_chance (ln(K + 1)),
+A row of metrics is a flat dict with `step`, `split` ("train", "eval" or "probe") and numbers; nothing here knows a
+method. `levels` are the numbers that tell a healthy run from a dead one, each optional: loss_chance (ln(K + 1)),
 accuracy_chance, perplexity_floor (all frames on one code per group), perplexity_max; and a row's `unigram_loss` is
-what a model of a code stream reaches that only counts. Imports no jax: the loop says
-which process is `active` (process 0), and the reports of the others do nothing.
+what a model of a code stream reaches that only counts. Imports no jax: the loop says which process is `active`
+(process 0), and the reports of the others do nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ Row = Mapping[str, Any]
 Levels = Mapping[str, float]
 
 SHARES = (("data_wait_share", "wait"), ("padding_share", "pad"))
+PROBE = "probe_"
 PERPLEXITY_LEVELS = (("perplexity_floor", "collapse"), ("perplexity_max", "maximum"))
 
 
@@ -235,6 +236,7 @@ def progress_line(row: Row, total_steps: int, steps_per_second: float | None = N
     if "code_perplexity" in row:
         prob = f"/{_number(row['prob_perplexity'], '.1f'):<5}" if "prob_perplexity" in row else ""
         parts.append(f"ppl {_number(row['code_perplexity'], '.1f'):>5}{prob}")
+    parts += [f"{name[len(PROBE) :]} {_number(row[name], '.3f'):>5}" for name in row if name.startswith(PROBE)]
     if row["split"] == "train":
         parts += _speed(row, total_steps, steps_per_second)
     return "  ".join(parts).rstrip()
@@ -377,6 +379,9 @@ def _draw_accuracy(ax, rows: Sequence[Row], levels: Levels) -> None:
         return _draw_error(ax, rows, levels)
     ax.set_title("Accuracy of the predictions", loc="left")
     _plot(ax, rows, "accuracy")
+    for name in sorted({name for row in rows for name in row if name.startswith(PROBE)}):
+        style = {"color": LEVEL, "linestyle": ":"} if name == "probe_log-mel" else {"color": SECOND, "marker": "o"}
+        ax.plot(*_series(rows, name, "probe"), label=f"probe: {name[len(PROBE) :]}", markersize=3.5, **style)
     ax.set_ylim(-0.02, 1.02)
     chance = levels.get("accuracy_chance")
     _level(ax, chance, f"chance {chance:.3g}" if chance is not None else "")

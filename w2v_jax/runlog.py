@@ -80,6 +80,10 @@ class RunLog:
         self.report.draw()
         return metrics
 
+    def probed(self, n: int, metrics: dict[str, float]) -> None:
+        """Reports what linear probes found."""
+        self.report.log({"step": n, "split": "probe", **metrics})
+
     def save(self, manager: Any, n: int, state: Any, metrics: dict[str, float]) -> None:
         """Starts a checkpoint. A save that fails is told, and the next one tries again: the run goes on."""
         try:

@@ -30,6 +30,7 @@ from w2v_jax.data.labels import build as build_alphabet
 from w2v_jax.data.labels import table as alphabet_table
 from w2v_jax.data.pipeline import Info, batches
 from w2v_jax.data.plan import EvalPlan, TrainPlan, eval_plan, train_plan
+from w2v_jax.probing import LiveProbe
 from w2v_jax.runlog import RunLog
 from w2v_jax.runs import method_module, pretrained_encoder
 
@@ -59,6 +60,7 @@ class Job(NamedTuple):
     levels: dict[str, float]
     make: Any
     shapes: Any
+    probe: LiveProbe | None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -126,7 +128,8 @@ def run(config: Any, path: pathlib.Path) -> int:
             )
         places = jax.tree.map(lambda shape: shape.sharding, shapes)
         update = functools.partial(step.train_step, method, tx, rate)
-        job = Job(config, path, mesh, data, parts, module.levels(config), make, shapes)
+        probe = LiveProbe(config, data.train.form) if configs.flatten(config).get("probe.every", 0) else None
+        job = Job(config, path, mesh, data, parts, module.levels(config), make, shapes, probe)
         return loop(
             job,
             jax.jit(update, donate_argnums=0, out_shardings=(places, None)),
@@ -159,12 +162,15 @@ def loop(job: Job, update: Any, score: Any) -> int:
             log.pending = (n, batch, info, metrics)
             due_eval = n % train.eval_every == 0 or n == train.steps
             due_save = n % train.checkpoint_every == 0 or n == train.steps
+            due_probe = job.probe is not None and (n % config.probe.every == 0 or n == train.steps)
             if preemption.reached(n):
                 stopped = "SIGTERM"
-            if due_eval or due_save or stopped or new_shape:
+            if due_eval or due_save or due_probe or stopped or new_shape:
                 log.finish_pending()
             stopped = stopped or log.dead
             with log.meter.apart():
+                if job.probe is not None and due_probe:
+                    log.probed(n, job.probe.measure(state.params, state.extra, n))
                 if due_eval:
                     scores = log.evaluation(n, evaluation(job, score, state))
                 if due_save or stopped:
