@@ -142,14 +142,14 @@ def demo(config: ConfigDict) -> None:
     tiny(config)
     config.init.update(run="runs/demo")
     config.data.update(root=("data/synthetic/train",), eval_root=("data/synthetic/dev",), hours=0.5, eval_hours=0.05)
-    config.data.update(batch_hours=8 * 12 / 3600, unit_seconds=12.0, device_seconds=96.0)
+    config.data.update(batch_hours=2 * 12 / 3600, unit_seconds=12.0, device_seconds=24.0)
     config.data.update(bucket_seconds=(3.0, 6.0, 12.0), normalize=True)
     widths = (32, 32, 64, 64, 64, 96, 96)
     config.encoder.update(conv_layers=tuple((c, k, s) for c, (_, k, s) in zip(widths, CONV)), width=128, layers=4)
     config.encoder.update(mlp=512, pos_kernel=32, pos_groups=16, pre_norm=True, frozen_steps=50)
     config.acoustic.update(standardise=True)  # without it, hundreds of updates go into undoing what an utterance shares
     config.optim.update(peak=1e-3, start=1e-5, end=5e-5)
-    config.train.update(steps=400, log_every=10, eval_every=50, checkpoint_every=100)
+    config.train.update(steps=1200, log_every=10, eval_every=100, checkpoint_every=200)
 
 
 def tiny(config: ConfigDict) -> None:

@@ -43,7 +43,17 @@ MACHINERY = {
     "workdir",
     "runlog",
 }  # L3
-LIBRARY = {"runs", "lm", "decode", "metrics", "recognition", "align", "linear", "probing"}  # what commands share
+LIBRARY = {
+    "runs",
+    "lm",
+    "decode",
+    "metrics",
+    "recognition",
+    "align",
+    "linear",
+    "probing",
+    "rival",
+}  # what commands share
 HEAVY = ("tensorflow", "tensorflow_datasets", "librosa", "soundfile", "soxr", "ml_collections", "torch", "transformers")
 HEAVY += ("matplotlib", "tensorboardX", "espeakng_loader", "jiwer", "flashlight")
 # what a layer may import from outside the standard library, anywhere in its files

@@ -1,5 +1,6 @@
-"""Times full training steps (forward, backward, update) on random audio, alone or against another framework.
+"""Times full training steps (forward, backward, update) of any config on random data, alone or against another side.
 
+    python -m w2v_jax.bench --config=configs/cpc.py --batch=8 --seconds=1.28 --stages
     python -m w2v_jax.bench --config=configs/w2v2_base.py --batch=2 --seconds=10 --against=transformers
 
 Both sides run in turn in one process (A B A B ...), so that a busy machine slows both; the figure to trust is the
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import importlib
 import importlib.metadata
 import json
 import os
@@ -22,30 +22,29 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from w2v_jax.config import SAMPLE_RATE, UserError, add_config_argument, load, run_command, split_overrides
+from w2v_jax.config import (
+    FIRST_CODE,
+    SAMPLE_RATE,
+    UserError,
+    add_config_argument,
+    load,
+    run_command,
+    split_overrides,
+    with_outputs,
+)
+from w2v_jax.rival import Side, their_side
 
 OURS = (
-    "wave -> loss in one jitted program with donated state; masks, distractors and dropout are drawn inside; "
-    "quantizer, projections and loss on masked frames only; feature penalty; AdamW"
+    "batch -> loss, gradient and update in one jitted program with donated state; masks, distractors and dropout are "
+    "drawn inside"
 )
-THEIRS = (
-    "transformers Wav2Vec2ForPreTraining in training mode with the same sizes, dropouts and LayerDrop; masks "
-    "and negative indices are drawn outside the timed part; quantizer, projections and loss on all frames (its own "
-    "way); no feature penalty; torch.optim.AdamW(fused=True)"
-)
-
-
-class Side(NamedTuple):
-    """One contender. run() does one whole step, waits for it and returns the loss in nats per masked frame."""
-
-    words: str  # what it does
-    first_seconds: float  # compilation and first step
-    run: Callable[[], float]
-    program_bytes: int | None
+PROFILED = 3
+WIDTH = 512  # of random features
+TOKENS = 32  # of the alphabet that random transcripts are made of
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--runs", type=int, default=5, help="timed steps of each side (default 5)")
     parser.add_argument("--warmup", type=int, default=1, help="steps after the first that are not timed (default 1)")
+    parser.add_argument("--stages", action="store_true", help="also time the parts of a step (four more programs)")
+    parser.add_argument("--profile", metavar="DIR", help="write a trace of three steps for TensorBoard or Perfetto")
     parser.add_argument("--torch-compile", action="store_true", help="let torch.compile the other side (minutes)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, all else on stderr")
     return parser
@@ -93,35 +94,66 @@ def _config(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> tuple
         dtype = "float32"
     overrides = [*overrides, ("data.unit_seconds", repr(args.batch * samples / SAMPLE_RATE))]
     config = load(args.config, overrides + ([("train.dtype", dtype)] if dtype else []))
-    if config.method != "wav2vec2":
-        raise UserError(f"bench knows the parts of 'wav2vec2' only; the config's method is {config.method!r}")
-    frames = num_frames(samples, config.encoder.conv_layers)
-    if frames <= config.masking.length + 1:
-        raise UserError(f"--seconds={args.seconds:g} makes {frames} frames; spans of {config.masking.length} need more")
+    if args.against and config.method != "wav2vec2":
+        raise UserError(f"--against=transformers knows 'wav2vec2' only; the config's method is {config.method!r}")
+    config = with_alphabet(config)
+    if config.data.name not in ("codes", "features"):
+        law = config.masking if "masking" in config else None
+        frames = num_frames(samples, config.encoder.conv_layers) if "conv_layers" in config.encoder else samples // 160
+        if frames <= (law.length + 1 if law is not None and "length" in law else 1):
+            raise UserError(f"--seconds={args.seconds:g} makes {frames} frames; the config's masks need more")
     return config, samples
+
+
+def with_alphabet(config: Any) -> Any:
+    """The config with as many outputs as random transcripts have tokens, where it has outputs at all."""
+    return with_outputs(config, config.acoustic.outputs or TOKENS) if "acoustic" in config else config
+
+
+def random_batch(config: Any, rows: int, samples: int) -> dict[str, np.ndarray]:
+    """`rows` rows of noise, random codes or random features as the config's data are, with transcripts for CTC."""
+    rng, name = np.random.default_rng(config.seed), config.data.name
+    if name == "codes":
+        codes = rng.integers(FIRST_CODE, config.data.vocab_size, (rows, samples // config.encoder.hop))
+        batch: dict[str, np.ndarray] = {"codes": codes.astype(np.int32)}
+    elif name == "features":
+        batch = {"features": rng.standard_normal((rows, samples // config.encoder.hop, WIDTH), dtype=np.float32)}
+    else:
+        batch = {"wave": rng.standard_normal((rows, samples), dtype=np.float32)}
+    batch |= dict(num_samples=np.full(rows, samples, np.int32), weight=np.ones(rows, np.float32))
+    batch |= dict(row=np.arange(rows, dtype=np.int32))
+    if "acoustic" in config:
+        most = max(1, int(samples / SAMPLE_RATE * config.data.tokens_per_second / 2))
+        batch["tokens"] = rng.integers(1, config.acoustic.outputs, (rows, most)).astype(np.int32)
+        batch["num_tokens"] = np.full(rows, most, np.int32)
+    return batch
 
 
 def measure(config: Any, samples: int, args: argparse.Namespace) -> dict[str, Any]:
     """Builds both sides, times them in turn, and returns what `--json` prints."""
     import jax
 
-    rng = np.random.default_rng(config.seed)
-    wave = rng.standard_normal((args.batch, samples), dtype=np.float32)
-    ours = our_side(config, wave)
+    batch = random_batch(config, args.batch, samples)
+    ours = our_side(config, batch, stages=args.stages)
     own_peak = _peak_memory()
     sides = {"ours": ours}
     if args.against:
-        sides["theirs"] = their_side(config, wave, args.torch_compile)
+        sides["theirs"] = their_side(config, batch["wave"], args.torch_compile)
     for side in sides.values():
         for _ in range(args.warmup):
             side.run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    parts: dict[str, list[float]] = {name: [] for name in ours.parts}
     losses: dict[str, float] = {}
     for _ in range(args.runs):
         for name, side in sides.items():
-            start = time.perf_counter()
-            losses[name] = side.run()
-            seconds[name].append(time.perf_counter() - start)
+            losses[name] = _timed(side.run, seconds[name])
+        for name, run in ours.parts.items():
+            _timed(run, parts[name])
+    if args.profile:
+        with jax.profiler.trace(args.profile):
+            for _ in range(PROFILED):
+                ours.run()
     device = jax.devices()[0]
     medians = {name: statistics.median(runs) for name, runs in seconds.items()}
     result = {f"{name}_seconds": value for name, value in medians.items()}
@@ -131,9 +163,10 @@ def measure(config: Any, samples: int, args: argparse.Namespace) -> dict[str, An
     result |= {f"{name}_loss": value for name, value in losses.items()}
     result |= {
         **{f"{name}_does": side.words for name, side in sides.items()},
+        "stages": _stages({name: statistics.median(runs) for name, runs in parts.items()}, medians["ours"]),
         "compile_seconds": ours.first_seconds,
         "theirs_compile_seconds": sides["theirs"].first_seconds if args.against else None,
-        "shapes": _shapes(config, args.batch, samples),
+        "shapes": {"batch": args.batch, "samples": samples},
         "dtype": config.train.dtype,
         "device": f"{device.platform}: {device.device_kind}",
         "cores": os.cpu_count(),
@@ -144,24 +177,48 @@ def measure(config: Any, samples: int, args: argparse.Namespace) -> dict[str, An
         "device_peak_memory_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use"),
         "audio_hours_per_hour": args.batch * samples / SAMPLE_RATE / medians["ours"],
     }
-    return result | _flops(config, args.batch, samples, medians["ours"], device.device_kind)
+    return result | _flops(config, batch, medians["ours"], device.device_kind)
 
 
-def _shapes(config: Any, rows: int, samples: int) -> dict[str, int]:
-    from w2v_jax.frontend import num_frames
+def _timed(run: Callable[[], Any], seconds: list[float]) -> Any:
+    start = time.perf_counter()
+    found = run()
+    seconds.append(time.perf_counter() - start)
+    return found
 
-    frames = num_frames(samples, config.encoder.conv_layers)
-    return {"batch": rows, "samples": samples, "frames": frames, "negatives": config.loss.negatives}
+
+def _stages(parts: dict[str, float], whole: float) -> dict[str, float]:
+    """{stage: seconds}: what each program takes beyond the one before, the whole step as the last."""
+    before, stages = 0.0, {}
+    for name, seconds in (parts | {"optimizer": whole}).items() if parts else ():
+        stages[name], before = seconds - before, seconds
+    return stages
 
 
-def _flops(config: Any, rows: int, samples: int, seconds: float, device_kind: str) -> dict[str, Any]:
+def _flops(config: Any, batch: dict[str, np.ndarray], seconds: float, device_kind: str) -> dict[str, Any]:
     from w2v_jax import flops
 
-    forward = flops.forward_flops(config, rows, samples)
+    forward = forward_flops(config, batch)
     step = flops.STEP_FACTOR * sum(forward.values())
     peak = flops.peak_flops(device_kind, config.train.dtype)
     result = {"flops": step, "forward_flops": forward, "flops_per_second": step / seconds}
     return result | ({"peak_share": step / seconds / peak} if peak else {})
+
+
+def forward_flops(config: Any, batch: dict[str, Any]) -> dict[str, float]:
+    """FLOP of the loss of one batch (arrays or shapes), by part of the model, whatever kernels the platform takes."""
+    import jax
+
+    from w2v_jax import flops, sharding
+    from w2v_jax.runs import method_module
+
+    plain = config.copy_and_resolve_references()
+    with plain.unlocked():
+        plain.encoder.update({k: v for k, v in (("attention", "xla"), ("positional", "grouped")) if k in plain.encoder})
+    method, key = method_module(config.method).make(plain), jax.random.key(0)
+    params, extra = sharding.bare(jax.eval_shape(lambda: method.init(key, jax.tree.map(np.zeros_like, batch))))
+    step = jax.ShapeDtypeStruct((), np.int32)
+    return flops.count(lambda *args: method.loss(*args[:3], key, args[3], train=True), params, extra, batch, step)
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:
@@ -174,18 +231,16 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def our_side(config: Any, wave: np.ndarray) -> Side:
-    """The update of `step.train_step` on wave [B T], on the first device."""
+def our_side(config: Any, batch: dict[str, np.ndarray], *, stages: bool) -> Side:
+    """The update of `step.train_step` on a batch, on the first device."""
     import flax.linen as nn
     import jax
     from jax.sharding import AxisType
 
     from w2v_jax import optim, sharding, step
+    from w2v_jax.runs import method_module
 
-    method = importlib.import_module(f"w2v_jax.methods.{config.method}").make(config)
-    rows, samples = wave.shape
-    batch = dict(wave=wave, num_samples=np.full(rows, samples, np.int32))
-    batch |= dict(weight=np.ones(rows, np.float32), row=np.arange(rows, dtype=np.int32))
+    method = method_module(config.method).make(config)
     micro = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
     key = jax.random.key(config.seed)
     mesh = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
@@ -199,6 +254,12 @@ def our_side(config: Any, wave: np.ndarray) -> Side:
         places = jax.tree.map(lambda x: x.sharding, shapes)
         start = time.perf_counter()
         program = jax.jit(update, donate_argnums=0, out_shardings=(places, None)).lower(state, placed, key).compile()
+        shorter = {}
+        for name, part in _parts(method).items() if stages else ():
+            try:
+                shorter[name] = jax.jit(part).lower(state, placed, key).compile()
+            except KeyError:  # what the method's `predict` does not give
+                continue
 
     def run() -> float:
         nonlocal state
@@ -209,108 +270,27 @@ def our_side(config: Any, wave: np.ndarray) -> Side:
     first = time.perf_counter() - start
     memory = program.memory_analysis()
     held = memory and memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
-    return Side(OURS, first, run, held - memory.alias_size_in_bytes if memory else None)
+    wait = {name: lambda part=part: jax.block_until_ready(part(state, placed, key)) for name, part in shorter.items()}
+    for part in wait.values():
+        part()
+    return Side(OURS, first, run, held - memory.alias_size_in_bytes if memory else None, wait)
 
 
-def their_side(config: Any, wave: np.ndarray, compiled: bool) -> Side:
-    """Hugging Face's model and torch's AdamW on wave [B T]: the GPU where JAX has one, else all CPU cores."""
-    torch, transformers = _import_torch()
+def _parts(method: Any) -> dict[str, Callable[..., Any]]:
+    """Programs of (state, batches [1 B ...], key), each with what the one before does; the rest is never computed."""
     import jax
 
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("JAX has a GPU and torch has none: install a CUDA build of torch, or set JAX_PLATFORMS=cpu")
-    torch.set_num_threads(os.cpu_count() or 1)
-    torch.manual_seed(config.seed)
-    model = transformers.Wav2Vec2ForPreTraining(their_config(config)).to(device).train()
-    model.set_gumbel_temperature(config.quantizer.temperature[0])
-    o = config.optim
-    adam = dict(lr=o.peak / max(o.warmup, 1), betas=tuple(o.betas), eps=o.eps, weight_decay=o.weight_decay)
-    optimizer = torch.optim.AdamW(model.parameters(), **adam, fused=True)
-    forward = torch.compile(model) if compiled else model
-    audio = torch.from_numpy(wave).to(device)
-    half = torch.autocast(device, torch.bfloat16, enabled=config.train.dtype == "bfloat16")
-    draws = _their_draws(config, wave, torch, device)
+    from w2v_jax import step
 
-    def run() -> float:
-        masked, negatives, count = next(draws)
-        optimizer.zero_grad(set_to_none=True)
-        with half:
-            out = forward(audio, mask_time_indices=masked, sampled_negative_indices=negatives)
-        (out.loss / count).backward()
-        optimizer.step()
-        return out.contrastive_loss.item() / count
-
-    start = time.perf_counter()
-    run()
-    words = THEIRS + ("; torch.compile" if compiled else "; eager")
-    return Side(words, time.perf_counter() - start, run, None)
-
-
-def _import_torch() -> tuple[Any, Any]:
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise UserError(f"--against=transformers needs {error.name}: pip install -e '.[parity]'") from None
-    return torch, transformers
-
-
-def their_config(config: Any) -> Any:
-    """transformers.Wav2Vec2Config of the same model, dropouts and loss. UserError where it has no such choice."""
-    from transformers import Wav2Vec2Config
-
-    e, q, contrast = config.encoder, config.quantizer, config.loss
-    if contrast.cross_negatives or contrast.codebook_negatives:
-        raise UserError("transformers has neither loss.cross_negatives nor loss.codebook_negatives: set both to 0")
-    channels, kernels, strides = zip(*e.conv_layers, strict=True)
-    return Wav2Vec2Config(
-        hidden_size=e.width,
-        num_hidden_layers=e.layers,
-        num_attention_heads=e.heads,
-        intermediate_size=e.mlp,
-        hidden_dropout=e.dropout,
-        activation_dropout=e.mlp_dropout,
-        attention_dropout=e.attention_dropout,
-        feat_proj_dropout=e.input_dropout,
-        feat_quantizer_dropout=q.input_dropout,
-        layerdrop=e.layer_drop,
-        feat_extract_norm=e.conv_norm,
-        do_stable_layer_norm=e.pre_norm,
-        conv_dim=channels,
-        conv_kernel=kernels,
-        conv_stride=strides,
-        conv_bias=e.conv_bias,
-        num_conv_pos_embeddings=e.pos_kernel,
-        num_conv_pos_embedding_groups=e.pos_groups,
-        num_codevector_groups=q.groups,
-        num_codevectors_per_group=q.codes,
-        codevector_dim=q.dim,
-        proj_codevector_dim=contrast.proj,
-        num_negatives=contrast.negatives,
-        contrastive_logits_temperature=contrast.temperature,
-        diversity_loss_weight=contrast.diversity_weight,
-    )
-
-
-def _their_draws(config: Any, wave: np.ndarray, torch: Any, device: str):
-    """Masks and negative indices for ever: a few drawn beforehand, so that drawing is not part of the time."""
-    from transformers.models.wav2vec2.modeling_wav2vec2 import _sample_negative_indices
-
-    from w2v_jax.frontend import num_frames
-    from w2v_jax.masking import span_mask_oracle
-
-    frames = num_frames(wave.shape[1], config.encoder.conv_layers)
-    rng, m = np.random.default_rng(config.seed), config.masking
-    np.random.seed(config.seed)  # noqa: NPY002  _sample_negative_indices draws from this generator
-    drawn = []
-    for _ in range(4):
-        lengths = np.full(len(wave), frames)
-        masked = span_mask_oracle(rng, lengths, frames, prob=m.prob, length=m.length, min_spans=m.min_spans)
-        negatives = _sample_negative_indices(masked.shape, config.loss.negatives, masked)
-        drawn.append((torch.from_numpy(masked).to(device), torch.from_numpy(negatives).to(device), int(masked.sum())))
-    while True:
-        yield from drawn
+    first = lambda batches: jax.tree.map(lambda x: x[0], batches)
+    predict = lambda name: lambda state, x, key: method.predict(state.params, state.extra, first(x))[name]
+    loss = lambda state, x, key: method.loss(state.params, state.extra, first(x), key, state.step, train=True)[0]
+    return {
+        "feature encoder": predict("local"),
+        "context network": predict("context"),
+        "predictions and loss": loss,
+        "backward": lambda state, x, key: step.gradients(method, state, x, key),
+    }
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -319,7 +299,7 @@ def describe(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines = [
         f"device       {result['device']}, {result['cores']} cores",
-        f"batch        {shapes['batch']} x {shapes['samples']} samples, {shapes['frames']} frames, {result['dtype']}",
+        f"batch        {shapes['batch']} x {shapes['samples']} samples, {result['dtype']}",
         f"versions     {versions}",
     ]
     for side in ("ours", "theirs") if compared else ("ours",):
@@ -329,6 +309,9 @@ def describe(result: dict[str, Any]) -> str:
         lines += textwrap.wrap(result[f"{side}_does"], 110, initial_indent=" " * 13, subsequent_indent=" " * 13)
     if compared:
         lines.append(f"ratio        {result['ratio']:.3f} (theirs / ours; above 1 ours is faster)")
+    for name, seconds in result["stages"].items():
+        share = seconds / result["ours_seconds"]
+        lines.append(f"             {seconds:9.4f} s {share:>5.0%}  {name} (beyond the stages above)")
     other = f"; theirs {result['theirs_compile_seconds']:.1f} s" if compared else ""
     lines += [
         f"first call   {result['compile_seconds']:.1f} s, compilation included{other}",

@@ -1,16 +1,17 @@
-"""How many floating-point operations a wav2vec 2.0 step takes, by formula, and what accelerators can do at best.
+"""How many floating-point operations a program takes, counted on its text, and what accelerators can do at best.
 
-A multiply-add counts as two. Only matrix products and convolutions are counted, no norms or activations, and no
-recomputation (remat): this is the work of the model, not of the program.
+Matrix products and convolutions are counted, no norms or activations; a multiply-add counts as two. What is counted is
+the program that is given, before XLA: of a loss, the work of the model in one forward pass.
 """
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from w2v_jax.config import unit_rows
-from w2v_jax.frontend import num_frames
-from w2v_jax.masking import num_slots
+import jax
 
 STEP_FACTOR = 3
 """A training step is about three forward passes: the backward pass forms a gradient for both factors of a product."""
@@ -28,32 +29,57 @@ PEAKS = (  # (in the device's name, dense bfloat16 FLOP/s of the whole device); 
 )
 
 
-def forward_flops(config: Any, rows: int, samples: int) -> dict[str, float]:
-    """FLOP of one forward pass over `rows` rows of `samples` samples, by part of the model.
+PARTS = (  # (in the path of modules, part of the model); the first match counts
+    ("frontend", "feature encoder"),
+    ("positional|encoder/projection", "projection and positional convolution"),
+    ("bhqd|bhqk", "attention"),
+    ("transformer|layers", "Transformer linear"),
+    ("aggregator", "context network"),
+    ("quantizer", "quantizer"),
+    ("acoustic|head", "acoustic model and head"),
+    ("", "predictions and loss"),
+)
 
-    The masked-frame part works on all M static slots of each row.
+
+def count(function: Callable[..., Any], *args: Any) -> dict[str, float]:
+    """FLOP of one call of `function`, by part of the model; args may be shapes. Nothing is computed.
+
+    A loop that runs as often as its data say counts once; of branches the largest counts.
     """
-    e, q, contrast = config.encoder, config.quantizer, config.loss
-    conv, length, channels = 0, samples, 1
-    for width, kernel, stride in e.conv_layers:
-        length = num_frames(length, ((width, kernel, stride),))
-        conv += length * channels * kernel * width
-        channels = width
-    frames, width = length, e.width
-    m = config.masking
-    slots = num_slots(frames, m.prob, m.length, m.min_spans)
-    pool = slots * (unit_rows(config.data.unit_seconds, samples) if contrast.cross_negatives else 1)
-    entries = q.groups * q.codes
-    per_slot = channels * entries + entries * (q.dim // q.groups) + (q.dim + width + pool) * contrast.proj
-    per_slot += contrast.codebook_negatives * (q.dim + 1) * contrast.proj
-    products = {
-        "feature encoder": conv,
-        "projection and positional convolution": frames * width * (channels + width // e.pos_groups * e.pos_kernel),
-        "Transformer linear": frames * e.layers * (4 * width * width + 2 * width * e.mlp),
-        "attention": frames * frames * e.layers * 2 * width,
-        "masked frames": slots * per_slot,
-    }
-    return {name: 2.0 * rows * count for name, count in products.items()}
+    found = dict.fromkeys(part for _, part in PARTS)
+    for path, flop in _products(jax.make_jaxpr(function)(*args).jaxpr, ""):
+        part = next(part for pattern, part in PARTS if re.search(pattern, path))
+        found[part] = (found[part] or 0.0) + flop
+    return {part: flop for part, flop in found.items() if flop}
+
+
+def _products(jaxpr: Any, path: str) -> Iterator[tuple[str, float]]:
+    """(path of modules, FLOP) of every product in a program and the programs inside it."""
+    for equation in jaxpr.eqns:
+        name, here = equation.primitive.name, f"{path}/{equation.source_info.name_stack}"
+        out = equation.outvars[0].aval if equation.outvars else None
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            yield here, 2.0 * out.size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+        elif name == "conv_general_dilated":
+            kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
+            yield here, 2.0 * out.size * math.prod(kernel) / kernel[numbers.rhs_spec[0]]
+        elif name == "cond":
+            each = [list(_products(branch.jaxpr, here)) for branch in equation.params["branches"]]
+            yield from max(each, key=lambda products: sum(flop for _, flop in products))
+        else:
+            times = equation.params["length"] if name == "scan" else 1
+            for inner in _programs(equation.params):
+                yield from ((place, times * flop) for place, flop in _products(inner, here))
+
+
+def _programs(params: dict[str, Any]) -> Iterator[Any]:
+    for value in params.values():
+        for each in value if isinstance(value, (list, tuple)) else (value,):
+            if hasattr(each, "eqns"):
+                yield each
+            elif hasattr(each, "jaxpr"):
+                yield each.jaxpr
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:

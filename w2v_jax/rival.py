@@ -1,0 +1,135 @@
+"""The other side of `bench`: Hugging Face's wav2vec 2.0 in PyTorch, with the same sizes, dropouts and loss.
+
+Needs the extra `parity`; torch and transformers are imported when a function is called.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from w2v_jax.config import UserError
+
+THEIRS = (
+    "transformers Wav2Vec2ForPreTraining in training mode with the same sizes, dropouts and LayerDrop; masks "
+    "and negative indices are drawn outside the timed part; quantizer, projections and loss on all frames (its own "
+    "way); no feature penalty; torch.optim.AdamW(fused=True)"
+)
+
+
+class Side(NamedTuple):
+    """One contender. run() does one whole step, waits for it and returns the loss in nats per prediction.
+
+    parts: shorter programs, {name: a call that waits}, each of which does what the one before does and more.
+    """
+
+    words: str  # what it does
+    first_seconds: float  # compilation and first step
+    run: Callable[[], float]
+    program_bytes: int | None
+    parts: dict[str, Callable[[], Any]]
+
+
+def their_side(config: Any, wave: np.ndarray, compiled: bool) -> Side:
+    """Hugging Face's model and torch's AdamW on wave [B T]: the GPU where JAX has one, else all CPU cores."""
+    torch, transformers = _import_torch()
+    import jax
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("JAX has a GPU and torch has none: install a CUDA build of torch, or set JAX_PLATFORMS=cpu")
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(config.seed)
+    model = transformers.Wav2Vec2ForPreTraining(their_config(config)).to(device).train()
+    model.set_gumbel_temperature(config.quantizer.temperature[0])
+    o = config.optim
+    adam = dict(lr=o.peak / max(o.warmup, 1), betas=tuple(o.betas), eps=o.eps, weight_decay=o.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), **adam, fused=True)
+    forward = torch.compile(model) if compiled else model
+    audio = torch.from_numpy(wave).to(device)
+    half = torch.autocast(device, torch.bfloat16, enabled=config.train.dtype == "bfloat16")
+    draws = _their_draws(config, wave, torch, device)
+
+    def run() -> float:
+        masked, negatives, count = next(draws)
+        optimizer.zero_grad(set_to_none=True)
+        with half:
+            out = forward(audio, mask_time_indices=masked, sampled_negative_indices=negatives)
+        (out.loss / count).backward()
+        optimizer.step()
+        return out.contrastive_loss.item() / count
+
+    start = time.perf_counter()
+    run()
+    words = THEIRS + ("; torch.compile" if compiled else "; eager")
+    return Side(words, time.perf_counter() - start, run, None, {})
+
+
+def _import_torch() -> tuple[Any, Any]:
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UserError(f"--against=transformers needs {error.name}: pip install -e '.[parity]'") from None
+    return torch, transformers
+
+
+def their_config(config: Any) -> Any:
+    """transformers.Wav2Vec2Config of the same model, dropouts and loss. UserError where it has no such choice."""
+    from transformers import Wav2Vec2Config
+
+    e, q, contrast = config.encoder, config.quantizer, config.loss
+    if contrast.cross_negatives or contrast.codebook_negatives:
+        raise UserError("transformers has neither loss.cross_negatives nor loss.codebook_negatives: set both to 0")
+    channels, kernels, strides = zip(*e.conv_layers, strict=True)
+    return Wav2Vec2Config(
+        hidden_size=e.width,
+        num_hidden_layers=e.layers,
+        num_attention_heads=e.heads,
+        intermediate_size=e.mlp,
+        hidden_dropout=e.dropout,
+        activation_dropout=e.mlp_dropout,
+        attention_dropout=e.attention_dropout,
+        feat_proj_dropout=e.input_dropout,
+        feat_quantizer_dropout=q.input_dropout,
+        layerdrop=e.layer_drop,
+        feat_extract_norm=e.conv_norm,
+        do_stable_layer_norm=e.pre_norm,
+        conv_dim=channels,
+        conv_kernel=kernels,
+        conv_stride=strides,
+        conv_bias=e.conv_bias,
+        num_conv_pos_embeddings=e.pos_kernel,
+        num_conv_pos_embedding_groups=e.pos_groups,
+        num_codevector_groups=q.groups,
+        num_codevectors_per_group=q.codes,
+        codevector_dim=q.dim,
+        proj_codevector_dim=contrast.proj,
+        num_negatives=contrast.negatives,
+        contrastive_logits_temperature=contrast.temperature,
+        diversity_loss_weight=contrast.diversity_weight,
+    )
+
+
+def _their_draws(config: Any, wave: np.ndarray, torch: Any, device: str):
+    """Masks and negative indices for ever: a few drawn beforehand, so that drawing is not part of the time."""
+    from transformers.models.wav2vec2.modeling_wav2vec2 import _sample_negative_indices
+
+    from w2v_jax.frontend import num_frames
+    from w2v_jax.masking import span_mask_oracle
+
+    frames = num_frames(wave.shape[1], config.encoder.conv_layers)
+    rng, m = np.random.default_rng(config.seed), config.masking
+    np.random.seed(config.seed)  # noqa: NPY002  _sample_negative_indices draws from this generator
+    drawn = []
+    for _ in range(4):
+        lengths = np.full(len(wave), frames)
+        masked = span_mask_oracle(rng, lengths, frames, prob=m.prob, length=m.length, min_spans=m.min_spans)
+        negatives = _sample_negative_indices(masked.shape, config.loss.negatives, masked)
+        drawn.append((torch.from_numpy(masked).to(device), torch.from_numpy(negatives).to(device), int(masked.sum())))
+    while True:
+        yield from drawn
