@@ -57,7 +57,7 @@ def _products(jaxpr: Any, path: str) -> Iterator[tuple[str, float]]:
     """(path of modules, FLOP) of every product in a program and the programs inside it."""
     for equation in jaxpr.eqns:
         name, here = equation.primitive.name, f"{path}/{equation.source_info.name_stack}"
-        out = equation.outvars[0].aval if equation.outvars else None
+        out: Any = equation.outvars[0].aval if equation.outvars else None
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             yield here, 2.0 * out.size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
