@@ -27,7 +27,7 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONV = ((192, 13, 1), (192, 5, 1), (192, 5, 1), (256, 7, 2), (256, 7, 1), (256, 7, 1))
-"""The acoustic model on 10 ms frames; on 20 ms frames its stride is 1."""
+"""The gated convolutions on 10 ms frames; on 20 ms frames their stride is 1."""
 INPUTS = ("logmel", "cpc", "wav2vec", "vq", "bert", "w2v2")
 CONFIGS = {
     "cpc": "cpc.py:demo",
@@ -50,6 +50,7 @@ class Plan(NamedTuple):
     minutes: list[float]
     hours: list[float]
     inputs: list[str] | None
+    acoustic: str
     steps: int
     pretrain_steps: int
 
@@ -67,7 +68,13 @@ def main(argv: Sequence[str]) -> int:
     add("--minutes", nargs="+", type=float, default=[10.0], help="labelled speech; several for `labels` (default: 10)")
     add("--hours", nargs="+", type=float, default=[0.1, 0.5, 0.0], help="for `unlabelled`; 0: all (default: 0.1 0.5 0)")
     add("--inputs", nargs="+", choices=INPUTS, help="which features (default: all; for `unlabelled` cpc and wav2vec)")
-    add("--steps", type=int, default=900, help="updates of an acoustic model (default: 900)")
+    add(
+        "--acoustic",
+        choices=("transformer", "conv"),
+        default="transformer",
+        help="the acoustic model; gated convolutions leave the plateau of CTC later (default: transformer)",
+    )
+    add("--steps", type=int, default=600, help="updates of a recogniser (default: 600)")
     add("--pretrain-steps", type=int, default=0, help="updates of a pretraining (default: the config's)")
     args = vars(parser.parse_args(argv))
     claim = args.pop("claim")
@@ -151,11 +158,11 @@ def recognise(
 ) -> dict[str, Any]:
     """Scores of the acoustic model on an input."""
     tag = f"{name}-{seed}{f'-{hours:g}h' if hours else ''}{'-untrained' if untrained else ''}"
-    folder = plan.out / f"am-{tag}-{minutes:g}min"
+    folder = plan.out / f"{plan.acoustic}-{tag}-{minutes:g}min"
     flags = labelled(plan, seed, minutes)
     if name == "logmel":
         flags += ["--config.data.name=folder", f"--config.data.root={plan.train}"]
-        train("acoustic_logmel.py:demo", folder, [*flags, f"--config.acoustic.conv_layers={CONV}"])
+        train("acoustic_logmel.py:demo", folder, [*flags, *acoustic(plan, 160)])
         return evaluate(folder, plan.test, "folder") | {"pretrain_minutes": 0.0}
     run = pretrain(plan, name, seed, hours)
     given = ["--what", "context", "--dtype", "float16", *(["--untrained"] if untrained else [])]
@@ -165,13 +172,19 @@ def recognise(
     for part, root in (("train", plan.train), ("test", plan.test)):
         extract(plan, run, parts[part], root, given)
     hop = json.loads((parts["train"] / "extract.json").read_text(encoding="utf-8"))["hop"]
-    layers = CONV if hop == 160 else tuple((c, k, 1) for c, k, _ in CONV)
-    flags += [f"--config.data.root={parts['train']}", f"--config.encoder.hop={hop}"]
-    flags += [f"--config.acoustic.conv_layers={layers}"]
+    flags += [f"--config.data.root={parts['train']}", f"--config.encoder.hop={hop}", *acoustic(plan, hop)]
     train("acoustic_frozen.py:features_demo", folder, flags)
     before = [run, plan.out / f"vq-{seed}"] if name == "bert" else [run]
     cost = 0.0 if untrained else sum(minutes_of(each) for each in before)
     return evaluate(folder, str(parts["test"]), "features") | {"pretrain_minutes": cost}
+
+
+def acoustic(plan: Plan, hop: int) -> list[str]:
+    """Flags of the acoustic model on frames that are `hop` samples apart; its own are always 20 ms apart."""
+    stride = 320 // hop
+    layers = tuple((c, k, min(s, stride)) for c, k, s in CONV)
+    flags = {"kind": plan.acoustic, "stride": stride, "conv_layers": layers}
+    return [f"--config.acoustic.{key}={value}" for key, value in flags.items()]
 
 
 def finetune(plan: Plan, seed: int, minutes: float, *, scratch: bool) -> dict[str, Any]:
