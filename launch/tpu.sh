@@ -186,24 +186,24 @@ leave() {
 }
 
 watch() {
-  local crashes=0 reached=false state
+  local crashes=0 started=false state
   trap 'say "no longer watching; the TPU $name runs on and costs money: the same command watches again,
   $script delete $name ${place[*]} ends it"; exit 130' INT TERM
   while true; do
     ready
     state=$(training_state "never started")
-    if [ "$state" != lost ]; then
+    if [ "$state" = lost ]; then
+      $started || state="not been reached"
+    elif ! $started || [[ $state != ended* ]]; then
       if [ "$state" != running ] && ! install_code; then
         state="not been installed"
       elif ! worker all start "${train[@]}"; then
         state="not started" # on some workers; those that run wait for the others
       else
+        started=true
         worker 0 follow || true
         state=$(training_state "ended 0")
       fi
-      reached=true
-    elif ! $reached; then
-      state="not been reached"
     fi
     case $state in
       "ended 0")
@@ -215,7 +215,12 @@ watch() {
         say "training was stopped by a person and has saved; the TPU $name costs money until: $script delete $name ${place[*]}"
         return
         ;;
-      running | lost | "ended 143") say "$state: looking again" ;;
+      running | lost) say "the first worker is $state: looking again" ;;
+      "ended 143")
+        say "training has saved after SIGTERM: starting it again"
+        worker all end || true
+        started=false
+        ;;
       *)
         crashes=$((crashes + 1))
         if [ "$state" = "ended 2" ] || [ "$state" = "ended 3" ] || ((crashes > option[restarts])); then
@@ -223,7 +228,9 @@ watch() {
           leave
           fail "training has $state; the last lines of all workers stand above"
         fi
-        say "$state: starting again, $crashes of ${option[restarts]}"
+        say "training has $state: starting it again, $crashes of ${option[restarts]}"
+        worker all end || true # a worker that still waits for the one that died would not join the new ones
+        started=false
         ;;
     esac
     sleep "${option[poll]}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What tpu.sh runs on each worker of a TPU: tpu_worker.sh prepare|start|state|follow|log|stop. It stands alone.
+# What tpu.sh runs on each worker of a TPU: tpu_worker.sh prepare|start|state|follow|log|stop|end. It stands alone.
 # Beside the folder of the code it keeps: lock (held while training runs), pid, exit (its exit code), log, venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -74,12 +74,18 @@ case ${1:-} in
     if running; then
       touch ../stopped
       kill -TERM "$(cat ../pid)"
-      flock --timeout 600 ../lock true
+      if ! flock --timeout 600 ../lock true; then
+        echo "error: training has not ended within 600 s of SIGTERM" >&2
+        exit 1
+      fi
     fi
     echo "training does not run"
     ;;
+  end) # what is left of a training that has ended elsewhere
+    flock --timeout "${2:-120}" ../lock true || kill -KILL "$(cat ../pid)"
+    ;;
   *)
-    echo "usage: tpu_worker.sh prepare|start|state|follow|log|stop; tpu.sh runs it" >&2
+    echo "usage: tpu_worker.sh prepare|start|state|follow|log|stop|end; tpu.sh runs it" >&2
     exit 2
     ;;
 esac
