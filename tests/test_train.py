@@ -275,6 +275,13 @@ def test_exit_codes_of_mistakes(shared, tmp_path, flag, code, message):
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_bucket_is_not_taken_for_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="gs://speech/run is not a folder"):
+        train.main([f"--config={TINY}", "--workdir=gs://speech/run"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_second_run_in_a_workdir_is_kept_out(shared, tmp_path):
     with open_workdir(tmp_path / "run", load(shared), active=True):
         with pytest.raises(UserError, match="another run is using"):

@@ -88,6 +88,10 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if not args.workdir:
         parser.error("--workdir is needed: the folder for checkpoints, metrics and plots")
+    if "://" in args.workdir:
+        raise UserError(
+            f"--workdir={args.workdir} is not a folder: mount the bucket and name the folder (launch/README.md)"
+        )
     if args.distributed:
         join(args.distributed)
     return run(config, pathlib.Path(args.workdir).absolute())
