@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from w2v_jax import bench, flops, rival
+from w2v_jax import batches, bench, flops, rival
 from w2v_jax.config import UserError, load
 
 TINY = ("--config=configs/w2v2_base.py:tiny", "--batch=2", "--seconds=1", "--runs=1", "--warmup=0")
@@ -20,8 +20,8 @@ CONFIGS = sorted(
 
 
 def counted(name, rows, seconds):
-    config = bench.with_alphabet(load(name, [("data.unit_seconds", str(rows * seconds))]))
-    return bench.forward_flops(config, bench.random_batch(config, rows, round(seconds * 16_000)))
+    config = batches.with_alphabet(load(name, [("data.unit_seconds", str(rows * seconds))]))
+    return batches.forward_flops(config, batches.random_batch(config, rows, round(seconds * 16_000)))
 
 
 GFLOP_PER_SECOND = {  # forward, per second of audio; attention at crops of 15.6 s (Base) and 20 s (Large)

@@ -26,15 +26,14 @@ from typing import Any
 
 import numpy as np
 
+from w2v_jax.batches import forward_flops, random_batch, with_alphabet
 from w2v_jax.config import (
-    FIRST_CODE,
     SAMPLE_RATE,
     UserError,
     add_config_argument,
     load,
     run_command,
     split_overrides,
-    with_outputs,
 )
 from w2v_jax.rival import Side, their_side
 
@@ -43,8 +42,6 @@ OURS = (
     "drawn inside"
 )
 PROFILED = 3
-WIDTH = 512  # of random features
-TOKENS = 32  # of the alphabet that random transcripts are made of
 
 
 def main(argv: Sequence[str]) -> int:
@@ -103,30 +100,6 @@ def _config(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> tuple
         if frames <= (law.length + 1 if law is not None and "length" in law else 1):
             raise UserError(f"--seconds={args.seconds:g} makes {frames} frames; the config's masks need more")
     return config, samples
-
-
-def with_alphabet(config: Any) -> Any:
-    """The config with as many outputs as random transcripts have tokens, where it has outputs at all."""
-    return with_outputs(config, config.acoustic.outputs or TOKENS) if "acoustic" in config else config
-
-
-def random_batch(config: Any, rows: int, samples: int) -> dict[str, np.ndarray]:
-    """`rows` rows of noise, random codes or random features as the config's data are, with transcripts for CTC."""
-    rng, name = np.random.default_rng(config.seed), config.data.name
-    if name == "codes":
-        codes = rng.integers(FIRST_CODE, config.data.vocab_size, (rows, samples // config.encoder.hop))
-        batch: dict[str, np.ndarray] = {"codes": codes.astype(np.int32)}
-    elif name == "features":
-        batch = {"features": rng.standard_normal((rows, samples // config.encoder.hop, WIDTH), dtype=np.float32)}
-    else:
-        batch = {"wave": rng.standard_normal((rows, samples), dtype=np.float32)}
-    batch |= dict(num_samples=np.full(rows, samples, np.int32), weight=np.ones(rows, np.float32))
-    batch |= dict(row=np.arange(rows, dtype=np.int32))
-    if "acoustic" in config:
-        most = max(1, int(samples / SAMPLE_RATE * config.data.tokens_per_second / 2))
-        batch["tokens"] = rng.integers(1, config.acoustic.outputs, (rows, most)).astype(np.int32)
-        batch["num_tokens"] = np.full(rows, most, np.int32)
-    return batch
 
 
 def measure(config: Any, samples: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -203,22 +176,6 @@ def _flops(config: Any, batch: dict[str, np.ndarray], seconds: float, device_kin
     peak = flops.peak_flops(device_kind, config.train.dtype)
     result = {"flops": step, "forward_flops": forward, "flops_per_second": step / seconds}
     return result | ({"peak_share": step / seconds / peak} if peak else {})
-
-
-def forward_flops(config: Any, batch: dict[str, Any]) -> dict[str, float]:
-    """FLOP of the loss of one batch (arrays or shapes), by part of the model, whatever kernels the platform takes."""
-    import jax
-
-    from w2v_jax import flops, sharding
-    from w2v_jax.runs import method_module
-
-    plain = config.copy_and_resolve_references()
-    with plain.unlocked():
-        plain.encoder.update({k: v for k, v in (("attention", "xla"), ("positional", "grouped")) if k in plain.encoder})
-    method, key = method_module(config.method).make(plain), jax.random.key(0)
-    params, extra = sharding.bare(jax.eval_shape(lambda: method.init(key, jax.tree.map(np.zeros_like, batch))))
-    step = jax.ShapeDtypeStruct((), np.int32)
-    return flops.count(lambda *args: method.loss(*args[:3], key, args[3], train=True), params, extra, batch, step)
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from w2v_jax.api import PyTree
@@ -50,12 +50,12 @@ def make_mesh(sharding: Any) -> Mesh:
     return jax.make_mesh((data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """How many pieces a batch is cut into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def shardings(abstract: PyTree, mesh: Mesh) -> PyTree:
+def shardings(abstract: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     """NamedSharding of each leaf of a tree whose parameters are boxed with logical axis names.
 
     A mesh axis that does not divide a dimension is left out there: that array is kept whole along it.
@@ -83,7 +83,7 @@ def bare(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.value if isinstance(x, nn.LogicallyPartitioned) else x, tree, **boxed)
 
 
-def _size(mesh: Mesh, axes: str | tuple[str, ...]) -> int:
+def _size(mesh: Mesh | AbstractMesh, axes: str | tuple[str, ...]) -> int:
     return math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
 
 

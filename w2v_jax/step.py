@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from w2v_jax import sharding
 from w2v_jax.api import Batch, Mean, Method, PyTree, State
@@ -23,7 +23,7 @@ def init_state(method: Method, tx: optax.GradientTransformationExtraArgs, key: j
 
 
 def create_state(
-    method: Method, tx: optax.GradientTransformationExtraArgs, key: jax.Array, batch: PyTree, mesh: Mesh
+    method: Method, tx: optax.GradientTransformationExtraArgs, key: jax.Array, batch: PyTree, mesh: Mesh | AbstractMesh
 ) -> tuple[Callable[[], State], PyTree]:
     """(a function that makes the state, born sharded; the state's ShapeDtypeStructs with shardings)."""
     abstract = jax.eval_shape(lambda: init_state(method, tx, key, zeros_like(batch)))

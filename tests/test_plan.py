@@ -1,0 +1,103 @@
+"""`w2v_jax.plan`: what a config takes on devices that are not here."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import jax
+import pytest
+
+from w2v_jax import plan, sharding, step
+from w2v_jax.config import UserError, load
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+BASE = "configs/w2v2_base.py"
+
+
+@pytest.mark.parametrize(
+    ("text", "devices"), [("h200-8", 8), ("V5E-16", 16), ("v4-128", 64), ("v5p-8", 4), ("a100-1", 1), ("v6e-4", 4)]
+)
+def test_names_of_clouds_are_read(text, devices):
+    assert plan.parse_target(text).devices == devices
+
+
+@pytest.mark.parametrize("text", ["h200", "h200-0", "v4-3", "tpu-8", "v5e-", "8"])
+def test_other_names_are_refused(text):
+    with pytest.raises(UserError, match="--target"):
+        plan.parse_target(text)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_can_be_planned(path, capsys):
+    overrides = ["--config.init.run="] if "init" in load(str(path)) else []
+    assert plan.main([f"--config={path}", "--target=h200-1", *overrides]) == 0
+    assert "verdict" in capsys.readouterr().out
+
+
+def test_state_is_what_the_devices_hold():
+    """Against real arrays on 8 CPU devices, cut by fsdp."""
+    from w2v_jax import optim
+    from w2v_jax.batches import random_batch
+    from w2v_jax.methods import wav2vec2
+
+    config = load(f"{BASE}:demo", [("sharding.fsdp", "4"), ("data.batch_hours", str(8 * 12 / 3600))])
+    found = plan.estimated(config, plan.Target("here-8", 8, 1e9, 1e12, 1e12))
+    mesh, method = sharding.make_mesh(config.sharding), wav2vec2.make(config)
+    batch = random_batch(config, found.rows, found.samples)
+    params, _ = jax.eval_shape(lambda: method.init(jax.random.key(0), step.zeros_like(batch)))
+    tx = optim.optimizer(config.optim, optim.schedule(config.optim, config.train.steps), sharding.bare(params))
+    make, _ = step.create_state(method, tx, jax.random.key(0), batch, mesh)
+    with jax.set_mesh(mesh):
+        state = make()
+    device = jax.devices()[0]
+    pieces = [piece for leaf in jax.tree.leaves(state) for piece in leaf.addressable_shards if piece.device == device]
+    assert found.state == sum(piece.data.nbytes for piece in pieces)
+    assert found.mesh == (2, 4, 1) and found.parameters == sum(x.size for x in jax.tree.leaves(state.params))
+
+
+def test_state_falls_with_fsdp_and_work_with_devices():
+    one, eight = (
+        plan.estimated(load(BASE, [("sharding.fsdp", str(n))]), plan.parse_target(f"h200-{n}")) for n in (1, 8)
+    )
+    assert eight.state == pytest.approx(one.state / 8, rel=0.02)
+    assert eight.gradients == pytest.approx(one.gradients / 8, rel=0.02)
+    assert eight.flops * 8 == pytest.approx(one.flops) and eight.parts * 8 == one.parts
+
+
+def test_remat_keeps_less():
+    plain, remat = (
+        plan.estimated(load(BASE, [("encoder.remat_layers", each)]), plan.parse_target("h200-1")).activations
+        for each in ("False", "True")
+    )
+    assert remat < 0.6 * plain
+
+
+def test_suggestions_make_a_config_fit(capsys):
+    words = ["--config=configs/w2v2_large.py", "--target=v5e-64"]
+    assert plan.main([*words, "--json"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert not result["fits"] and result["suggestion"]
+    assert plan.main([*words, *result["suggestion"]]) == 0
+    assert "verdict" in capsys.readouterr().out
+
+
+def test_what_never_fits_is_said(capsys):
+    assert plan.main([f"--config={BASE}", "--target=v5e-1", "--config.encoder.mlp=300000"]) == 1
+    assert "take more or larger devices" in capsys.readouterr().out
+
+
+def test_room_is_used_by_fewer_micro_batches(capsys):
+    words = [f"--config={BASE}", "--target=h200-1", "--price=2", "--json"]
+    assert plan.main(words) == 0
+    before = json.loads(capsys.readouterr().out)
+    assert plan.main([*words, *before["suggestion"]]) == 0
+    after = json.loads(capsys.readouterr().out)
+    assert after["fits"] and after["parts"] < before["parts"] and not after["suggestion"]
+    assert after["cost"] == pytest.approx(after["hours"] * 2)
+
+
+@pytest.mark.parametrize("wrong", ["--target=v5e-3", "--share=0", "--config.sharding.fsdp=3"])
+def test_what_cannot_be_planned_is_a_persons_error(wrong):
+    with pytest.raises(UserError):
+        plan.main([f"--config={BASE}", "--target=v5e-16", wrong])

@@ -1,0 +1,53 @@
+"""Batches that need no data: what `bench` trains on and `plan` counts by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from w2v_jax.config import FIRST_CODE, SAMPLE_RATE, with_outputs
+
+TOKENS = 32  # of the alphabet that random transcripts are made of
+WIDTH = 512  # of random features
+
+
+def with_alphabet(config: Any) -> Any:
+    """The config with as many outputs as random transcripts have tokens, where it has outputs at all."""
+    return with_outputs(config, config.acoustic.outputs or TOKENS) if "acoustic" in config else config
+
+
+def random_batch(config: Any, rows: int, samples: int) -> dict[str, np.ndarray]:
+    """`rows` rows of noise, random codes or random features as the config's data are, with transcripts for CTC."""
+    rng, name = np.random.default_rng(config.seed), config.data.name
+    if name == "codes":
+        codes = rng.integers(FIRST_CODE, config.data.vocab_size, (rows, samples // config.encoder.hop))
+        batch: dict[str, np.ndarray] = {"codes": codes.astype(np.int32)}
+    elif name == "features":
+        batch = {"features": rng.standard_normal((rows, samples // config.encoder.hop, WIDTH), dtype=np.float32)}
+    else:
+        batch = {"wave": rng.standard_normal((rows, samples), dtype=np.float32)}
+    batch |= dict(num_samples=np.full(rows, samples, np.int32), weight=np.ones(rows, np.float32))
+    batch |= dict(row=np.arange(rows, dtype=np.int32))
+    if "acoustic" in config:
+        most = max(1, int(samples / SAMPLE_RATE * config.data.tokens_per_second / 2))
+        batch["tokens"] = rng.integers(1, config.acoustic.outputs, (rows, most)).astype(np.int32)
+        batch["num_tokens"] = np.full(rows, most, np.int32)
+    return batch
+
+
+def forward_flops(config: Any, batch: dict[str, Any]) -> dict[str, float]:
+    """FLOP of the loss of one batch (arrays or shapes), by part of the model, whatever kernels the platform takes."""
+    import jax
+
+    from w2v_jax import flops, sharding
+    from w2v_jax.runs import method_module
+    from w2v_jax.step import zeros_like
+
+    plain = config.copy_and_resolve_references()
+    with plain.unlocked():
+        plain.encoder.update({k: v for k, v in (("attention", "xla"), ("positional", "grouped")) if k in plain.encoder})
+    method, key = method_module(config.method).make(plain), jax.random.key(0)
+    params, extra = sharding.bare(jax.eval_shape(lambda: method.init(key, zeros_like(batch))))
+    step = jax.ShapeDtypeStruct((), np.int32)
+    return flops.count(lambda *args: method.loss(*args[:3], key, args[3], train=True), params, extra, batch, step)

@@ -1,0 +1,239 @@
+"""Does a config fit a machine that one does not own, and how long would it train? Nothing is computed or started.
+
+    python -m w2v_jax.plan --config=configs/w2v2_base.py --target=h200-8
+    python -m w2v_jax.plan --config=configs/w2v2_large.py --target=v5e-64 --price=1.2
+
+Parameters, optimizer and gradients are exact, piece by piece as the mesh cuts them. Activations are the arrays that JAX
+keeps for the backward pass, before XLA fuses or frees any, so that they are rather too many. The floor of the time is
+what the makers' figures of the chip allow; the expectation takes a share of it that `--share` names. `bench` measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from w2v_jax.config import SAMPLE_RATE, UserError, add_config_argument, load, run_command, split_overrides, unit_rows
+from w2v_jax.report import duration, table
+
+SHARE = 0.35
+ROOM = 0.9
+"""The share of the memory that a program may take; the rest is the runtime's."""
+
+
+class Target(NamedTuple):
+    """Devices of one kind: bytes of memory, dense bfloat16 FLOP/s and bytes/s of the memory of each."""
+
+    name: str
+    devices: int
+    memory: float
+    flops: float
+    bandwidth: float
+
+
+KINDS = {  # the makers' figures; names of v4 and v5p count two cores per chip
+    "a100": (80e9, 312e12, 2.04e12, 1),
+    "h100": (80e9, 989e12, 3.35e12, 1),
+    "h200": (141e9, 989e12, 4.8e12, 1),
+    "v4": (32 * 2**30, 275e12, 1.2e12, 2),
+    "v5e": (16 * 2**30, 197e12, 0.82e12, 1),
+    "v5p": (95 * 2**30, 459e12, 2.77e12, 2),
+    "v6e": (32 * 2**30, 918e12, 1.64e12, 1),
+}
+
+
+class Estimate(NamedTuple):
+    """Per device: bytes of state (parameters, optimizer), gradients and activations; FLOP and bytes of an update."""
+
+    mesh: tuple[int, int, int]
+    parameters: int
+    parts: int
+    rows: int
+    samples: int
+    state: float
+    gradients: float
+    activations: float
+    flops: float
+    traffic: float
+
+    @property
+    def memory(self) -> float:
+        return self.state + self.gradients + self.activations
+
+
+def main(argv: Sequence[str]) -> int:
+    argv, overrides = split_overrides(argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m w2v_jax.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_argument(parser)
+    parser.add_argument("--target", required=True, metavar="KIND-N", help=f"e.g. h200-8; kinds: {', '.join(KINDS)}")
+    parser.add_argument("--price", type=float, default=0.0, help="of a device for an hour, to tell the cost")
+    parser.add_argument("--share", type=float, default=SHARE, help=f"of the peak that is expected (default {SHARE})")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args(argv)
+    if not 0 < args.share <= 1:
+        raise UserError(f"--share={args.share:g}: it is above 0 and at most 1")
+    target, config = parse_target(args.target), load(args.config, overrides)
+    estimate = estimated(config, target)
+    flags = roomier(config, target, estimate) if fits(estimate, target) else suggestion(config, target)
+    result = summary(config, target, estimate, args.share, args.price) | {"suggestion": flags}
+    print(json.dumps(result) if args.json else describe(config, target, estimate, result))
+    return 0 if result["fits"] else 1
+
+
+def parse_target(text: str) -> Target:
+    """ "v4-128" -> 64 chips. Raises UserError."""
+    found = re.fullmatch(r"([a-z0-9]+)-([0-9]+)", text.lower())
+    if not found or found[1] not in KINDS or int(found[2]) < 1:
+        raise UserError(f"--target={text}: it is a kind and a number, e.g. h200-8; kinds: {', '.join(KINDS)}")
+    memory, flops, bandwidth, cores = KINDS[found[1]]
+    if int(found[2]) % cores:
+        raise UserError(f"--target={text}: names of {found[1]} count {cores} cores per chip")
+    return Target(text.lower(), int(found[2]) // cores, memory, flops, bandwidth)
+
+
+def estimated(config: Any, target: Target) -> Estimate:
+    """What one update of the config takes on each device. Raises UserError where the batch cannot be dealt out."""
+    import jax
+    from jax.sharding import AbstractMesh, AxisType
+
+    from w2v_jax import optim, sharding, step
+    from w2v_jax.batches import forward_flops, random_batch, with_alphabet
+    from w2v_jax.runs import method_module
+
+    config, s, d = with_alphabet(config), config.sharding, config.data
+    data = s.data or target.devices // (s.fsdp * s.tensor)
+    if data * s.fsdp * s.tensor != target.devices:
+        raise UserError(
+            f"sharding.data x fsdp x tensor = {data} x {s.fsdp} x {s.tensor} does not make {target.devices} devices"
+        )
+    mesh = AbstractMesh((data, s.fsdp, s.tensor), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    units, shards = round(d.batch_hours * 3600 / d.unit_seconds), sharding.batch_shards(mesh)
+    parts = sharding.accumulation(units, d.unit_seconds, d.device_seconds, shards)
+    samples = round(max(d.bucket_seconds) * SAMPLE_RATE)
+    rows = units // shards // parts * unit_rows(d.unit_seconds, samples)
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    batch = jax.tree.map(shape, random_batch(config, rows, samples))
+    method, key = method_module(config.method).make(config), jax.random.key(0)
+    params, extra = sharding.bare(jax.eval_shape(lambda: method.init(key, step.zeros_like(batch))))
+    tx = optim.optimizer(config.optim, optim.schedule(config.optim, config.train.steps), params)
+    _, shapes = step.create_state(method, tx, key, batch, mesh)
+    held = lambda tree: float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves(tree)))
+    leaves = jax.tree.leaves
+
+    def backward(params: Any, extra: Any, batch: Any, n: Any) -> Any:
+        loss = lambda params: method.loss(params, extra, batch, key, n, train=True)[0].total
+        return jax.vjp(loss, params)[1]
+
+    kept = leaves(jax.eval_shape(backward, params, extra, batch, jax.ShapeDtypeStruct((), np.int32)))
+    activations = float(sum(x.size * x.dtype.itemsize for x in kept))
+    forward = sum(forward_flops(config, batch).values())
+    gradients = held(shapes.params) * (2 if parts > 1 else 1)
+    return Estimate(
+        mesh=(data, s.fsdp, s.tensor),
+        parameters=sum(x.size for x in leaves(params)),
+        parts=parts,
+        rows=rows,
+        samples=samples,
+        state=held(shapes),
+        gradients=gradients,
+        activations=activations,
+        flops=3 * forward * parts / s.tensor,
+        traffic=parts * 3 * activations + 2 * held(shapes),
+    )
+
+
+def fits(estimate: Estimate, target: Target) -> bool:
+    return estimate.memory <= ROOM * target.memory
+
+
+def suggestion(config: Any, target: Target) -> list[str]:
+    """The first flags, of those that cost least speed first, with which the config fits; empty where none do."""
+    config = config.copy_and_resolve_references()
+    found: dict[str, Any] = {}
+    for key, values in changes(config, target):
+        section, name = key.split(".")
+        for value in values:
+            with config.unlocked():
+                config[section][name] = found[key] = value
+            try:
+                if fits(estimated(config, target), target):
+                    return [f"--config.{key}={value}" for key, value in found.items()]
+            except UserError:  # a batch that so many devices cannot share
+                continue
+    return []
+
+
+def roomier(config: Any, target: Target, estimate: Estimate) -> list[str]:
+    """The flag that fills a device's memory, so that an update has fewer micro-batches; empty if it is full."""
+    room = ROOM * target.memory - estimate.state - estimate.gradients
+    per_unit = estimate.activations * config.data.unit_seconds / (estimate.rows * estimate.samples / SAMPLE_RATE)
+    units = round(config.data.batch_hours * 3600 / config.data.unit_seconds) // math.prod(estimate.mesh[:2])
+    most = max((n for n in range(1, units + 1) if units % n == 0 and n * per_unit <= room), default=1)
+    if units // most >= estimate.parts:
+        return []
+    return [f"--config.data.device_seconds={most * config.data.unit_seconds:g}"]
+
+
+def changes(config: Any, target: Target) -> list[tuple[str, list[Any]]]:
+    """Keys that lower the memory, with the values to try."""
+    ratio = max(1, int(config.data.device_seconds / config.data.unit_seconds))
+    law: list[tuple[str, list[Any]]] = [
+        ("data.device_seconds", [config.data.unit_seconds * n for n in range(ratio - 1, 0, -1)])
+    ]
+    law += [(f"encoder.{key}", [True]) for key in ("remat_frontend", "remat_layers") if key in config.encoder]
+    law.append(("sharding.fsdp", [2**n for n in range(1, 12) if target.devices % 2**n == 0]))
+    return law
+
+
+def summary(config: Any, target: Target, estimate: Estimate, share: float, price: float) -> dict[str, Any]:
+    """What `--json` prints: bytes per device, seconds of an update, hours of the run, cost."""
+    floor = max(estimate.flops / target.flops, estimate.traffic / target.bandwidth)
+    expected = max(estimate.flops / (share * target.flops), estimate.traffic / target.bandwidth)
+    hours = expected * config.train.steps / 3600
+    result = {"target": target.name, "devices": target.devices, "fits": fits(estimate, target)}
+    result |= estimate._asdict() | {"memory": estimate.memory, "device_memory": target.memory}
+    result |= {"floor_seconds": floor, "expected_seconds": expected, "hours": hours}
+    result |= {"audio_hours_per_hour": config.data.batch_hours * 3600 / expected}
+    return result | ({"cost": hours * target.devices * price} if price else {})
+
+
+def describe(config: Any, target: Target, estimate: Estimate, result: dict[str, Any]) -> str:
+    """The same for people."""
+    gigabytes = lambda count: f"{count / 1e9:,.2f} GB"
+    data, fsdp, tensor = estimate.mesh
+    bound = "arithmetic" if estimate.flops / target.flops > estimate.traffic / target.bandwidth else "memory traffic"
+    rows = {
+        "method": f"{config.method}, {estimate.parameters:,} parameters, {config.train.dtype}",
+        "devices": f"{target.devices} x {target.name.split('-')[0]}, mesh: data {data}, fsdp {fsdp}, tensor {tensor}",
+        "update": f"{config.data.batch_hours:.4g} h of audio; {estimate.parts} micro-batch(es) of {estimate.rows} x "
+        f"{estimate.samples / SAMPLE_RATE:g} s on each device",
+        "memory": f"{gigabytes(estimate.memory)} of {gigabytes(target.memory)} on each device\n"
+        f"state {gigabytes(estimate.state)}, gradients {gigabytes(estimate.gradients)}, activations "
+        f"{gigabytes(estimate.activations)} (before XLA fuses)",
+        "work": f"{estimate.flops / 1e12:,.2f} TFLOP and {gigabytes(estimate.traffic)} of memory traffic per update",
+        "time": f"{result['floor_seconds']:.3g} s per update at least (by {bound}), "
+        f"{result['expected_seconds']:.3g} s expected",
+        "run": f"{config.train.steps:,} updates in about {duration(result['hours'] * 3600)}, "
+        f"{result['audio_hours_per_hour']:,.0f} hours of audio per hour",
+    }
+    if "cost" in result:
+        rows["cost"] = f"{result['cost']:,.0f} at this price, {result['hours'] * target.devices:,.0f} device-hours"
+    if result["fits"]:
+        more = " ".join(result["suggestion"])
+        rows["verdict"] = f"fits; fewer micro-batches with {more}" if more else "fits"
+    else:
+        way = f"try {' '.join(result['suggestion'])}" if result["suggestion"] else "take more or larger devices"
+        rows["verdict"] = f"does not fit {ROOM:.0%} of the memory: {way}"
+    return table(rows, f"{config.method} on {target.name}")
+
+
+if __name__ == "__main__":
+    run_command(main)
