@@ -53,6 +53,7 @@ LIBRARY = {
     "linear",
     "probing",
     "rival",
+    "batches",
 }  # what commands share
 HEAVY = ("tensorflow", "tensorflow_datasets", "librosa", "soundfile", "soxr", "ml_collections", "torch", "transformers")
 HEAVY += ("matplotlib", "tensorboardX", "espeakng_loader", "jiwer", "flashlight")
