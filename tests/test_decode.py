@@ -65,7 +65,10 @@ def best_by_enumeration(frames: np.ndarray, law: Search) -> list[tuple[tuple[str
         if extra is not None:
             acoustic = max(scores) if law.merge == "max" else float(np.logaddexp.reduce(scores))
             results.append((ids, acoustic + extra))
-    return sorted(results, key=lambda entry: (-entry[1], entry[0]))
+    best = {}
+    for ids, score in sorted(results, key=lambda entry: (-entry[1], entry[0])):
+        best.setdefault(tuple(text_of(ids)), (ids, score))
+    return list(best.values())
 
 
 LAWS = {
@@ -194,7 +197,7 @@ def test_lexicons_and_models_hold_for_tokens_of_several_characters_and_other_scr
 
 def test_equal_scores_are_ordered_by_their_ids():
     even = np.full((4, 4), math.log(0.25))
-    law = Search(beam=7, word_score=0.0, n_best=7, merge="max")
+    law = Search(beam=20, word_score=0.0, n_best=7, merge="max")
     found = [hypothesis.ids for hypothesis in beam_search(even, TOKENS, law)]
     assert found == sorted(found) and len(found) == 7
     assert beam_search(even, TOKENS, dataclasses.replace(law, beam=2, n_best=2)) == beam_search(even, TOKENS, law)[:2]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import tempfile
@@ -201,7 +202,7 @@ def _spell(trie: dict[str, Any], text: str) -> dict[str, Any] | None:
 
 
 def beam_search(log_probs: np.ndarray, tokens: Sequence[str], law: Search) -> list[Hypothesis]:
-    """The n_best hypotheses, best first, of log_probs [F A] in nats; `tokens` [A], of which the first is the blank.
+    """The n_best texts, best first, of log_probs [F A] in nats; `tokens` [A], of which the first is the blank.
 
     The search starts as if a boundary had just been said (as flashlight's), so that one in the first frames repeats it.
     Ties are broken by the ids, so that a result never depends on the order of a dict. There is always a hypothesis:
@@ -219,8 +220,7 @@ def beam_search(log_probs: np.ndarray, tokens: Sequence[str], law: Search) -> li
     acoustic = _combined(law, beam.ends_blank, beam.ends_token).tolist()
     pairs = list(zip(beam.nodes, acoustic, strict=True))
     found = _hypotheses(prefixes, pairs) or _hypotheses(prefixes, [(_without_word(node), a) for node, a in pairs])
-    best = sorted(found.values(), key=lambda hypothesis: (-hypothesis.score, hypothesis.ids))[: law.n_best]
-    return best or [Hypothesis((), NEVER, NEVER, 0.0, 0)]
+    return _ranked(found.values(), prefixes.boundary, law.n_best) or [Hypothesis((), NEVER, NEVER, 0.0, 0)]
 
 
 class _Beam(NamedTuple):
@@ -304,6 +304,16 @@ def _hypotheses(prefixes: _Prefixes, pairs: Iterable[tuple[_Node, float]]) -> di
             words, lm, said = done
             found[node.ids] = Hypothesis(node.ids, acoustic + said, acoustic, lm, words)
     return found
+
+
+def _ranked(found: Iterable[Hypothesis], boundary: int, count: int) -> list[Hypothesis]:
+    """The `count` best with different texts: boundaries at the ends, or several in a row, do not make another one."""
+    texts: dict[tuple[int, ...], Hypothesis] = {}
+    for hypothesis in sorted(found, key=lambda hypothesis: (-hypothesis.score, hypothesis.ids)):
+        ids = (boundary, *hypothesis.ids, boundary)
+        text = tuple(b for a, b in itertools.pairwise(ids) if (a, b) != (boundary, boundary))
+        texts.setdefault(text, hypothesis)
+    return list(texts.values())[:count]
 
 
 def _without_word(node: _Node) -> _Node:
@@ -431,7 +441,7 @@ class Flashlight:
             if ids not in found:
                 acoustic = float(result.emittingModelScore)
                 found[ids] = Hypothesis(ids, float(result.score), acoustic, float(result.lmScore), words)
-        return sorted(found.values(), key=lambda h: (-h.score, h.ids))[: self.law.n_best]
+        return _ranked(found.values(), self.boundary, self.law.n_best)
 
     def _words(self, ids: Sequence[int]) -> list[str]:
         spaced = (self.tokens[i] if i != self.boundary else "\n" for i in ids)
