@@ -53,6 +53,7 @@ LIBRARY = {
     "linear",
     "probing",
     "rival",
+    "reference",
     "batches",
 }  # what commands share
 HEAVY = ("tensorflow", "tensorflow_datasets", "librosa", "soundfile", "soxr", "ml_collections", "torch", "transformers")

@@ -1,7 +1,7 @@
 """Times full training steps (forward, backward, update) of any config on random data, alone or against another side.
 
     python -m w2v_jax.bench --config=configs/cpc.py --batch=8 --seconds=1.28 --stages
-    python -m w2v_jax.bench --config=configs/w2v2_base.py --batch=2 --seconds=10 --against=transformers
+    python -m w2v_jax.bench --config=configs/w2v2_base.py --batch=2 --seconds=10 --against=torch
 
 Both sides run in turn in one process (A B A B ...), so that a busy machine slows both; the figure to trust is the
 ratio of medians, theirs / ours. Reads no data: loading and decoding are not part of the time. One device.
@@ -35,7 +35,7 @@ from w2v_jax.config import (
     run_command,
     split_overrides,
 )
-from w2v_jax.rival import Side, their_side
+from w2v_jax.rival import THEIRS, Side, their_side
 
 OURS = (
     "batch -> loss, gradient and update in one jitted program with donated state; masks, distractors and dropout are "
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add_config_argument(parser)
     parser.add_argument("--batch", type=int, default=2, help="rows of the batch, which is one unit (default 2)")
     parser.add_argument("--seconds", type=float, default=10.0, help="seconds of audio in each row (default 10)")
-    parser.add_argument("--against", choices=["transformers"], help="also time this, in turn (extra: parity)")
+    parser.add_argument("--against", choices=["torch"], help="also time torch, in turn (extra: parity)")
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16"],
@@ -91,8 +91,8 @@ def _config(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> tuple
         dtype = "float32"
     overrides = [*overrides, ("data.unit_seconds", repr(args.batch * samples / SAMPLE_RATE))]
     config = load(args.config, overrides + ([("train.dtype", dtype)] if dtype else []))
-    if args.against and config.method != "wav2vec2":
-        raise UserError(f"--against=transformers knows 'wav2vec2' only; the config's method is {config.method!r}")
+    if args.against and config.method not in THEIRS:
+        raise UserError(f"--against=torch knows {', '.join(THEIRS)}; the config's method is {config.method!r}")
     config = with_alphabet(config)
     if config.data.name not in ("codes", "features"):
         law = config.masking if "masking" in config else None
@@ -111,7 +111,7 @@ def measure(config: Any, samples: int, args: argparse.Namespace) -> dict[str, An
     own_peak = _peak_memory()
     sides = {"ours": ours}
     if args.against:
-        sides["theirs"] = their_side(config, batch["wave"], args.torch_compile)
+        sides["theirs"] = their_side(config, batch, args.torch_compile)
     for side in sides.values():
         for _ in range(args.warmup):
             side.run()

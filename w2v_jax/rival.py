@@ -1,6 +1,7 @@
-"""The other side of `bench`: Hugging Face's wav2vec 2.0 in PyTorch, with the same sizes, dropouts and loss.
+"""The other side of `bench`: the same training step in PyTorch, with the same sizes, dropouts and loss.
 
-Needs the extra `parity`; torch and transformers are imported when a function is called.
+wav2vec 2.0 is Hugging Face's; the other methods are the reference's formulations (`reference.py`). Needs the extra
+`parity`; torch and transformers are imported when a function is called.
 """
 
 from __future__ import annotations
@@ -12,13 +13,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from w2v_jax import reference
 from w2v_jax.config import UserError
 
-THEIRS = (
-    "transformers Wav2Vec2ForPreTraining in training mode with the same sizes, dropouts and LayerDrop; masks "
-    "and negative indices are drawn outside the timed part; quantizer, projections and loss on all frames (its own "
-    "way); no feature penalty; torch.optim.AdamW(fused=True)"
-)
+THEIRS = {
+    "wav2vec2": "transformers Wav2Vec2ForPreTraining in training mode with the same sizes, dropouts and LayerDrop; "
+    "masks and negative indices are drawn outside the timed part; quantizer, projections and loss on all frames (its "
+    "own way); no feature penalty",
+    "wav2vec": "the reference's formulation of wav2vec: channels first, distractors gathered",
+    "vq_wav2vec": "the reference's formulation of vq-wav2vec: channels first, distractors gathered; nearest codes by "
+    "torch.cdist, Gumbel's vectors by one product",
+    "cpc": "CPC after Riviere et al. 2020: torch's recurrent network, distractors gathered for every present frame",
+    "bert_codes": "transformers RobertaForMaskedLM with the head on masked frames only; masks are drawn in NumPy",
+}
 
 
 class Side(NamedTuple):
@@ -34,9 +41,9 @@ class Side(NamedTuple):
     parts: dict[str, Callable[[], Any]]
 
 
-def their_side(config: Any, wave: np.ndarray, compiled: bool) -> Side:
-    """Hugging Face's model and torch's AdamW on wave [B T]: the GPU where JAX has one, else all CPU cores."""
-    torch, transformers = _import_torch()
+def their_side(config: Any, batch: dict[str, np.ndarray], compiled: bool) -> Side:
+    """A step of torch with AdamW on the batch: on the GPU where JAX has one, else on all CPU cores."""
+    torch = _import_torch()
     import jax
 
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
@@ -44,38 +51,55 @@ def their_side(config: Any, wave: np.ndarray, compiled: bool) -> Side:
         raise UserError("JAX has a GPU and torch has none: install a CUDA build of torch, or set JAX_PLATFORMS=cpu")
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(config.seed)
-    model = transformers.Wav2Vec2ForPreTraining(their_config(config)).to(device).train()
-    model.set_gumbel_temperature(config.quantizer.temperature[0])
+    builders = {"wav2vec2": wav2vec2, "cpc": reference.cpc, "bert_codes": reference.bert}
+    model, loss = builders.get(config.method, reference.wav2vec)(torch, config)
+    model.to(device).train()
     o = config.optim
     adam = dict(lr=o.peak / max(o.warmup, 1), betas=tuple(o.betas), eps=o.eps, weight_decay=o.weight_decay)
     optimizer = torch.optim.AdamW(model.parameters(), **adam, fused=True)
-    forward = torch.compile(model) if compiled else model
-    audio = torch.from_numpy(wave).to(device)
+    forward = torch.compile(loss) if compiled else loss
+    tensors = {name: torch.from_numpy(x).to(device) for name, x in batch.items()}
     half = torch.autocast(device, torch.bfloat16, enabled=config.train.dtype == "bfloat16")
-    draws = _their_draws(config, wave, torch, device)
 
     def run() -> float:
-        masked, negatives, count = next(draws)
         optimizer.zero_grad(set_to_none=True)
         with half:
-            out = forward(audio, mask_time_indices=masked, sampled_negative_indices=negatives)
-        (out.loss / count).backward()
+            total, shown = forward(tensors)
+        total.backward()
         optimizer.step()
-        return out.contrastive_loss.item() / count
+        return shown.item()
 
     start = time.perf_counter()
     run()
-    words = THEIRS + ("; torch.compile" if compiled else "; eager")
+    words = f"{THEIRS[config.method]}; torch.optim.AdamW(fused=True); {'torch.compile' if compiled else 'eager'}"
     return Side(words, time.perf_counter() - start, run, None, {})
 
 
-def _import_torch() -> tuple[Any, Any]:
+def _import_torch() -> Any:
     try:
         import torch
-        import transformers
+        import transformers  # noqa: F401
     except ImportError as error:
-        raise UserError(f"--against=transformers needs {error.name}: pip install -e '.[parity]'") from None
-    return torch, transformers
+        raise UserError(f"--against=torch needs {error.name}: pip install -e '.[parity]'") from None
+    return torch
+
+
+def wav2vec2(torch: Any, config: Any) -> tuple[Any, reference.Loss]:
+    """Hugging Face's model, and its loss per masked frame; what is shown is the contrastive part."""
+    import transformers
+
+    model = transformers.Wav2Vec2ForPreTraining(their_config(config))
+    model.set_gumbel_temperature(config.quantizer.temperature[0])
+    draws = None
+
+    def loss(batch: dict[str, Any]) -> tuple[Any, Any]:
+        nonlocal draws
+        draws = draws or _their_draws(config, batch["wave"], torch)
+        masked, negatives, count = next(draws)
+        out = model(batch["wave"], mask_time_indices=masked, sampled_negative_indices=negatives)
+        return out.loss / count, out.contrastive_loss.detach() / count
+
+    return model, loss
 
 
 def their_config(config: Any) -> Any:
@@ -115,8 +139,8 @@ def their_config(config: Any) -> Any:
     )
 
 
-def _their_draws(config: Any, wave: np.ndarray, torch: Any, device: str):
-    """Masks and negative indices for ever: a few drawn beforehand, so that drawing is not part of the time."""
+def _their_draws(config: Any, wave: Any, torch: Any):
+    """Masks and negative indices for ever: a few drawn in the first step, so that drawing is not part of the time."""
     from transformers.models.wav2vec2.modeling_wav2vec2 import _sample_negative_indices
 
     from w2v_jax.frontend import num_frames
@@ -130,6 +154,7 @@ def _their_draws(config: Any, wave: np.ndarray, torch: Any, device: str):
         lengths = np.full(len(wave), frames)
         masked = span_mask_oracle(rng, lengths, frames, prob=m.prob, length=m.length, min_spans=m.min_spans)
         negatives = _sample_negative_indices(masked.shape, config.loss.negatives, masked)
-        drawn.append((torch.from_numpy(masked).to(device), torch.from_numpy(negatives).to(device), int(masked.sum())))
+        tensors = (torch.from_numpy(x).to(wave.device) for x in (masked, negatives))
+        drawn.append((*tensors, int(masked.sum())))
     while True:
         yield from drawn
