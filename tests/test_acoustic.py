@@ -92,6 +92,20 @@ def test_standardised_channels_have_zero_mean_and_unit_variance_over_real_frames
     assert np.isfinite(y).all() and not np.any(y[:, :, 3])
 
 
+def test_masked_frames_do_not_change_the_scale_of_the_others():
+    rng = np.random.default_rng(0)
+    x, frames = rng.normal(size=(2, 9, 4)).astype(np.float32), np.array([9, 6])
+    masked = np.zeros((2, 9), bool)
+    masked[:, 2:4] = True
+    loud = np.where(masked[..., None], 50.0, x).astype(np.float32)
+    y = standardise(jnp.asarray(loud), jnp.asarray(frames), jnp.asarray(masked))
+    for row, n in enumerate(frames):
+        seen = ~masked[row, :n]
+        np.testing.assert_allclose(y[row, :n][seen].mean(0), 0, atol=1e-5)
+        np.testing.assert_allclose(y[row, :n][seen].std(0), 1, atol=1e-4)
+        assert (y[row, :n][~seen] > 5).all() and not np.any(y[row, n:])
+
+
 @pytest.mark.parametrize("spec", ["acoustic_logmel.py", "acoustic_logmel.py:demo"])
 def test_transformer_is_as_large_as_the_convolutions(spec):
     """Within 6 %: what differs between their error rates is not their size."""

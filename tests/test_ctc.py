@@ -217,6 +217,17 @@ def test_masks_are_drawn_in_training_only():
     assert loss(1, False) == loss(2, False)
 
 
+def test_recogniser_standardises_by_the_frames_that_are_not_masked(monkeypatch):
+    config = config_of("finetune", acoustic__standardise=True, masking__time_prob=0.5, masking__channel_prob=0.0)
+    method, params, extra = start(config)
+    seen = []
+    monkeypatch.setattr(ctc, "standardise", lambda x, frames, masked: seen.append(masked) or x)
+    method.loss(params, extra, batch_of(), jax.random.key(1), jnp.int32(0), train=True)
+    method.predict(params, extra, batch_of())
+    drawn, nothing = seen
+    assert nothing is None and drawn.any() and not drawn.all() and drawn.dtype == bool
+
+
 def test_settings_that_cannot_be_are_named():
     for name, changes, word in (
         ("finetune", dict(acoustic__input="middle"), "acoustic.input"),

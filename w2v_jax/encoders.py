@@ -283,15 +283,16 @@ def make_encoder(encoder: Any, vocab_size: int, dtype: Any) -> Any:
     return wav2vec2_encoder(encoder, dtype) if encoder.kind == "wav2vec2" else causal_encoder(encoder, dtype)
 
 
-def standardise(x: jax.Array, num_frames: jax.Array) -> jax.Array:
+def standardise(x: jax.Array, num_frames: jax.Array, masked: jax.Array | None = None) -> jax.Array:
     """Each channel of x [B F C] with zero mean and unit variance over the num_frames [B] real frames; 0 on padding.
 
-    In float32. What is constant, or a single frame, becomes 0.
+    In float32. What is constant, or a single frame, becomes 0. masked [B F]: frames that do not count, so that what
+    masking does to a few frames in training does not change the scale of the others.
     """
-    valid = valid_frames(num_frames, x.shape[1])[..., None]
-    count = jnp.maximum(num_frames, 1).astype(jnp.float32)[:, None, None]
+    valid = valid_frames(num_frames, x.shape[1])
+    counted = (valid if masked is None else valid & ~masked)[..., None]
+    count = jnp.maximum(counted.sum(axis=1, keepdims=True), 1).astype(jnp.float32)
     y = x.astype(jnp.float32)
-    mean = jnp.where(valid, y, 0.0).sum(axis=1, keepdims=True) / count
-    y = jnp.where(valid, y - mean, 0.0)
-    variance = jnp.square(y).sum(axis=1, keepdims=True) / count
-    return (y * jax.lax.rsqrt(variance + 1e-5)).astype(x.dtype)
+    y = y - jnp.where(counted, y, 0.0).sum(axis=1, keepdims=True) / count
+    variance = jnp.square(jnp.where(counted, y, 0.0)).sum(axis=1, keepdims=True) / count
+    return jnp.where(valid[..., None], y * jax.lax.rsqrt(variance + 1e-5), 0.0).astype(x.dtype)

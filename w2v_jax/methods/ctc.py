@@ -48,33 +48,34 @@ class Recognizer(nn.Module):
             layers = hidden_states(config.encoder)
             self.layer_weights = self.param("layer_weights", part(nn.initializers.zeros, (None,)), (layers,))
 
-    def encode(self, batch: Batch, noise=None, layer_key=None, *, collect: bool) -> Encoded:
-        """The encoder's record; with noise [B] its dropouts, and for a Transformer time and channel masks.
+    def encode(self, batch: Batch, noise=None, layer_key=None, *, collect: bool) -> tuple[Encoded, jax.Array | None]:
+        """The encoder's record, and the frames [B F] that were masked; with noise [B] in training.
 
-        collect: with the hidden states of a Transformer's layers.
+        A Transformer then has its dropouts, that of wav2vec 2.0 time and channel masks too. collect: with the hidden
+        states of its layers.
         """
-        encoder = self.config.encoder
+        encoder, masked, channels = self.config.encoder, None, None
         x = batch[ENCODERS[encoder.kind]]
         if encoder.kind in ("logmel", "features", "causal"):
-            return self.encoder(x, batch["num_samples"])
+            return self.encoder(x, batch["num_samples"]), None
         if encoder.kind == "codes":
-            return self.encoder(x, batch["num_samples"], noise, layer_key, collect=collect)
-        masked = channels = None
+            return self.encoder(x, batch["num_samples"], noise, layer_key, collect=collect), None
         if noise is not None:
             frames = num_frames(batch["num_samples"], encoder.conv_layers)
             total = num_frames(batch["wave"].shape[1], encoder.conv_layers)
             masked, channels = draw_masks(self.config.masking, noises.fold(noise, 0), frames, total, encoder.width)
         noise = None if noise is None else noises.fold(noise, 6)
-        return self.encoder(x, batch["num_samples"], masked, noise, layer_key, channels=channels, collect=collect)
+        given = dict(channels=channels, collect=collect)
+        return self.encoder(x, batch["num_samples"], masked, noise, layer_key, **given), masked
 
     def __call__(self, batch: Batch, noise=None, layer_key=None, thawed=1.0) -> tuple[jax.Array, jax.Array]:
         """(logits [B F' A] float32, num_frames' [B]); thawed: 0 keeps the gradient from the encoder."""
         draws = (None, None) if self.config.encoder.frozen else (noise, layer_key)
-        encoded = self.encode(batch, *draws, collect=self.config.acoustic.input == "weighted")
-        return self.recognise(encoded, noise, layer_key, thawed)
+        encoded, masked = self.encode(batch, *draws, collect=self.config.acoustic.input == "weighted")
+        return self.recognise(encoded, masked, noise, layer_key, thawed)
 
-    def recognise(self, encoded: Encoded, noise=None, layer_key=None, thawed=1.0) -> tuple[jax.Array, jax.Array]:
-        """As above, from the encoder's record."""
+    def recognise(self, encoded: Encoded, masked=None, noise=None, layer_key=None, thawed=1.0):
+        """As above, from what `encode` gives."""
         encoder, acoustic = self.config.encoder, self.config.acoustic
         hidden: Any = {"context": encoded.context, "local": encoded.local, "weighted": encoded.hidden}[acoustic.input]
         held = jax.lax.stop_gradient(hidden)
@@ -83,7 +84,7 @@ class Recognizer(nn.Module):
             weights = jax.nn.softmax(self.layer_weights.astype(jnp.float32))
             x = jnp.einsum("l,lbfd->bfd", weights.astype(x.dtype), x)
         if acoustic.standardise:
-            x = standardise(x, encoded.num_frames)
+            x = standardise(x, encoded.num_frames, masked)
         if noise is not None and (encoder.frozen or encoder.kind != "wav2vec2"):
             frames, (total, width) = encoded.num_frames, x.shape[1:]
             masked, channels = draw_masks(self.config.masking, noises.fold(noise, 0), frames, total, width)
@@ -95,7 +96,7 @@ class Recognizer(nn.Module):
 
     def features(self, batch: Batch) -> dict[str, Any]:
         """Logits with their valid frames, and the encoder's record."""
-        encoded = self.encode(batch, collect=True)
+        encoded, _ = self.encode(batch, collect=True)
         logits, frames = self.recognise(encoded)
         hidden = encoded.context[None] if encoded.hidden is None else encoded.hidden
         return {
