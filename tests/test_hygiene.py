@@ -54,10 +54,12 @@ LIBRARY = {
     "probing",
     "rival",
     "reference",
+    "foreign",
+    "huggingface",
     "batches",
 }  # what commands share
 HEAVY = ("tensorflow", "tensorflow_datasets", "librosa", "soundfile", "soxr", "ml_collections", "torch", "transformers")
-HEAVY += ("matplotlib", "tensorboardX", "espeakng_loader", "jiwer", "flashlight")
+HEAVY += ("safetensors", "matplotlib", "tensorboardX", "espeakng_loader", "jiwer", "flashlight")
 # what a layer may import from outside the standard library, anywhere in its files
 MAY_IMPORT = {
     "maths": {"jax", "flax", "optax", "numpy"},

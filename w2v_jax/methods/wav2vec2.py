@@ -54,7 +54,10 @@ class Prediction(NamedTuple):
 
 
 class Wav2Vec2(nn.Module):
-    """The model: params "encoder", "quantizer", "target_proj" (project_q), "context_proj" (final_proj)."""
+    """The model: params "encoder", "quantizer", "target_proj" (project_q), "context_proj" (final_proj).
+
+    With `quantizer.groups` 0 it is the encoder alone, which gives features and has no loss.
+    """
 
     config: Any
 
@@ -62,6 +65,8 @@ class Wav2Vec2(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.train.dtype)
         q, width = config.quantizer, config.loss.proj
         self.encoder = wav2vec2_encoder(config.encoder, dtype)
+        if not q.groups:
+            return
         self.quantizer = GumbelQuantizer(q.groups, q.codes, q.dim, dtype)
         self.target_proj = linear(width, q.dim, ("codes", "proj"), dtype)
         self.context_proj = linear(width, config.encoder.width, ("embed", "proj"), dtype)
@@ -82,13 +87,15 @@ class Wav2Vec2(nn.Module):
     def features(self, batch: Batch) -> dict[str, Any]:
         """Local features, context, all hidden states and codes of every frame, without masking or noise."""
         encoded = self.encoder(batch["wave"], batch["num_samples"], collect=True)
-        return {
+        found = {
             "local": encoded.local,
             "context": encoded.context,
             "hidden": encoded.hidden,
             "valid": valid_frames(encoded.num_frames, encoded.local.shape[1]),
-            "codes": self.quantizer(encoded.local, jnp.float32(1.0), None).codes,
         }
+        if self.config.quantizer.groups:
+            found["codes"] = self.quantizer(encoded.local, jnp.float32(1.0), None).codes
+        return found
 
 
 def draw(config: Any, batch: Batch, key: jax.Array, *, train: bool) -> Draws:
@@ -195,10 +202,14 @@ def make(config: Any) -> Method:
     start, end, decay = config.quantizer.temperature
 
     def init(key: jax.Array, batch: Batch) -> tuple[PyTree, PyTree]:
+        if not config.quantizer.groups:
+            return model.init(key, batch, method=Wav2Vec2.features)["params"], {}
         draws = draw(config, batch, key, train=False)
         return model.init(key, batch, draws, jnp.float32(1.0))["params"], {}
 
     def loss(params, extra, batch, key, step, *, train):
+        if not config.quantizer.groups:
+            raise UserError("quantizer.groups=0 is an encoder alone, which has no loss; start from it with init.run")
         draws = draw(config, batch, key, train=train)
         tau = temperature(step, start, end, decay)
         noise = noises.fold(noises.row_noise(key, batch["row"]), 6) if train else None

@@ -1,0 +1,165 @@
+"""Carries checkpoints between this package and Hugging Face's transformers; the direction follows from what --from is.
+
+    python -m w2v_jax.convert --from DOWNLOADED/wav2vec2-base --to runs/imported
+    python -m w2v_jax.convert --from runs/10h --to for-transformers
+
+A folder that transformers wrote becomes the folder of a run, which extract, probe, evaluate, transcribe and training
+(init.run) take. A run becomes a folder for transformers, with a model card. Every tensor is accounted for: what is
+missing, unexpected or of another shape is an error, and then nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from w2v_jax import __version__, checkpoint, huggingface
+from w2v_jax import config as configs
+from w2v_jax.config import UserError, run_command
+from w2v_jax.data.labels import FILE as ALPHABET
+from w2v_jax.data.labels import Alphabet
+from w2v_jax.foreign import Imported, file_digest, new_folder, write_run
+from w2v_jax.report import write_whole
+from w2v_jax.runs import step_argument
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command: exit code 0, or UserError."""
+    parser = argparse.ArgumentParser(
+        prog="python -m w2v_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--from", dest="source", required=True, metavar="PATH", help="a run, or a folder or weights of transformers")
+    add("--to", required=True, metavar="FOLDER", help="is made; must not exist")
+    add("--step", type=step_argument, metavar="N|best", help="of a run, which checkpoint (default: the newest)")
+    add("--encoder-only", action="store_true", help="of a run, leave the quantizer and the heads behind")
+    add("--tensors", action="store_true", help="print the place of every tensor")
+    args = parser.parse_args(argv)
+    source, target = (pathlib.Path(p).expanduser() for p in (args.source, args.to))
+    if not source.exists():
+        raise UserError(f"--from {source} does not exist")
+    if (source / "checkpoints").is_dir():
+        return export(source, target, args)
+    if args.encoder_only or args.step is not None:
+        raise UserError("--encoder-only and --step are for runs of this package; --from is none")
+    imported = huggingface.read(source)
+    folder = source if source.is_dir() else source.parent
+    files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors", ".bin") and f.is_file())
+    about = {"format": "transformers", "files": {f.name: file_digest(f) for f in files}}
+    write_run(target, imported, about)
+    tell(imported, source, target, args.tensors)
+    return 0
+
+
+def tell(imported: Imported, source: pathlib.Path, target: pathlib.Path, every: bool) -> None:
+    """What was imported and what can be done with it."""
+    config, weights = imported.config, sum(int(np.prod(shape)) for _, _, shape, _ in imported.table)
+    e = config.encoder
+    print(f"{source}: {len(imported.table)} tensors, {weights / 1e6:.1f} M parameters, all of them mapped")
+    print(
+        f"  encoder   {e.layers} layers of {e.width}, {e.conv_norm} norm, {'pre' if e.pre_norm else 'post'}-norm blocks"
+    )
+    what = {"ctc": "CTC", "wav2vec2": "wav2vec 2.0"}[config.method]
+    heads = "" if config.method == "ctc" or config.quantizer.groups else ", the encoder alone"
+    print(f"  method    {what}{heads}; audio {'' if config.data.normalize else 'not '}normalised per utterance")
+    if imported.alphabet is not None:
+        print(f"  alphabet  {len(imported.alphabet)} tokens: {' '.join(imported.alphabet.tokens[:12])} ...")
+    for note in imported.notes:
+        print(f"  note      {note}")
+    for row in imported.table if every else ():
+        print("  {:<70} {:<52} {} {}".format(*row))
+    command = (
+        "transcribe --run {} FILES" if imported.alphabet is not None else "extract --run {} --root FOLDER --out OUT"
+    )
+    print(f"done: {target} is a run of this package; try python -m w2v_jax.{command.format(target)}")
+
+
+def export(source: pathlib.Path, target: pathlib.Path, args: argparse.Namespace) -> int:
+    """Writes a run for transformers."""
+    config: Any = configs.from_json((source / "config.json").read_text(encoding="utf-8"))
+    alphabet = Alphabet.load(source / ALPHABET) if (source / ALPHABET).exists() else None
+    if alphabet is not None:
+        config = configs.with_outputs(config, len(alphabet))
+    bare = config.method == "wav2vec2" and not config.quantizer.groups
+    head = "encoder" if args.encoder_only or bare else "ctc" if config.method == "ctc" else "pretraining"
+    huggingface.check_export(config, head)
+    weights = checkpoint.restore_params(source, step=args.step)
+    tensors = huggingface.tensors_of(config, weights.params, head)
+    files = {"config.json": huggingface.their_config(config, head)}
+    files["preprocessor_config.json"] = huggingface.their_preprocessor(config)
+    if head == "ctc" and alphabet is not None:
+        files |= huggingface.their_tokenizer(alphabet)
+    try:
+        from safetensors.numpy import save_file
+    except ImportError:
+        raise UserError("safetensors is not installed: pip install 'w2v-jax[convert]'") from None
+    with new_folder(target) as partial:
+        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+        for name, content in files.items():
+            write_whole(partial / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_whole(partial / "README.md", model_card(source, config, head, weights.step, target.name))
+    print(f"{source} at step {weights.step}: {len(tensors)} tensors, {_count(tensors) / 1e6:.1f} M parameters")
+    for line in consequences(config):
+        print(f"  note      {line}")
+    print(f"done: {target} loads with transformers.Wav2Vec2{huggingface.HEADS[head]}.from_pretrained({str(target)!r})")
+    return 0
+
+
+def consequences(config: Any) -> list[str]:
+    """What differs in transformers although the parameters are the same."""
+    if config.encoder.conv_norm == "layer":
+        return []
+    return [
+        "the group norm of transformers sees padding: transcribe recordings one by one there, or in batches of equal "
+        "length; here padding never enters a feature"
+    ]
+
+
+def model_card(source: pathlib.Path, config: Any, head: str, step: int, name: str) -> str:
+    """README.md for the model: what the run says of itself, and places for what it cannot know."""
+    lines = ["---", "library_name: transformers", "tags: [speech, wav2vec2, w2v_jax]", "license: other", "---", ""]
+    lines += [f"# {name}", "", f"A wav2vec 2.0 model trained with w2v_jax {__version__}."]
+    lines += ["License, data and intended use: to be filled in by its authors.", "", "| | |", "| --- | --- |"]
+    flat = configs.flatten(config)
+    shown = ("method", "encoder.layers", "encoder.width", "data.normalize", "data.batch_hours", "optim.peak", "seed")
+    lines += [f"| `{key}` | {flat[key]} |" for key in shown if key in flat]
+    lines += [f"| updates | {step} |"]
+    for key, value in _last_scores(source, step).items():
+        lines.append(f"| held-out `{key}` | {value:.4g} |")
+    data = source / "data.json"
+    if data.exists():
+        told = json.loads(data.read_text(encoding="utf-8"))
+        lines += [f"| data: {key} | {value} |" for key, value in told.items() if isinstance(value, (int, float))]
+    lines += [
+        "",
+        "```python",
+        "from transformers import AutoFeatureExtractor, " + f"Wav2Vec2{huggingface.HEADS[head]}",
+        "",
+    ]
+    lines += [f'model = Wav2Vec2{huggingface.HEADS[head]}.from_pretrained("{name}")']
+    lines += [f'extractor = AutoFeatureExtractor.from_pretrained("{name}")  # 16 kHz audio', "```", ""]
+    lines += [line[0].upper() + line[1:] + "." for line in consequences(config)]
+    return "\n".join(lines) + "\n"
+
+
+def _last_scores(source: pathlib.Path, step: int) -> dict[str, float]:
+    """The evaluation at the step, as the run logged it."""
+    file, found = source / "metrics.jsonl", {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        row = json.loads(line)
+        if row["split"] == "eval" and row["step"] == step:
+            found = {k: v for k, v in row.items() if isinstance(v, float)}
+    return found
+
+
+def _count(tensors: dict[str, np.ndarray]) -> int:
+    return sum(x.size for x in tensors.values())
+
+
+if __name__ == "__main__":
+    run_command(main)
