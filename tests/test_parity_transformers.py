@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from huggingface_names import config_from_huggingface, params_from_huggingface
 
-from w2v_jax import masking
+from w2v_jax import huggingface, masking
 from w2v_jax.config import flatten
+from w2v_jax.foreign import parameter_shapes, take_over
 from w2v_jax.frontend import num_frames
 from w2v_jax.methods import wav2vec2
 
@@ -39,6 +39,17 @@ CASES = {
 }
 
 
+def our_config(theirs, samples: int):
+    """Our config of theirs as `convert` makes it, for one unit of so many samples; theirs has no masked norm."""
+    fields = theirs.to_dict() | {"model_type": "wav2vec2"}
+    config = huggingface.our_config(fields, "pretraining", False, 0)
+    with config.unlocked():
+        config.data.unit_seconds = samples / 16_000
+        config.encoder.padding_aware = False
+        config.quantizer.temperature = (TEMPERATURE, TEMPERATURE, 1.0)
+    return config
+
+
 class Case:
     """One forward and backward pass of both, with the same weights, masks, negatives and Gumbel noise."""
 
@@ -48,7 +59,7 @@ class Case:
         rows, samples = len(lengths), max(lengths)
         self.theirs_config = transformers.Wav2Vec2Config(**(fields | OFF), attn_implementation="eager")
         self.groups = self.theirs_config.num_codevector_groups
-        self.config = config_from_huggingface(self.theirs_config, rows=rows, samples=samples, temperature=TEMPERATURE)
+        self.config = our_config(self.theirs_config, rows * samples)
         rng = np.random.default_rng(0)
         lengths = np.asarray(lengths)
         self.wave = (rng.normal(size=(rows, samples)) * (np.arange(samples) < lengths[:, None])).astype(np.float32)
@@ -104,8 +115,10 @@ class Case:
         self.theirs.loss.backward()
         numpy = lambda x: x.detach().numpy()
         named = dict(model.named_parameters())
-        self.params = params_from_huggingface({n: numpy(p) for n, p in named.items()}, self.groups)
-        self.theirs_gradient = params_from_huggingface({n: numpy(p.grad) for n, p in named.items()}, self.groups)
+        places = huggingface.places(self.config, "wav2vec2.", "pretraining")
+        shapes = parameter_shapes(self.config)
+        self.params, _ = take_over({n: numpy(p) for n, p in named.items()}, places, shapes, "parameters")
+        self.theirs_gradient, _ = take_over({n: numpy(p.grad) for n, p in named.items()}, places, shapes, "gradients")
         self.theirs_hidden = [numpy(h) for h in self.theirs.hidden_states]
 
     def run_ours(self):
