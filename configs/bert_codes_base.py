@@ -18,6 +18,11 @@ from ml_collections import ConfigDict
 
 def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict(dict(method="bert_codes", seed=1))
+    config.init = dict(
+        run="",  # another run of this method to start from, or what `convert` made
+        step="",  # its checkpoint: a number, "best", or empty for the newest
+        fresh=(),  # regular expressions on the paths of parameters that start anew all the same
+    )
     config.data = dict(
         name="codes",  # folders that w2v_jax.extract wrote
         root=(),  # one or more folders

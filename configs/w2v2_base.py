@@ -16,6 +16,11 @@ CONV = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
 
 def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict(dict(method="wav2vec2", seed=1))
+    config.init = dict(
+        run="",  # another run of this method to start from, or what `convert` made
+        step="",  # its checkpoint: a number, "best", or empty for the newest
+        fresh=(),  # regular expressions on the paths of parameters that start anew all the same
+    )
     config.data = dict(
         name="folder",  # a file of w2v_jax/data: folder tsv jsonl tfds synthetic speak
         root=(),  # one or more folders, manifests or dataset names

@@ -18,6 +18,11 @@ CONV = tuple((512, k, s) for k, s in ((10, 5), (8, 4), (4, 2), (4, 2), (4, 2), (
 
 def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict(dict(method="wav2vec", seed=1))
+    config.init = dict(
+        run="",  # another run of this method to start from, or what `convert` made
+        step="",  # its checkpoint: a number, "best", or empty for the newest
+        fresh=(),  # regular expressions on the paths of parameters that start anew all the same
+    )
     config.data = dict(
         name="folder",  # a file of w2v_jax/data: folder tsv jsonl tfds synthetic speak
         root=(),  # one or more folders, manifests or dataset names

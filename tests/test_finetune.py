@@ -12,9 +12,8 @@ from w2v_jax import checkpoint, extract
 from w2v_jax import config as configs
 from w2v_jax.config import UserError
 from w2v_jax.data import open_source
-from w2v_jax.data.index import WAVE
 from w2v_jax.data.labels import FILE, Alphabet
-from w2v_jax.runs import encode, open_run, pretrained_encoder
+from w2v_jax.runs import encode, open_run
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +33,6 @@ def source(tiny_corpus):
 
 def encoder_of(path):
     return checkpoint.restore_params(path).params["encoder"]
-
-
-def test_encoder_of_the_pretraining_is_taken_over_bit_by_bit(pretrained):
-    config = configs.load("configs/acoustic_frozen.py:tiny", [("init.run", str(pretrained)), ("init.step", "1")])
-    shapes = {"encoder": checkpoint.restore_params(pretrained, step=2).params["encoder"]}
-    found = pretrained_encoder(config, shapes, WAVE)
-    jax.tree.map(np.testing.assert_array_equal, found, checkpoint.restore_params(pretrained, step=1).params["encoder"])
-    shapes["encoder"].pop("mask_vector")
-    with pytest.raises(UserError, match="mask_vector"):
-        pretrained_encoder(config, shapes, WAVE)
 
 
 def test_fine_tuning_changes_the_context_network_and_not_the_convolutions(tuned, pretrained):

@@ -56,6 +56,7 @@ LIBRARY = {
     "reference",
     "foreign",
     "huggingface",
+    "warmstart",
     "batches",
 }  # what commands share
 HEAVY = ("tensorflow", "tensorflow_datasets", "librosa", "soundfile", "soxr", "ml_collections", "torch", "transformers")

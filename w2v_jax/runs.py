@@ -130,7 +130,7 @@ def open_run(path: Any, step: int | str | None = None, random: bool = False) -> 
         config.encoder.padding_aware = True
     if (path / ALPHABET).exists():
         config = configs.with_outputs(config, len(Alphabet.load(path / ALPHABET)))
-    form, method = _form(path), method_module(config.method).make(config)
+    form, method = form_of(path), method_module(config.method).make(config)
     if random:
         key, length = jax.random.key(config.seed), int(config.data.bucket_seconds[0] * SAMPLE_RATE + 0.5)
         batch = _zeros(form, unit_rows(config.data.unit_seconds, length), length)
@@ -143,65 +143,6 @@ def open_run(path: Any, step: int | str | None = None, random: bool = False) -> 
     digest = digest_of((params, extra))
     params, extra = jax.device_put((params, extra))
     return Run(config, method, params, extra, int(step), digest, path, form)
-
-
-ENCODER_OF = {"wav2vec2": "wav2vec2", "cpc": "causal", "wav2vec": "causal", "bert_codes": "codes", "ctc": ""}
-"""Methods whose encoder another model can start from, and its `encoder.kind`; "" where the run says it itself."""
-ANY_VALUE = ("kind", "frozen", "frozen_steps", "conv_grad_scale", "layer_drop", "padding_aware", "max_frames")
-ANY_VALUE += ("attention", "positional", "scan_layers", "remat_frontend", "remat_layers")
-
-
-def pretrained_encoder(config: Any, params: PyTree, form: Form) -> PyTree:
-    """The parameters of the encoder of the run config.init.run, in the place of params["encoder"] (or its shapes).
-
-    Raises UserError, with every difference, when that run's encoder is another one than the config describes, or read
-    other data (waves that were normalised otherwise, codes of another vocabulary).
-    """
-    path = pathlib.Path(config.init.run).expanduser()
-    if not (path / "config.json").is_file():
-        raise UserError(f"init.run: {path} is not the folder of a run; give the --workdir of a pretraining")
-    other: Any = configs.from_json((path / "config.json").read_text(encoding="utf-8"))
-    if other.method not in ENCODER_OF:
-        raise UserError(
-            f"init.run: the context of {other.method} ({path}) does not read what encoder.kind={config.encoder.kind} "
-            "would give it; extract its features and learn from those (configs/acoustic_frozen.py:features)"
-        )
-    kind = ENCODER_OF[other.method] or other.encoder.kind
-    if kind != config.encoder.kind:
-        raise UserError(
-            f"init.run: {path} ({other.method}) has an encoder of kind {kind!r}, and encoder.kind is "
-            f"{config.encoder.kind!r}: take a config with the encoder section of that run, or extract its features and "
-            "learn from those (configs/acoustic_frozen.py:features)"
-        )
-    ours, theirs = (
-        {f"encoder.{k}": v for k, v in configs.flatten(c.encoder).items() if k not in ANY_VALUE and "dropout" not in k}
-        | {"data.normalize": c.data.normalize}
-        for c in (config, other)
-    )
-    if lines := configs.difference(theirs, ours):
-        lines = [line.replace(" -> ", f" in {path.name}, here ") for line in lines]
-        wanted = " ".join(f"--config.{key}={theirs[key]!r}" for key in ours if ours[key] != theirs.get(key, ours[key]))
-        raise UserError(
-            f"init.run: the encoder of {path} is another one:\n  " + "\n  ".join(lines) + f"\ntake: {wanted}"
-        )
-    if form != WAVE and form != _form(path):
-        raise UserError(
-            f"init.run: {path} was trained on other {form.name} ({_form(path).made_by}, here {form.made_by})"
-        )
-    step = {"": None, "best": "best"}.get(config.init.step, config.init.step)
-    found = checkpoint.restore_params(path, step=int(step) if str(step).isdigit() else step).params["encoder"]
-    shapes, have = (
-        {jax.tree_util.keystr(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(t)}
-        for t in (params["encoder"], found)
-    )
-    if shapes != have:
-        wrong = [
-            f"{key}: {have.get(key)} there, {shapes.get(key)} here"
-            for key in sorted(shapes.keys() | have.keys())
-            if have.get(key) != shapes.get(key)
-        ]
-        raise UserError(f"init.run: the parameters of {path} do not fit:\n  " + "\n  ".join(wrong[:10]))
-    return found
 
 
 def step_argument(text: str) -> int | str:
@@ -218,7 +159,7 @@ def digest_of(tree: PyTree) -> str:
     return digest.hexdigest()[:16]
 
 
-def _form(path: pathlib.Path) -> Form:
+def form_of(path: pathlib.Path) -> Form:
     """What the run's data were made of, as training wrote it down; audio where it wrote nothing."""
     try:
         return Form(**json.loads((path / "data.json").read_text(encoding="utf-8"))["form"])

@@ -30,9 +30,11 @@ from w2v_jax.data.labels import build as build_alphabet
 from w2v_jax.data.labels import table as alphabet_table
 from w2v_jax.data.pipeline import Info, batches
 from w2v_jax.data.plan import EvalPlan, TrainPlan, eval_plan, train_plan
+from w2v_jax.foreign import by_path, nest
 from w2v_jax.probing import LiveProbe
 from w2v_jax.runlog import RunLog
-from w2v_jax.runs import method_module, pretrained_encoder
+from w2v_jax.runs import method_module
+from w2v_jax.warmstart import warm_params
 
 EVAL_KEY = 2**31 - 1  # folded into the seed for the draws of evaluation, which are the same every time
 PREEMPTED, DEAD = 143, 3  # exit codes
@@ -186,13 +188,18 @@ def loop(job: Job, update: Any, score: Any) -> int:
 
 
 def first_state(job: Job) -> Any:
-    """The state before the first update; with the encoder of another run where the config names one."""
+    """The state before the first update; with parameters of another run where the config names one."""
     state = job.make()
     if not configs.flatten(job.config).get("init.run"):
         return state
-    found = pretrained_encoder(job.config, state.params, job.data.train.form)
-    place = lambda new, old: jax.device_put(np.asarray(new, old.dtype), old.sharding)
-    return state.replace(params=state.params | {"encoder": jax.tree.map(place, found, state.params["encoder"])})
+    found = by_path(warm_params(job.config, state.params, job.data.train.form))
+    place = lambda old, new: old if new is None else jax.device_put(np.asarray(new, old.dtype), old.sharding)
+    merged = {name: place(old, found.get(name)) for name, old in by_path(state.params).items()}
+    if jax.process_index() == 0:
+        print(
+            f"init: {len(found)} of {len(merged)} arrays of parameters are those of {job.config.init.run}", flush=True
+        )
+    return state.replace(params=nest(merged))
 
 
 def join(others: str) -> None:
