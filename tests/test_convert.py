@@ -325,6 +325,19 @@ def test_every_hidden_state_equals_that_of_transformers(transformers, tmp_path, 
 
 
 @pytest.mark.parity
+def test_weights_in_the_file_of_torch_are_the_same(transformers, tmp_path):
+    import torch
+
+    model = their_model(transformers, "Wav2Vec2ForCTC", SMALL | BASE)
+    write(tmp_path / "hf", json.loads(model.config.to_json_string(use_diff=False)), {})
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "hf" / "pytorch_model.bin")
+    found = huggingface.read(tmp_path / "hf")
+    np.testing.assert_array_equal(found.params["head"]["bias"], model.lm_head.bias.detach().numpy())
+    assert len(found.table) == len(model.state_dict())
+
+
+@pytest.mark.parity
 def test_every_hidden_state_equals_that_of_transformers_under_padding(transformers, tmp_path):
     check_equal(tmp_path, their_model(transformers, "Wav2Vec2ForCTC", SMALL | LARGE), (16_000, 11_000, 13_333))
 

@@ -57,6 +57,7 @@ LIBRARY = {
     "foreign",
     "huggingface",
     "warmstart",
+    "unpickle",
     "batches",
 }  # what commands share
 HEAVY = ("tensorflow", "tensorflow_datasets", "librosa", "soundfile", "soxr", "ml_collections", "torch", "transformers")

@@ -1,7 +1,7 @@
 """Checkpoints of Hugging Face's transformers: wav2vec 2.0 and HuBERT of every size, in and out.
 
-Read without torch and without transformers: config.json, safetensors (one file or sharded), preprocessor_config.json,
-vocab.json. `read` gives what `foreign.write_run` makes a run of; `write` is the way back. The two architectures are
+Read without torch and without transformers: config.json, weights (safetensors or PyTorch's files, whole or sharded),
+preprocessor_config.json, vocab.json. `read` gives what `foreign.write_run` makes a run of; `write` is the way back. The two architectures are
 those of their papers: group norm in the first convolution and post-norm blocks, or layer norm and pre-norm blocks
 (`do_stable_layer_norm`), convolutions with or without bias. XLS-R is wav2vec 2.0 in other sizes.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from w2v_jax import config as configs
+from w2v_jax import unpickle
 from w2v_jax.api import PyTree
 from w2v_jax.config import UserError
 from w2v_jax.data.labels import BLANK, BOUNDARY, Alphabet
@@ -180,7 +181,11 @@ def read_tensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
 
 def _tensors_of(file: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
     if file.suffix != ".safetensors":
-        raise UserError(f"{file}: only safetensors can be read; save the model again with safe_serialization=True")
+        found = unpickle.load(file)
+        if not isinstance(found, dict) or not all(isinstance(x, np.ndarray) for x in found.values()):
+            raise UserError(f"{file} holds more than tensors by name; it is not the weights of a model")
+        yield from found.items()
+        return
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
