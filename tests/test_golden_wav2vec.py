@@ -10,17 +10,16 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from fairseq_names import conv_layers, nest
 
-from w2v_jax import prediction
+from w2v_jax import fairseq, prediction
 from w2v_jax.config import flatten
+from w2v_jax.foreign import parameter_shapes, take_over
 from w2v_jax.methods import vq_wav2vec, wav2vec
 from w2v_jax.quantizers import temperature
 
@@ -33,74 +32,14 @@ def test_golden_files_are_there():
 
 
 def our_config(reference: dict, rows: int, samples: int) -> ml_collections.ConfigDict:
-    weights = reference["loss_weights"] or [0.0]
-    gumbel = reference.get("vq_type") == "gumbel"
-    groups, codes = reference.get("vq_groups", 1), reference.get("vq_vars", 1)
-    return ml_collections.ConfigDict(
-        dict(
-            data=dict(unit_seconds=rows * samples / 16_000),
-            train=dict(dtype="float32"),
-            encoder=dict(
-                conv_layers=conv_layers(reference["conv_feature_layers"]),
-                conv_norm="utterance",
-                conv_bias=False,
-                activation=reference["activation"],
-                log_compression=reference["log_compression"],
-                padding_aware=False,
-                context="conv",
-                context_kernels=tuple(k for _, k, _ in conv_layers(reference["conv_aggregator_layers"])),
-                context_skip=reference["skip_connections_agg"],
-                context_zero_pad=reference.get("agg_zero_pad", False),
-                width=0,
-                layers=0,
-                remat_frontend=False,
-            ),
-            quantizer=dict(
-                kind="gumbel" if gumbel else "kmeans",
-                groups=groups,
-                codes=codes,
-                shared=reference.get("combine_groups", False),
-                depth=reference.get("vq_depth", 1),
-                temperature=tuple(reference.get("vq_temp", (2.0, 0.5, 0.99))),
-                restart=0.0,
-                init_iterations=0,
-            ),
-            loss=dict(
-                kind="infonce" if reference["infonce"] else "bce",
-                balanced=reference.get("balanced_classes", False),
-                steps=reference["prediction_steps"],
-                offset=0,
-                negatives=reference["num_negatives"],
-                cross_negatives=reference.get("cross_sample_negatives", 0),
-                diversity_weight=weights[0] * groups * codes if gumbel else 0.0,
-                commitment_weight=weights[0],
-                commitment_gamma=reference.get("vq_gamma", 0.25),
-            ),
-        )
-    )
-
-
-def our_parameter(name: str, array: np.ndarray, groups: int) -> tuple[str, np.ndarray]:
-    """(path, array) here of a parameter of the reference."""
-    if match := re.fullmatch(r"feature_(extractor|aggregator)\.conv_layers\.(\d+)\.([0-3])\.(weight|bias)", name):
-        part = "frontend" if match[1] == "extractor" else "aggregator"
-        stem = f"encoder/{part}/conv{match[2]}"
-        if match[3] in "01":
-            return (f"{stem}/kernel", array.transpose()) if match[4] == "weight" else (f"{stem}/bias", array)
-        return f"{stem}/norm/{'scale' if match[4] == 'weight' else 'bias'}", array
-    module, _, leaf = name.rpartition(".")
-    if module == "wav2vec_predictions.project_to_steps":
-        return (
-            ("predictor/kernel", array[:, :, 0].transpose(2, 0, 1)) if leaf == "weight" else ("predictor/bias", array)
-        )
-    if module == "vector_quantizer":
-        return "quantizer/codebook", array.transpose(1, 0, 2) if leaf == "embedding" else array
-    if module == "vector_quantizer.projection.0":
-        return "quantizer/projection", array[..., 0].reshape(groups, -1, array.shape[1]).transpose(0, 2, 1)
-    if module == "vector_quantizer.projection.1":
-        return f"quantizer/norm/{'scale' if leaf == 'weight' else 'bias'}", array
-    ours = {"vector_quantizer.weight_proj.0.0": "hidden", "vector_quantizer.weight_proj.1": "weight_proj"}[module]
-    return f"quantizer/{ours}/{leaf.replace('weight', 'kernel')}", array.transpose()
+    """The config as `convert` makes it, for one unit of rows; the reference's norms see padding."""
+    config = fairseq.wav2vec_config({"normalize": False, "vq_temp": (2.0, 0.5, 0.99)} | reference)
+    with config.unlocked():
+        config.data.unit_seconds = rows * samples / 16_000
+        config.encoder.padding_aware = False
+        if "quantizer" not in config:
+            config.quantizer = dict(groups=1, temperature=(2.0, 0.5, 0.99))
+    return config
 
 
 class Case:
@@ -127,9 +66,9 @@ class Case:
         (_, (self.total, self.metrics, self.outputs)), self.grads = both(self.params("param/"))
 
     def params(self, prefix: str) -> dict:
-        found = [(k.removeprefix(prefix), v) for k, v in self.arrays.items() if k.startswith(prefix)]
-        groups = self.config.quantizer.groups
-        return nest(dict(our_parameter(name, array, groups) for name, array in found))
+        found = {k.removeprefix(prefix): v for k, v in self.arrays.items() if k.startswith(prefix)}
+        places, shapes = fairseq.wav2vec_places(self.config), parameter_shapes(self.config)
+        return take_over(found, places, shapes, prefix)[0]
 
     def reference_distractors(self, rows: int) -> np.ndarray:
         """The reference skips the positive frame by frame, then reads the draws back negative by negative."""

@@ -56,6 +56,7 @@ LIBRARY = {
     "reference",
     "foreign",
     "huggingface",
+    "fairseq",
     "warmstart",
     "unpickle",
     "batches",

@@ -1,11 +1,13 @@
-"""Carries checkpoints between this package and Hugging Face's transformers; the direction follows from what --from is.
+"""Carries checkpoints of transformers and fairseq into this package, and runs of this package to transformers.
 
     python -m w2v_jax.convert --from DOWNLOADED/wav2vec2-base --to runs/imported
+    python -m w2v_jax.convert --from wav2vec_large.pt --to runs/imported
     python -m w2v_jax.convert --from runs/10h --to for-transformers
 
-A folder that transformers wrote becomes the folder of a run, which extract, probe, evaluate, transcribe and training
-(init.run) take. A run becomes a folder for transformers, with a model card. Every tensor is accounted for: what is
-missing, unexpected or of another shape is an error, and then nothing is written.
+The direction follows from what --from is: a folder (or weights) of Hugging Face's transformers, a .pt file of fairseq
+(wav2vec, vq-wav2vec, wav2vec 2.0), or a run. What comes in becomes the folder of a run, which extract, probe, evaluate,
+transcribe and training (init.run) take. A run goes out as a folder for transformers, with a model card. Every tensor is
+accounted for: what is missing, unexpected or of another shape is an error, and then nothing is written.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax import __version__, checkpoint, huggingface
+from w2v_jax import __version__, checkpoint, fairseq, huggingface
 from w2v_jax import config as configs
 from w2v_jax.config import UserError, run_command
 from w2v_jax.data.labels import FILE as ALPHABET
@@ -38,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     add("--to", required=True, metavar="FOLDER", help="is made; must not exist")
     add("--step", type=step_argument, metavar="N|best", help="of a run, which checkpoint (default: the newest)")
     add("--encoder-only", action="store_true", help="of a run, leave the quantizer and the heads behind")
+    add("--dictionary", metavar="FILE", help="of a fine-tuned model of fairseq, its dict.ltr.txt")
     add("--tensors", action="store_true", help="print the place of every tensor")
     args = parser.parse_args(argv)
     source, target = (pathlib.Path(p).expanduser() for p in (args.source, args.to))
@@ -47,11 +50,13 @@ def main(argv: Sequence[str]) -> int:
         return export(source, target, args)
     if args.encoder_only or args.step is not None:
         raise UserError("--encoder-only and --step are for runs of this package; --from is none")
-    imported = huggingface.read(source)
-    folder = source if source.is_dir() else source.parent
-    files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors", ".bin") and f.is_file())
-    about = {"format": "transformers", "files": {f.name: file_digest(f) for f in files}}
-    write_run(target, imported, about)
+    if source.suffix == ".pt":
+        dictionary = pathlib.Path(args.dictionary).expanduser() if args.dictionary else None
+        imported, files = fairseq.read(source, dictionary), [source, *([dictionary] if dictionary else [])]
+    else:
+        imported, folder = huggingface.read(source), source if source.is_dir() else source.parent
+        files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors", ".bin") and f.is_file())
+    write_run(target, imported, {"files": {f.name: file_digest(f) for f in files}})
     tell(imported, source, target, args.tensors)
     return 0
 
@@ -61,12 +66,15 @@ def tell(imported: Imported, source: pathlib.Path, target: pathlib.Path, every: 
     config, weights = imported.config, sum(int(np.prod(shape)) for _, _, shape, _ in imported.table)
     e = config.encoder
     print(f"{source}: {len(imported.table)} tensors, {weights / 1e6:.1f} M parameters, all of them mapped")
+    if "mlp" in e:
+        blocks = "pre" if e.pre_norm else "post"
+        print(f"  encoder   {e.layers} layers of {e.width}, {e.conv_norm} norm, {blocks}-norm blocks")
+    else:
+        print(f"  encoder   {len(e.conv_layers)} convolutions, {len(e.context_kernels)} of context, {e.activation}")
+    heads = ", the encoder alone" if config.method == "wav2vec2" and not config.quantizer.groups else ""
     print(
-        f"  encoder   {e.layers} layers of {e.width}, {e.conv_norm} norm, {'pre' if e.pre_norm else 'post'}-norm blocks"
+        f"  method    {config.method}{heads}; audio {'' if config.data.normalize else 'not '}normalised per utterance"
     )
-    what = {"ctc": "CTC", "wav2vec2": "wav2vec 2.0"}[config.method]
-    heads = "" if config.method == "ctc" or config.quantizer.groups else ", the encoder alone"
-    print(f"  method    {what}{heads}; audio {'' if config.data.normalize else 'not '}normalised per utterance")
     if imported.alphabet is not None:
         print(f"  alphabet  {len(imported.alphabet)} tokens: {' '.join(imported.alphabet.tokens[:12])} ...")
     for note in imported.notes:

@@ -41,13 +41,24 @@ class Place(NamedTuple):
 
 
 LAYOUTS: dict[str, tuple[Callable, Callable]] = {
-    "same": (lambda x: x, lambda x: x),
-    "transposed": (lambda x: x.transpose(), lambda x: x.transpose()),
-    "per tap": (lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, -1)),
-    "codebook": (lambda x: x, lambda x: x.reshape(1, -1, x.shape[-1])),
+    "same": (lambda x, shape: x, lambda x: x),
+    "transposed": (lambda x, shape: x.transpose(), lambda x: x.transpose()),
+    "per tap": (lambda x, shape: x.reshape(-1), lambda x: x.reshape(1, 1, -1)),
+    "codebook": (lambda x, shape: _fitted(x, shape), lambda x: x.reshape(1, -1, x.shape[-1])),
+    "entries": (lambda x, shape: x.transpose(1, 0, 2), lambda x: x.transpose(1, 0, 2)),
+    "grouped": (
+        lambda x, shape: _fitted(x[..., 0], (shape[0], shape[2], shape[1])).swapaxes(1, 2),
+        lambda x: x.swapaxes(1, 2).reshape(-1, x.shape[1])[..., None],
+    ),
+    "steps": (lambda x, shape: x[:, :, 0].transpose(2, 0, 1), lambda x: x.transpose(1, 2, 0)[:, :, None]),
 }
-"""(there -> here, here -> there). Convolutions [out in kernel] and linear layers [out in] are transposed here; a
-codebook [1 G*V E] gets its groups from the shape that the model has."""
+"""(there -> here for a shape, here -> there). transposed: convolutions [out in kernel] and linear layers [out in];
+codebook: [1 G*V E] -> [G V E]; entries: [V G E] -> [G V E]; grouped: a grouped convolution of width 1 [G*O I 1] ->
+[G I O]; steps: a transposed convolution [D C 1 S] -> [S D C]."""
+
+
+def _fitted(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return x.reshape(shape) if x.size == np.prod(shape) else x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +95,7 @@ def take_over(
         table.append((place.theirs, place.ours, found.shape, str(found.dtype)))
         shape = shapes.get(place.ours, ())
         shape = shape if place.layer is None else shape[1:]
-        array = LAYOUTS[place.layout][0](np.asarray(found, np.float32))
-        if place.layout == "codebook" and array.size == np.prod(shape):
-            array = array.reshape(shape)
+        array = LAYOUTS[place.layout][0](np.asarray(found, np.float32), shape)
         if array.shape != shape:
             expected = "nothing" if place.ours not in shapes else LAYOUTS[place.layout][1](np.empty(shape)).shape
             wrong.append(f"{place.theirs} is {found.shape}, the settings say {expected}")

@@ -1,9 +1,10 @@
 """Checkpoints of Hugging Face's transformers: wav2vec 2.0 and HuBERT of every size, in and out.
 
 Read without torch and without transformers: config.json, weights (safetensors or PyTorch's files, whole or sharded),
-preprocessor_config.json, vocab.json. `read` gives what `foreign.write_run` makes a run of; `write` is the way back. The two architectures are
-those of their papers: group norm in the first convolution and post-norm blocks, or layer norm and pre-norm blocks
-(`do_stable_layer_norm`), convolutions with or without bias. XLS-R is wav2vec 2.0 in other sizes.
+preprocessor_config.json, vocab.json. `read` gives what `foreign.write_run` makes a run of; the functions from
+`tensors_of` on are the way back. The two architectures are those of their papers: group norm in the first convolution
+and post-norm blocks, or layer norm and pre-norm blocks (`do_stable_layer_norm`), convolutions with or without bias.
+XLS-R is wav2vec 2.0 in other sizes.
 """
 
 from __future__ import annotations
@@ -272,13 +273,18 @@ def read_alphabet(folder: pathlib.Path, theirs: Mapping[str, Any]) -> Alphabet:
     delimiter = tokenizer.get("word_delimiter_token", BOUNDARY)
     special = [tokenizer.get(f"{name}_token") for name in ("pad", "unk", "bos", "eos")]
     special = {s.get("content") if isinstance(s, dict) else s for s in special} | {"<s>", "</s>", "<unk>", "<pad>"}
-    letters = [BOUNDARY if tokens[i] == delimiter else tokens[i] for i in range(size) if i != blank]
-    said = [token for token in letters if token not in special]
+    letters = (BOUNDARY if tokens[i] == delimiter else tokens[i] for i in range(size) if i != blank)
+    return alphabet_of((BLANK, *letters), special)
+
+
+def alphabet_of(tokens: tuple[str, ...], special: set[Any]) -> Alphabet:
+    """The alphabet of tokens, the blank first; whether they are letters, and of which case, is seen from them."""
+    said = [token for token in tokens[1:] if token not in special]
     kind = "letters" if all(len(token) == 1 for token in said) else "symbols"
     text, casing = "".join(said), "keep"
     if kind == "letters" and text.lower() != text.upper():
         casing = {text.lower(): "lower", text.upper(): "upper"}.get(text, "keep")
-    return Alphabet((BLANK, *letters), kind, casing)
+    return Alphabet(tokens, kind, casing)
 
 
 def _blank_first(head: dict[str, np.ndarray], blank: int) -> dict[str, np.ndarray]:

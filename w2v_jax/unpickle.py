@@ -181,7 +181,8 @@ def _from_stream(file: Any) -> Any:
     needed: dict[str, tuple[Any, int]] = {}
     if _Unpickler(file, needed).load() != MAGIC:
         raise UserError("it was not written by torch.save")
-    _Unpickler(file, needed).load(), _Unpickler(file, needed).load()  # the protocol, and the system
+    for _ in ("protocol", "system"):
+        _Unpickler(file, needed).load()
     found = _Unpickler(file, needed).load()
     data = {}
     for key in _Unpickler(file, needed).load():
