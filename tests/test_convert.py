@@ -80,11 +80,28 @@ def test_imported_run_gives_features_codes_and_text_by_the_commands(tmp_path):
     assert run.outputs["logits"][-1] == len(LETTERS)
 
 
+def test_alphabet_comes_back_as_it_was(tmp_path):
+    run = a_run(tmp_path / "ctc", "finetune.py:tiny", {})
+    whole = Alphabet(("<blank>", "|", "a", "b"), "letters", "lower", "'-")
+    whole.save(run / FILE, {}, {})
+    convert.main(["--from", str(run), "--to", str(tmp_path / "hf")])
+    assert convert.main(["--from", str(tmp_path / "hf"), "--to", str(tmp_path / "back")]) == 0
+    assert Alphabet.load(tmp_path / "back" / FILE) == whole
+    (tmp_path / "hf" / "vocab.json").write_text(json.dumps({"<pad>": 0, "|": 1, "b": 2, "a": 3}))
+    with pytest.raises(UserError, match="other tokens than vocab.json"):
+        huggingface.read(tmp_path / "hf")
+    (tmp_path / "hf" / "vocab.json").write_text(json.dumps({"<pad>": 0, " ": 1, "|": 2, "a": 3}))
+    (tmp_path / "hf" / "tokenizer_config.json").write_text(json.dumps({"word_delimiter_token": " "}))
+    with pytest.raises(UserError, match="several ids"):
+        huggingface.read(tmp_path / "hf")
+
+
 def test_blank_of_another_id_becomes_the_first_output(tmp_path):
     theirs, tensors = made("ctc", BASE)
-    vocabulary = {"A": 0, "E": 1, "|": 2, "T": 3, "<unk>": 4, "<s>": 5, "</s>": 6, "[PAD]": 7}
+    vocabulary = {"A": 0, "E": 1, "|": 2, "T": 3, "<unk>": 4, "[PAD]": 7}
     write(tmp_path / "hf", theirs | {"pad_token_id": 7}, tensors)
     (tmp_path / "hf" / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "hf" / "added_tokens.json").write_text(json.dumps({"<s>": 5, "</s>": 6}))
     run = imported(tmp_path)
     alphabet = Alphabet.load(tmp_path / "run" / FILE)
     assert alphabet.tokens[:4] == ("<blank>", "A", "E", "|")

@@ -91,7 +91,7 @@ def fine_tuned(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def test_fine_tuned_checkpoint_has_the_settings_inside_it_and_the_letters_of_its_dictionary(tmp_path):
     settings, params, _ = golden("wav2vec2_base")
     tuned = fine_tuned(params)
-    inner = {"model": settings, "task": {"normalize": True}}
+    inner = {"model": settings | {"normalize": "${task.normalize}"}, "task": {"normalize": True}}
     cfg = omegaconf({"model": {"w2v_args": inner, "mask_prob": 0.5, "w2v_path": "x"}, "task": {}})
     path = checkpoint(tmp_path / "x.pt", tuned, cfg=cfg)
     (tmp_path / "dict.ltr.txt").write_text("\n".join(LETTERS) + "\n")
@@ -148,8 +148,9 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path):
     with pytest.raises(UserError, match="no 'model'"):
         fairseq.read(write_zip(tmp_path / "list.pt", [1, 2], {}))
     settings, params, _ = golden("wav2vec_bce")
-    with pytest.raises(UserError, match="aggregator='gru'"):
-        fairseq.read(checkpoint(tmp_path / "gru.pt", params, args=namespace(settings | {"aggregator": "gru"})))
+    for key, value in (("aggregator", "gru"), ("no_conv_bias", True), ("offset", "0")):
+        with pytest.raises(UserError, match=f"{key}="):
+            fairseq.read(checkpoint(tmp_path / f"{key}.pt", params, args=namespace(settings | {key: value})))
 
 
 def test_convolutions_are_read_as_data_and_never_run():

@@ -147,6 +147,14 @@ def attacks(mark: pathlib.Path) -> dict[str, bytes]:
         "partial": Call("functools", "partial", Call("os", "system", command)),
     }
     found = {name: pickled(obj) for name, obj in crafted.items()}
+    shell, text = b"cos\nsystem\n", lambda x: b"X" + struct.pack("<I", len(x)) + x.encode()
+    found["newobj"] = b"\x80\x02" + shell + text(command) + b"\x85\x81."
+    found["setstate"] = (
+        b"\x80\x02cargparse\nNamespace\n)\x81}" + text("__setstate__") + shell + b"sb" + text(command) + b"b."
+    )
+    found["slots"] = (
+        b"\x80\x02cargparse\nNamespace\n)\x81N}" + text("__class__") + shell + b"s\x86b" + text(command) + b"b."
+    )
     found["inst"] = f"(S'{command}'\nios\nsystem\n.".encode()
     found["obj"] = b"(cos\nsystem\n" + f"S'{command}'\no.".encode()
     found["dotted"] = b"\x80\x04\x8c\x02os\x8c\x06system\x93" + pickle.dumps(command, 4)[2:-1] + b"\x85R."

@@ -53,6 +53,15 @@ def test_pretraining_takes_every_parameter_over_but_those_that_start_anew(pretra
     assert len(found) == sum(name.startswith("encoder/") for name in there)
 
 
+def test_codes_that_k_means_moved_are_taken_over_where_they_are(tiny_run):
+    run = tiny_run("vq_wav2vec.py:kmeans_tiny", quantizer__restart=0.5)
+    there = checkpoint.restore_params(run)
+    config = config_of("vq_wav2vec.py:kmeans_tiny", init__run=run)
+    found = warm_params(config, shapes_of(config), WAVE)
+    moved = there.params["quantizer"]["codebook"] + there.extra["moved"]
+    np.testing.assert_array_equal(found["quantizer"]["codebook"], moved)
+
+
 def test_what_does_not_fit_must_be_named_as_fresh(pretrained):
     changes = dict(init__run=pretrained, quantizer__codes=24)
     with pytest.raises(UserError, match=r"quantizer/codebook: \(2, 16, 8\) there, \(2, 24, 8\) here[\s\S]*init.fresh"):

@@ -110,6 +110,8 @@ def export(source: pathlib.Path, target: pathlib.Path, args: argparse.Namespace)
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         for name, content in files.items():
             write_whole(partial / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        if head == "ctc" and alphabet is not None:
+            alphabet.save(partial / ALPHABET, {}, {})  # what vocab.json cannot say: how texts were cleaned
         write_whole(partial / "README.md", model_card(source, config, head, weights.step, target.name))
     print(f"{source} at step {weights.step}: {len(tensors)} tensors, {_count(tensors) / 1e6:.1f} M parameters")
     for line in consequences(config):

@@ -23,6 +23,15 @@ from w2v_jax.foreign import Imported, Place, parameter_shapes, take_over
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
 """What stands between the blank (their <s>) and the symbols of a dictionary."""
+WAV2VEC_ONLY = dict(
+    aggregator="cnn",
+    residual_scale=0.5,
+    skip_connections_feat=False,
+    no_conv_bias=False,
+    non_affine_group_norm=False,
+    project_features="none",
+)
+"""Settings of wav2vec that this package has one value of."""
 IGNORED = {r"(^|\.)_ema$": "a teacher's copy", r"(^|\.)num_updates$": "a counter", r"\.version$": "a version number"}
 
 WAV2VEC2_NAMES = (
@@ -92,7 +101,9 @@ def settings_of(found: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
         task = (inner.get("task") or {}) | task
         model = deep | {k: v for k, v in model.items() if k not in deep and k != "w2v_args"}
     weights = {"loss_weights": criterion["loss_weights"]} if criterion.get("loss_weights") else {}
-    return {"normalize": task.get("normalize", model.get("normalize", False))} | weights | model
+    flat: dict[str, Any] = weights | dict(model)
+    given = [section["normalize"] for section in (task, model) if isinstance(section.get("normalize"), bool)]
+    return flat | {"normalize": bool(given and given[0])}  # elsewhere "${task.normalize}" may stand
 
 
 def conv_layers(text: Any) -> tuple[tuple[int, int, int], ...]:
@@ -225,13 +236,15 @@ def wav2vec_config(settings: Mapping[str, Any]) -> Any:
 
     one = functools.partial(_setting, settings)
     kind = one("vq_type", "none")
-    for key, value in (("aggregator", "cnn"), ("residual_scale", 0.5), ("skip_connections_feat", False)):
+    for key, value in WAV2VEC_ONLY.items():
         if one(key, value) != value:
             raise UserError(f"{key}={settings[key]!r} cannot be read; only {value!r} is known here")
     layers = conv_layers(one("conv_feature_layers", ""))
     channels, groups, codes = layers[-1][0], int(one("vq_groups", 2)), int(one("vq_vars", 320))
     weights = one("loss_weights", None) or [0.0]
-    offset = one("offset", "auto")
+    offset = str(one("offset", "auto"))
+    if offset == "0":
+        raise UserError("offset=0 (the first step predicts the present frame) is not in this package")
     encoder = dict(
         conv_layers=layers,
         conv_norm="utterance",

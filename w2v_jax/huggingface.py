@@ -22,6 +22,7 @@ from w2v_jax import unpickle
 from w2v_jax.api import PyTree
 from w2v_jax.config import UserError
 from w2v_jax.data.labels import BLANK, BOUNDARY, Alphabet
+from w2v_jax.data.labels import FILE as ALPHABET
 from w2v_jax.foreign import Imported, Place, give_out, parameter_shapes, take_over
 
 HEADS = {"pretraining": "ForPreTraining", "encoder": "Model", "ctc": "ForCTC"}
@@ -264,6 +265,8 @@ def read_alphabet(folder: pathlib.Path, theirs: Mapping[str, Any]) -> Alphabet:
     """The tokens of vocab.json with the blank, their padding token, first."""
     tokenizer = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     numbers = _json(folder / "vocab.json")
+    if (folder / "added_tokens.json").exists():
+        numbers |= _json(folder / "added_tokens.json")
     size, blank = theirs.get("vocab_size", len(numbers)), theirs["pad_token_id"]
     tokens = {i: token for token, i in numbers.items() if isinstance(i, int) and i < size}
     if sorted(tokens) != list(range(size)) or blank not in tokens:
@@ -273,8 +276,16 @@ def read_alphabet(folder: pathlib.Path, theirs: Mapping[str, Any]) -> Alphabet:
     delimiter = tokenizer.get("word_delimiter_token", BOUNDARY)
     special = [tokenizer.get(f"{name}_token") for name in ("pad", "unk", "bos", "eos")]
     special = {s.get("content") if isinstance(s, dict) else s for s in special} | {"<s>", "</s>", "<unk>", "<pad>"}
-    letters = (BOUNDARY if tokens[i] == delimiter else tokens[i] for i in range(size) if i != blank)
-    return alphabet_of((BLANK, *letters), special)
+    letters = [BOUNDARY if tokens[i] == delimiter else tokens[i] for i in range(size) if i != blank]
+    if twice := sorted({token for token in letters if letters.count(token) > 1}):
+        raise UserError(f"{folder / 'vocab.json'}: several ids would be {', '.join(map(repr, twice))}")
+    found = alphabet_of((BLANK, *letters), special)
+    if not (folder / ALPHABET).exists():
+        return found
+    ours = Alphabet.load(folder / ALPHABET)  # `convert` wrote it: it also knows how texts were cleaned
+    if ours.tokens != found.tokens:
+        raise UserError(f"{folder / ALPHABET} has other tokens than vocab.json; remove one of them")
+    return ours
 
 
 def alphabet_of(tokens: tuple[str, ...], special: set[Any]) -> Alphabet:

@@ -139,7 +139,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
-            return STORAGES[name]
+            return name
         known = {
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("torch._utils", "_rebuild_tensor"): _Known(_Tensor),
@@ -154,10 +154,10 @@ class _Unpickler(pickle.Unpickler):
         return type(name.rpartition(".")[-1] or "Inert", (Inert,), {"name": f"{module}.{name}"})
 
     def persistent_load(self, pid: Any) -> Any:
-        kind, dtype, key, _, count, *_ = pid
-        if kind != "storage" or dtype not in STORAGES.values():
-            raise UserError(f"a tensor of an unknown kind is in it ({kind}, {dtype})")
-        self.storages[str(key)] = (np.dtype(dtype), int(count))
+        kind, name, key, _, count, *_ = pid
+        if kind != "storage" or not isinstance(name, str) or name not in STORAGES:
+            raise UserError(f"a tensor of an unknown kind is in it ({kind}, {name})")
+        self.storages[str(key)] = (np.dtype(STORAGES[name]), int(count))
         return str(key)
 
 

@@ -47,8 +47,10 @@ def warm_params(config: Any, params: PyTree, form: Form) -> PyTree:
             f"init.run: {path} was trained on other {form.name} ({form_of(path).made_by}, here {form.made_by})"
         )
     step = {"": None, "best": "best"}.get(config.init.step, config.init.step)
-    found = by_path(checkpoint.restore_params(path, step=int(step) if str(step).isdigit() else step).params)
-    wanted = by_path(params)
+    weights = checkpoint.restore_params(path, step=int(step) if str(step).isdigit() else step)
+    found, wanted = by_path(weights.params), by_path(params)
+    if "moved" in weights.extra:  # where k-means put codes that nobody used
+        found["quantizer/codebook"] = found["quantizer/codebook"] + weights.extra["moved"]
     if whole:
         fresh = [_pattern(text) for text in config.init.fresh]
         named = lambda name: any(pattern.search(name) for pattern in fresh)

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from w2v_jax.config import UserError, difference, from_json, to_json
+from w2v_jax.config import UserError, difference, flatten, from_json, to_json
 from w2v_jax.report import write_whole
 
 HARDWARE = (
@@ -41,6 +41,8 @@ HARDWARE = (
     "train.on_config_change",
 )
 """Keys that may differ when a run goes on: they change where and how fast it runs, not what it computes."""
+NEWER = ("init.run", "init.step", "init.fresh")
+"""Keys that runs of older versions lack, and that are of no account once a run goes on."""
 
 
 @contextlib.contextmanager
@@ -94,7 +96,8 @@ def _check_config(file: pathlib.Path, config: Any) -> None:
         before = from_json(file.read_text(encoding="utf-8"))
     except ValueError:
         raise UserError(f"{file} is not readable as JSON; put it right, or choose another --workdir") from None
-    changed = [line for line in difference(before, config) if line.split(":")[0] not in HARDWARE]
+    free = HARDWARE + tuple(key for key in NEWER if key not in flatten(before))
+    changed = [line for line in difference(before, config) if line.split(":")[0] not in free]
     if changed and config.train.on_config_change == "refuse":
         lines = "\n  ".join(changed)
         raise UserError(
