@@ -698,8 +698,15 @@ def test_slurm_job_outlives_the_signal_so_that_the_processes_can_save(desk):
 # One machine
 
 
+AS_IN_A_TERMINAL = """import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])"""
+"""A shell that runs in the background ignores Ctrl-C, and so does all that it starts; no shell can trap it then."""
+
+
 def start_local(desk: Desk, *options: str, **more: str) -> subprocess.Popen:
-    words = [str(LAUNCH / "local.sh"), *options, *TRAINING, "--workdir=runs/base", *NASTY]
+    words = [sys.executable, "-c", AS_IN_A_TERMINAL, str(LAUNCH / "local.sh"), *options, *TRAINING]
+    words += ["--workdir=runs/base", *NASTY]
     return subprocess.Popen(words, env=desk.env(**more), cwd=desk.folder, stderr=subprocess.PIPE, text=True)
 
 
