@@ -1,17 +1,20 @@
 """Laws of `w2v_jax.extract`: what is written is what the run gives, whole parts only, and the same after a kill."""
 
 import json
+import os
 import pathlib
 import shutil
 from typing import Any
 
+import h5py
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from w2v_jax import config as configs
-from w2v_jax import extract, train
+from w2v_jax import extract, runs, train
 from w2v_jax.config import UserError
-from w2v_jax.data import open_source
+from w2v_jax.data import open_source, tables
 from w2v_jax.data.extracted import read_about, read_parts
 from w2v_jax.data.vocabulary import Vocabulary, text
 from w2v_jax.runs import encode, open_run
@@ -210,6 +213,94 @@ def test_folders_with_other_settings_or_other_content_are_refused(vq, few, tmp_p
         code(vq, few, few)
 
 
+def read_parquet(path):
+    """{id: features} of a part, as the README reads it."""
+    table = pyarrow.parquet.read_table(path).to_pandas()
+    return {row.id: row.features.reshape(row.frames, -1) for row in table.itertuples()}
+
+
+def read_hdf5(path):
+    with h5py.File(path) as file:
+        ends = file["first"][:] + file["frames"][:]
+        return {id.decode(): file["features"][first:end] for id, first, end in zip(file["id"], file["first"], ends)}
+
+
+READERS = {"parquet": (".parquet", read_parquet), "hdf5": (".h5", read_hdf5)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("form", READERS)
+def test_every_format_holds_the_same_features(tiny_run, few, tmp_path, form, dtype):
+    common = ("--run", tiny_run(PLAIN), "--what", "context", "--root", few, "--dtype", dtype, *PART)
+    run(*common, "--out", tmp_path / "numpy")
+    run(*common, "--out", tmp_path / "other", "--format", form)
+    expected, found = utterances(tmp_path / "numpy"), {}
+    suffix, read = READERS[form]
+    for path in sorted((tmp_path / "other").glob(f"*{suffix}")):
+        found |= read(path)
+    assert list(found) == list(expected)
+    for id, features in expected.items():
+        assert found[id].dtype == dtype
+        np.testing.assert_array_equal(found[id], features)
+    about, other = read_about(tmp_path / "numpy"), read_about(tmp_path / "other")
+    assert other == about | {"format": form} and about["parts"] > 1
+    with pytest.raises(UserError, match=f"holds features as {form}, for other programs"):
+        open_source("features", tmp_path / "other")
+
+
+@pytest.mark.parametrize("form", READERS)
+def test_a_killed_extraction_of_every_format_goes_on_to_the_same_bytes(tiny_run, few, tmp_path, monkeypatch, form):
+    common = ("--run", tiny_run(PLAIN), "--what", "local", "--root", few, "--format", form, *PART)
+    run(*common, "--out", tmp_path / "whole")
+    real, calls = os.replace, []
+
+    def killed(source, target):
+        if pathlib.Path(target).suffix == READERS[form][0]:
+            calls.append(target)
+            if len(calls) == 2:
+                raise Killed
+        real(source, target)
+
+    monkeypatch.setattr(tables.os, "replace", killed)
+    with pytest.raises(Killed):
+        run(*common, "--out", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob(f"part-?????{READERS[form][0]}"))) == 1
+    run(*common, "--out", tmp_path / "out")
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    part = sorted((tmp_path / "out").glob(f"part-?????{READERS[form][0]}"))[0]
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"(?s)part-00000.*is truncated or not what its name says.*delete part-00000"):
+        run(*common, "--out", tmp_path / "out")
+
+
+def test_a_weighted_sum_of_layers_is_that_of_the_layers(tiny_run, few, tmp_path):
+    path, source = tiny_run(), open_source("folder", few)
+    run("--run", path, "--what", "hidden", "--layers", "0.5,-1,2", "--root", few, "--out", tmp_path / "out")
+    found = utterances(tmp_path / "out")
+    for row, alone in encode(open_run(path), source, [0, 1], keys=("hidden",)):
+        expected = np.einsum("l,lfd->fd", [0.5, -1, 2], alone["hidden"])
+        np.testing.assert_allclose(found[source.index.ids[row]], expected, rtol=0, atol=5e-5)
+    with pytest.raises(UserError, match="2 weights: .* has 3 hidden states"):
+        run("--run", path, "--what", "hidden", "--layers", "1,2", "--root", few, "--out", tmp_path / "two")
+    with pytest.raises(UserError, match=r"layer: \[0\.5, -1\.0, 2\.0\] -> 1"):
+        run("--run", path, "--what", "hidden", "--layer", "1", "--root", few, "--out", tmp_path / "out")
+
+
+def test_learnt_weights_give_what_the_acoustic_model_reads(tiny_run, few, tmp_path):
+    path = tiny_run("acoustic_frozen.py:tiny")
+    model, source = open_run(path), open_source("folder", few)
+    weights = runs.learnt_weights(model)
+    assert sum(weights) == pytest.approx(1) and len(set(weights)) == 3, "two steps have moved them"
+    run("--run", path, "--what", "hidden", "--layers", "learnt", "--root", few, "--out", tmp_path / "out")
+    assert read_about(tmp_path / "out")["layer"] == list(weights)
+    found = utterances(tmp_path / "out")
+    ((row, alone),) = encode(model, source, [0], keys=("hidden",))
+    expected = np.einsum("l,lfd->fd", weights, alone["hidden"])
+    np.testing.assert_allclose(found[source.index.ids[row]], expected, rtol=0, atol=2e-5)
+    with pytest.raises(UserError, match="has learnt no weights of its layers"):
+        run("--run", tiny_run(), "--what", "hidden", "--layers", "learnt", "--root", few, "--out", tmp_path / "no")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("what", [("local",), ("hidden", "--layer", "1")])
 def test_features_are_those_of_the_recording_alone(tiny_run, few, tmp_path, what, dtype):
@@ -272,6 +363,10 @@ def test_what_cannot_be_extracted_is_refused_before_anything_is_written(tiny_run
         ("--what", "local", "--layer", "1"),
         ("--what", "codes", "--dtype", "float16"),
         ("--what", "local", "--text"),
+        ("--what", "hidden", "--layer", "1", "--layers", "1,2"),
+        ("--what", "hidden", "--layers", "1,nan"),
+        ("--what", "context", "--layers", "learnt"),
+        ("--what", "codes", "--format", "hdf5"),
         ("--what", "context", "--build-vocabulary"),
         ("--what", "context", "--part-hours", "0"),
         ("--what", "context", "--step", "last"),
