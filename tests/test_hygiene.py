@@ -58,6 +58,7 @@ LIBRARY = {
     "huggingface",
     "warmstart",
     "unpickle",
+    "inference",
     "batches",
 }  # what commands share
 HEAVY = ("tensorflow", "tensorflow_datasets", "librosa", "soundfile", "soxr", "ml_collections", "torch", "transformers")

@@ -33,6 +33,7 @@ from w2v_jax.data.arrays import Arrays
 from w2v_jax.data.index import WAVE
 from w2v_jax.data.labels import FILE, Alphabet
 from w2v_jax.data.pipeline import EPSILON, normalized
+from w2v_jax.foreign import by_path, nest
 from w2v_jax.frontend import valid_frames
 from w2v_jax.runs import LOGITS, Layer, Run
 
@@ -121,13 +122,15 @@ def exportable(run: Run, platforms: tuple[str, ...]) -> Run:
 def export(run: Run, what: str, layer: Layer, platforms: tuple[str, ...]) -> tuple[Any, dict[str, np.ndarray]]:
     """(the exported program, its weights by name): program(weights, elements [B T ...], num_samples [B]) -> outputs.
 
-    Outputs are {what: array, "num_frames": [B]}. Weights that the output does not need are left out.
+    Outputs are {what: array [B F D], or [B L F D] of all layers, "num_frames": [B]}. Weights that the output does not
+    need are left out.
     """
-    named, rebuild = by_name({"params": run.params, "extra": run.extra})
+    named = by_path({"params": run.params, "extra": run.extra})
 
     def lower(weights: dict[str, Any], *inputs: Any) -> Any:
         def whole(given: dict[str, Any]) -> Any:
-            return rebuild({k: given[k] if k in given else jnp.zeros(x.shape, x.dtype) for k, x in named.items()})
+            found = {k: given[k] if k in given else jnp.zeros(x.shape, x.dtype) for k, x in named.items()}
+            return {"extra": {}} | nest(found)
 
         structs = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
         return jax.export.export(jax.jit(program(run, what, layer, whole)), platforms=platforms)(structs, *inputs)
@@ -152,7 +155,7 @@ def constraints(run: Run) -> list[str]:
     return ["B >= 1", f"T >= {shortest}", *most]
 
 
-def program(run: Run, what: str, layer: Layer, rebuild: Callable[[Any], Any]) -> Program:
+def program(run: Run, what: str, layer: Layer, rebuild: Callable[[dict[str, Any]], Any]) -> Program:
     """The function to export: normalises if the run does, computes, and says how many frames are real."""
     compute, hop = run.computation((what,), layer), run.form.hop
 
@@ -163,7 +166,8 @@ def program(run: Run, what: str, layer: Layer, rebuild: Callable[[Any], Any]) ->
         rows = jnp.arange(elements.shape[0], dtype=jnp.int32)
         batch = {run.form.name: elements, "num_samples": num_samples * hop, "row": rows}
         batch["weight"] = jnp.ones(elements.shape[0], jnp.float32)
-        return compute(tree["params"], tree["extra"], batch)
+        found = compute(tree["params"], tree["extra"], batch)
+        return {name: x.swapaxes(0, 1) if x.ndim == 4 else x for name, x in found.items()}  # rows first: [B L F D]
 
     return model
 
@@ -176,13 +180,6 @@ def clean(wave: jax.Array, num_samples: jax.Array, normalize: bool) -> jax.Array
         return wave
     wave = jnp.where(valid, wave - wave.sum(axis=1, keepdims=True) / count, 0.0)
     return wave * jax.lax.rsqrt(jnp.square(wave).sum(axis=1, keepdims=True) / count + EPSILON)
-
-
-def by_name(tree: Any) -> tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]:
-    """({path: leaf}, a function from such a dict back to the tree)."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-    names = ["/".join(str(getattr(key, "key", getattr(key, "idx", ""))) for key in path) for path, _ in leaves]
-    return dict(zip(names, (x for _, x in leaves))), lambda given: structure.unflatten([given[name] for name in names])
 
 
 def compare(run: Run, exported: Any, weights: dict[str, np.ndarray], what: str, layer: Layer) -> dict[str, Any]:
@@ -198,8 +195,7 @@ def compare(run: Run, exported: Any, weights: dict[str, np.ndarray], what: str, 
             frames = alone.shape[-2]
             if found["num_frames"][row] != frames:
                 raise UserError(f"the exported program gives {found['num_frames'][row]} frames, the run {frames}")
-            output = found[what][:, row] if found[what].ndim == 4 else found[what][row]
-            worst = max(worst, difference(what, output[..., :frames, :], alone))
+            worst = max(worst, difference(what, found[what][row][..., :frames, :], alone))
             largest = max(largest, float(np.abs(alone).max(initial=0.0)))
     allowed = CODES_TOLERANCE if what == "codes" else TOLERANCE[run.config.train.dtype] * largest
     if not worst <= allowed:

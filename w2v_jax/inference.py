@@ -120,9 +120,9 @@ class Model:
         size = 4 * numbers * (int(source.index.num_samples.sum()) // hop)
         if size > MAX_BYTES:
             raise UserError(
-                f"{source.index.hours:.2f} h at once would give {size / 2**30:.1f} GiB (limit: {MAX_BYTES / 2**30:g}): ask "
-                'for less (keys=("context",), or layer=N), give fewer recordings at a time, or write the features to '
-                "disk with python -m w2v_jax.extract"
+                f"{source.index.hours:.2f} h at once would give {size / 2**30:.1f} GiB (limit: {MAX_BYTES / 2**30:g}): "
+                'ask for less (keys=("context",), or layer=N), give fewer recordings at a time, or write the features '
+                "to disk with python -m w2v_jax.extract"
             )
 
     def _times(self, frames: np.ndarray) -> np.ndarray:
