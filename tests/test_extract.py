@@ -232,8 +232,8 @@ READERS = {"parquet": (".parquet", read_parquet), "hdf5": (".h5", read_hdf5)}
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("form", READERS)
-def test_every_format_holds_the_same_features(tiny_run, few, tmp_path, form, dtype):
-    common = ("--run", tiny_run(PLAIN), "--what", "context", "--root", few, "--dtype", dtype, *PART)
+def test_every_format_holds_the_same_features(random_run, few, tmp_path, form, dtype):
+    common = ("--run", random_run(PLAIN), "--what", "context", "--root", few, "--dtype", dtype, *PART)
     run(*common, "--out", tmp_path / "numpy")
     run(*common, "--out", tmp_path / "other", "--format", form)
     expected, found = utterances(tmp_path / "numpy"), {}
@@ -251,8 +251,8 @@ def test_every_format_holds_the_same_features(tiny_run, few, tmp_path, form, dty
 
 
 @pytest.mark.parametrize("form", READERS)
-def test_a_killed_extraction_of_every_format_goes_on_to_the_same_bytes(tiny_run, few, tmp_path, monkeypatch, form):
-    common = ("--run", tiny_run(PLAIN), "--what", "local", "--root", few, "--format", form, *PART)
+def test_a_killed_extraction_of_every_format_goes_on_to_the_same_bytes(random_run, few, tmp_path, monkeypatch, form):
+    common = ("--run", random_run(PLAIN), "--what", "local", "--root", few, "--format", form, *PART)
     run(*common, "--out", tmp_path / "whole")
     real, calls = os.replace, []
 
@@ -275,8 +275,24 @@ def test_a_killed_extraction_of_every_format_goes_on_to_the_same_bytes(tiny_run,
         run(*common, "--out", tmp_path / "out")
 
 
-def test_a_weighted_sum_of_layers_is_that_of_the_layers(tiny_run, few, tmp_path):
-    path, source = tiny_run(), open_source("folder", few)
+def test_the_lines_of_the_readme_read_every_format(random_run, few, tmp_path, monkeypatch):
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    block = readme.split("<!-- read-features -->\n```python\n")[1].split("```")[0]
+    imports, *readers = block.strip().split("\n\n")
+    assert len(readers) == 3 and all(len(reader.splitlines()) == 2 for reader in readers)
+    monkeypatch.chdir(tmp_path)
+    for form in ("numpy", "parquet", "hdf5"):
+        run("--run", random_run(PLAIN), "--what", "local", "--root", few, "--out", form, "--format", form)
+        shutil.copytree(form, "features/dev", dirs_exist_ok=True)
+    first = next(iter(utterances(tmp_path / "numpy").values()))
+    for reader in readers:
+        scope: dict[str, Any] = {}
+        exec(f"{imports}\n{reader}", scope)
+        np.testing.assert_array_equal(scope["x"], first)
+
+
+def test_a_weighted_sum_of_layers_is_that_of_the_layers(random_run, few, tmp_path):
+    path, source = random_run(), open_source("folder", few)
     run("--run", path, "--what", "hidden", "--layers", "0.5,-1,2", "--root", few, "--out", tmp_path / "out")
     found = utterances(tmp_path / "out")
     for row, alone in encode(open_run(path), source, [0, 1], keys=("hidden",)):
@@ -288,11 +304,11 @@ def test_a_weighted_sum_of_layers_is_that_of_the_layers(tiny_run, few, tmp_path)
         run("--run", path, "--what", "hidden", "--layer", "1", "--root", few, "--out", tmp_path / "out")
 
 
-def test_learnt_weights_give_what_the_acoustic_model_reads(tiny_run, few, tmp_path):
-    path = tiny_run("acoustic_frozen.py:tiny")
+def test_learnt_weights_give_what_the_acoustic_model_reads(random_run, few, tmp_path):
+    path = random_run("acoustic_frozen.py:tiny")
     model, source = open_run(path), open_source("folder", few)
     weights = runs.learnt_weights(model)
-    assert sum(weights) == pytest.approx(1) and len(set(weights)) == 3, "two steps have moved them"
+    assert sum(weights) == pytest.approx(1) and len(set(weights)) == 3
     run("--run", path, "--what", "hidden", "--layers", "learnt", "--root", few, "--out", tmp_path / "out")
     assert read_about(tmp_path / "out")["layer"] == list(weights)
     found = utterances(tmp_path / "out")
@@ -300,7 +316,7 @@ def test_learnt_weights_give_what_the_acoustic_model_reads(tiny_run, few, tmp_pa
     expected = np.einsum("l,lfd->fd", weights, alone["hidden"])
     np.testing.assert_allclose(found[source.index.ids[row]], expected, rtol=0, atol=2e-5)
     with pytest.raises(UserError, match="has learnt no weights of its layers"):
-        run("--run", tiny_run(), "--what", "hidden", "--layers", "learnt", "--root", few, "--out", tmp_path / "no")
+        run("--run", random_run(), "--what", "hidden", "--layers", "learnt", "--root", few, "--out", tmp_path / "no")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -100,6 +100,6 @@ def _check_floats(wave: np.ndarray, name: str) -> None:
     loudest = max(abs(float(wave.min())), abs(float(wave.max())))
     if loudest > LOUDEST:
         raise UserError(
-            f"{name} is {wave.dtype} and reaches {loudest:.6g}; floats go from -1 to 1: divide by the full scale (32768 "
-            "for 16 bits), or give the integers"
+            f"{name} is {wave.dtype} and reaches {loudest:.6g}; floats go from -1 to 1: divide by the full scale "
+            "(32768 for 16 bits), or give the integers"
         )
