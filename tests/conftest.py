@@ -56,3 +56,41 @@ def tiny_run(tmp_path_factory, tiny_corpus):
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def random_run(tmp_path_factory):
+    """A function: the folder of a run of a config that never trained, with random parameters. In no time."""
+    import jax
+    import numpy as np
+
+    from w2v_jax import config as configs
+    from w2v_jax import foreign
+    from w2v_jax.data.labels import Alphabet
+
+    made = {}
+
+    def draw(name, shape, rng):
+        noise = rng.normal(size=shape).astype(np.float32)
+        fan_in = max(1, int(np.prod(shape[:-1])))
+        return 1 + 0.1 * noise if name.endswith("scale") else noise / np.sqrt(fan_in)
+
+    def make(name="w2v2_base.py:tiny", **changes):
+        key = (name, *sorted((k, str(v)) for k, v in changes.items()))
+        if key in made:
+            return made[key]
+        overrides = [(k.replace("__", "."), str(v)) for k, v in changes.items()]
+        config = configs.load(str(pathlib.Path(__file__).parents[1] / "configs" / name), overrides)
+        alphabet = None
+        if config.method == "ctc":
+            alphabet = Alphabet(("<blank>", "|", *"abcdefgh"), "letters")
+            config = configs.with_outputs(config, len(alphabet))
+        rng = np.random.default_rng(0)
+        found = {path: draw(path, shape, rng) for path, shape in foreign.parameter_shapes(config).items()}
+        folder = tmp_path_factory.mktemp("random") / "run"
+        params = jax.tree.map(jax.numpy.asarray, foreign.nest(found))
+        foreign.write_run(folder, foreign.Imported(config, params, alphabet, [], []), {})
+        made[key] = folder
+        return folder
+
+    return make

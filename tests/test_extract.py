@@ -1,17 +1,20 @@
 """Laws of `w2v_jax.extract`: what is written is what the run gives, whole parts only, and the same after a kill."""
 
 import json
+import os
 import pathlib
 import shutil
 from typing import Any
 
+import h5py
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from w2v_jax import config as configs
-from w2v_jax import extract, train
+from w2v_jax import extract, runs, train
 from w2v_jax.config import UserError
-from w2v_jax.data import open_source
+from w2v_jax.data import open_source, tables
 from w2v_jax.data.extracted import read_about, read_parts
 from w2v_jax.data.vocabulary import Vocabulary, text
 from w2v_jax.runs import encode, open_run
@@ -210,6 +213,112 @@ def test_folders_with_other_settings_or_other_content_are_refused(vq, few, tmp_p
         code(vq, few, few)
 
 
+def read_parquet(path):
+    """{id: features} of a part, as the README reads it."""
+    part, found = pyarrow.parquet.read_table(path), {}
+    for n, id in enumerate(part["id"].to_pylist()):
+        found[id] = part["features"][n].values.to_numpy().reshape(part["frames"][n].as_py(), -1)
+    return found
+
+
+def read_hdf5(path):
+    with h5py.File(path) as file:
+        ends = file["first"][:] + file["frames"][:]
+        return {id.decode(): file["features"][first:end] for id, first, end in zip(file["id"], file["first"], ends)}
+
+
+READERS = {"parquet": (".parquet", read_parquet), "hdf5": (".h5", read_hdf5)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("form", READERS)
+def test_every_format_holds_the_same_features(random_run, few, tmp_path, form, dtype):
+    common = ("--run", random_run(PLAIN), "--what", "context", "--root", few, "--dtype", dtype, *PART)
+    run(*common, "--out", tmp_path / "numpy")
+    run(*common, "--out", tmp_path / "other", "--format", form)
+    expected, found = utterances(tmp_path / "numpy"), {}
+    suffix, read = READERS[form]
+    for path in sorted((tmp_path / "other").glob(f"*{suffix}")):
+        found |= read(path)
+    assert list(found) == list(expected)
+    for id, features in expected.items():
+        assert found[id].dtype == dtype
+        np.testing.assert_array_equal(found[id], features)
+    about, other = read_about(tmp_path / "numpy"), read_about(tmp_path / "other")
+    assert other == about | {"format": form} and about["parts"] > 1
+    with pytest.raises(UserError, match=f"holds features as {form}, for other programs"):
+        open_source("features", tmp_path / "other")
+
+
+@pytest.mark.parametrize("form", READERS)
+def test_a_killed_extraction_of_every_format_goes_on_to_the_same_bytes(random_run, few, tmp_path, monkeypatch, form):
+    common = ("--run", random_run(PLAIN), "--what", "local", "--root", few, "--format", form, *PART)
+    run(*common, "--out", tmp_path / "whole")
+    real, calls = os.replace, []
+
+    def killed(source, target):
+        if pathlib.Path(target).suffix == READERS[form][0]:
+            calls.append(target)
+            if len(calls) == 2:
+                raise Killed
+        real(source, target)
+
+    monkeypatch.setattr(tables.os, "replace", killed)
+    with pytest.raises(Killed):
+        run(*common, "--out", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob(f"part-?????{READERS[form][0]}"))) == 1
+    run(*common, "--out", tmp_path / "out")
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    part = sorted((tmp_path / "out").glob(f"part-?????{READERS[form][0]}"))[0]
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"(?s)part-00000.*is truncated or not what its name says.*delete part-00000"):
+        run(*common, "--out", tmp_path / "out")
+
+
+def test_the_lines_of_the_readme_read_every_format(random_run, few, tmp_path, monkeypatch):
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    block = readme.split("<!-- read-features -->\n```python\n")[1].split("```")[0]
+    imports, *readers = block.strip().split("\n\n")
+    assert len(readers) == 3 and all(len(reader.splitlines()) == 2 for reader in readers)
+    monkeypatch.chdir(tmp_path)
+    for form in ("numpy", "parquet", "hdf5"):
+        run("--run", random_run(PLAIN), "--what", "local", "--root", few, "--out", form, "--format", form)
+        shutil.copytree(form, "features/dev", dirs_exist_ok=True)
+    first = next(iter(utterances(tmp_path / "numpy").values()))
+    for reader in readers:
+        scope: dict[str, Any] = {}
+        exec(f"{imports}\n{reader}", scope)
+        np.testing.assert_array_equal(scope["x"], first)
+
+
+def test_a_weighted_sum_of_layers_is_that_of_the_layers(random_run, few, tmp_path):
+    path, source = random_run(), open_source("folder", few)
+    run("--run", path, "--what", "hidden", "--layers", "0.5,-1,2", "--root", few, "--out", tmp_path / "out")
+    found = utterances(tmp_path / "out")
+    for row, alone in encode(open_run(path), source, [0, 1], keys=("hidden",)):
+        expected = np.einsum("l,lfd->fd", [0.5, -1, 2], alone["hidden"])
+        np.testing.assert_allclose(found[source.index.ids[row]], expected, rtol=0, atol=5e-5)
+    with pytest.raises(UserError, match="2 weights: .* has 3 hidden states"):
+        run("--run", path, "--what", "hidden", "--layers", "1,2", "--root", few, "--out", tmp_path / "two")
+    with pytest.raises(UserError, match=r"layer: \[0\.5, -1\.0, 2\.0\] -> 1"):
+        run("--run", path, "--what", "hidden", "--layer", "1", "--root", few, "--out", tmp_path / "out")
+
+
+def test_learnt_weights_give_what_the_acoustic_model_reads(random_run, few, tmp_path):
+    path = random_run("acoustic_frozen.py:tiny")
+    model, source = open_run(path), open_source("folder", few)
+    weights = runs.learnt_weights(model)
+    assert sum(weights) == pytest.approx(1) and len(set(weights)) == 3
+    run("--run", path, "--what", "hidden", "--layers", "learnt", "--root", few, "--out", tmp_path / "out")
+    assert read_about(tmp_path / "out")["layer"] == list(weights)
+    found = utterances(tmp_path / "out")
+    ((row, alone),) = encode(model, source, [0], keys=("hidden",))
+    expected = np.einsum("l,lfd->fd", weights, alone["hidden"])
+    np.testing.assert_allclose(found[source.index.ids[row]], expected, rtol=0, atol=2e-5)
+    with pytest.raises(UserError, match="has learnt no weights of its layers"):
+        run("--run", random_run(), "--what", "hidden", "--layers", "learnt", "--root", few, "--out", tmp_path / "no")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("what", [("local",), ("hidden", "--layer", "1")])
 def test_features_are_those_of_the_recording_alone(tiny_run, few, tmp_path, what, dtype):
@@ -272,6 +381,10 @@ def test_what_cannot_be_extracted_is_refused_before_anything_is_written(tiny_run
         ("--what", "local", "--layer", "1"),
         ("--what", "codes", "--dtype", "float16"),
         ("--what", "local", "--text"),
+        ("--what", "hidden", "--layer", "1", "--layers", "1,2"),
+        ("--what", "hidden", "--layers", "1,nan"),
+        ("--what", "context", "--layers", "learnt"),
+        ("--what", "codes", "--format", "hdf5"),
         ("--what", "context", "--build-vocabulary"),
         ("--what", "context", "--part-hours", "0"),
         ("--what", "context", "--step", "last"),

@@ -59,15 +59,18 @@ LIBRARY = {
     "fairseq",
     "warmstart",
     "unpickle",
+    "inference",
     "batches",
 }  # what commands share
 HEAVY = ("tensorflow", "tensorflow_datasets", "librosa", "soundfile", "soxr", "ml_collections", "torch", "transformers")
 HEAVY += ("safetensors", "matplotlib", "tensorboardX", "espeakng_loader", "jiwer", "flashlight")
+HEAVY += ("pyarrow", "h5py")
 # what a layer may import from outside the standard library, anywhere in its files
 MAY_IMPORT = {
     "maths": {"jax", "flax", "optax", "numpy"},
     "methods": {"jax", "flax", "numpy"},
-    "data": {"numpy", "tensorflow", "tensorflow_datasets", "soundfile", "soxr", "librosa", "espeakng_loader", "etils"},
+    "data": {"numpy", "tensorflow", "tensorflow_datasets", "soundfile", "soxr", "librosa", "espeakng_loader", "etils"}
+    | {"pyarrow", "h5py"},
 }
 
 

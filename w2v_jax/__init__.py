@@ -4,4 +4,31 @@ Start reading at `api.py` (the shared types), then `methods/wav2vec2.py` (a pape
 `step.py` (one update) and `train.py` (the loop). Importing the package initialises no device.
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
+
+
+def load(path: Any, *, step: int | str | None = None, quantizer: Any = None):
+    """The trained model in the folder of a run (its --workdir): a function of recordings, `model(wave, rate)`.
+
+    >>> import numpy as np
+    >>> import w2v_jax
+    >>> model = w2v_jax.load("runs/demo")
+    >>> second = np.sin(np.arange(22050) / 10)  # [samples] or [samples, channels], at any rate
+    >>> record = model(second, 22050)
+    >>> record.context.shape[0], record.times[:2].round(4).tolist()  # frames, and the middle of each in seconds
+    (49, [0.0125, 0.0325])
+    >>> sorted(model.keys)
+    ['codes', 'context', 'hidden', 'local']
+    >>> one, other = model([second, second[:11025]], 22050, keys=["hidden"], layer=1)  # a batch; only this is computed
+    >>> len(one.hidden), len(other.hidden), one.context
+    (49, 24, None)
+
+    Runs of CTC give `record.text` and `record.log_probs`, too. step: a checkpoint's number, "best", or None for the
+    newest. quantizer: the run of vq-wav2vec that makes the codes which a BERT reads. The fields of a record, and what
+    a model is given, are described in `w2v_jax/inference.py`. Raises w2v_jax.config.UserError.
+    """
+    from w2v_jax.inference import open_model
+
+    return open_model(path, step=step, quantizer=quantizer)

@@ -17,6 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from w2v_jax import noise as noises
 from w2v_jax.config import UserError
@@ -85,8 +86,9 @@ class TransformerStack(nn.Module):
     def __call__(self, x, num_frames, noise=None, layer_key=None) -> tuple[jax.Array, jax.Array]:
         """As in `GatedConv`; layer_key draws the layers that are dropped."""
         x = zero_padding(x, num_frames)
-        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % self.stride), (0, 0)))
-        x = x.reshape(x.shape[0], -1, x.shape[2] * self.stride)
+        joined = -(-x.shape[1] // self.stride)
+        x = jnp.pad(x, ((0, 0), (0, joined * self.stride - x.shape[1]), (0, 0)))
+        x = x.reshape(x.shape[0], joined, x.shape[2] * self.stride)
         num_frames = -(-num_frames // self.stride)
         x = linear(self.width, x.shape[-1], ("conv", "embed"), self.dtype, "projection")(x)
         x = noises.dropout(x, self.input_dropout, None if noise is None else noises.fold(noise, 1 << 17))
@@ -125,6 +127,12 @@ def acoustic_model(acoustic: Any, dtype: Any) -> nn.Module:
     fields |= dict(pre_norm=True, attention_dropout=acoustic.dropout, mlp_dropout=acoustic.dropout)
     fields |= dict(layer_drop=0.0, attention="auto", positional="auto", scan_layers=True, remat=False)
     return TransformerStack(acoustic.stride, acoustic.width, acoustic.dropout, fields, dtype)
+
+
+def places(acoustic: Any, frames: np.ndarray) -> np.ndarray:
+    """Where the middles of `frames` (numbers) of the acoustic model lie, counted in frames of the encoder."""
+    step = stride(acoustic)
+    return frames * step + ((step - 1) / 2 if acoustic.kind == "transformer" else 0.0)
 
 
 def stride(acoustic: Any) -> int:

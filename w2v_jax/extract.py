@@ -1,7 +1,8 @@
 """`python -m w2v_jax.extract`: features or codes of recordings, written frame by frame for other programs.
 
-Any run, any source. What the folder holds is described in `data/extracted.py`; the codes of a vq-wav2vec with its
-vocabulary are what data.name=codes trains on. It does not train, and it never changes a run but for the vocabulary.
+Any run, any source. What the folder holds is described in `data/extracted.py` and `data/tables.py`; the codes of a
+vq-wav2vec with its vocabulary are what data.name=codes trains on. It does not train, and it never changes a run but for
+the vocabulary.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import numpy as np
 
 from w2v_jax import runs, workdir
 from w2v_jax.config import CODE_UNKNOWN, SAMPLE_RATE, UserError, run_command
-from w2v_jax.data import open_source, source_names
+from w2v_jax.data import open_source, source_names, tables
 from w2v_jax.data.extracted import (
+    FORMATS,
     SKIPPED,
     Utterance,
+    count,
     part_path,
     read_about,
     read_parts,
@@ -42,6 +45,9 @@ EXAMPLES = """examples:
     python -m w2v_jax.extract --run runs/wav2vec --what context --root /data/dev --out features/dev
     python -m w2v_jax.extract --run runs/base --what hidden --layer 6 --root /data/dev --out features/dev6
     python -m w2v_jax.extract --run runs/bert --quantizer runs/vq --what context --root /data/dev --out features/bert
+  For other tools: as Parquet or HDF5; and the layers weighted as the acoustic model of a run has learnt to weight them:
+    python -m w2v_jax.extract --run runs/base --what hidden --layer 6 --root /data/dev --out features/p --format parquet
+    python -m w2v_jax.extract --run runs/frozen --what hidden --layers learnt --root /data/dev --out features/weighted
 
 The same command goes on after a stop. exit codes: 0 done, 1 a mistake, 2 wrong usage."""
 
@@ -65,7 +71,9 @@ def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
     run = runs.open_run(args.run, step=args.step, random=args.untrained)
     quantizer = runs.open_run(args.quantizer, step=args.quantizer_step) if args.quantizer else None
+    args.layer = runs.layer_of(run, args)
     runs.check_keys(run, (args.what,), args.layer)
+    tables.check_installed(args.format)
     if args.what == "codes" and not args.build_vocabulary:
         runs.vocabulary_of(run)
     options = {"min_seconds": args.min_seconds, "workers": args.workers, "split": args.split}
@@ -107,11 +115,12 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         choices=runs.FEATURES,
         help="local: z, before the context; context: c; hidden: one --layer",
     )
-    add("--layer", type=int, metavar="N", help="of hidden: which one, from 0")
+    runs.add_layer_arguments(parser)
     add("--source", default="folder", metavar="NAME", help=f"one of {', '.join(source_names())} (default: folder)")
     add("--root", nargs="+", required=True, metavar="PATH", help="where the recordings are")
     add("--split", default="", help="of a TensorFlow dataset, e.g. train[:10%%]")
     add("--out", required=True, type=pathlib.Path, metavar="DIR", help="folder to write; made if missing")
+    add("--format", choices=FORMATS, default="numpy", help="of features: .npy with .jsonl (default), Parquet or HDF5")
     add("--dtype", choices=("float16", "float32"), help="of features (default: float32)")
     add("--text", action="store_true", help="of codes: write the tokens as text, too, one line per recording")
     add("--build-vocabulary", action="store_true", help="of codes: count them and keep the vocabulary with the run")
@@ -121,8 +130,13 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--batch-seconds", type=_positive, default=runs.BATCH_SECONDS, metavar="S", help="audio at once (default: 160)")
     add("--workers", type=int, default=0, metavar="N", help="threads that read (default: one per core)")
     args = parser.parse_args(argv)
-    if (args.what == "hidden") != (args.layer is not None):
-        parser.error("--layer N belongs to --what hidden: which of the hidden states is wanted, from 0")
+    chosen = (args.layer is not None) + (args.layers is not None)
+    if chosen != (args.what == "hidden"):
+        parser.error(
+            "--layer N, which of the hidden states is wanted, from 0, or --layers W,W,... belongs to --what hidden"
+        )
+    if args.what == "codes" and args.format != "numpy":
+        parser.error("--what codes: --format numpy, which training reads")
     if args.what == "codes" and (args.dtype or args.quantizer):
         parser.error("--what codes: name the run that makes the codes as --run, without --dtype and --quantizer")
     if args.what != "codes" and (args.text or args.build_vocabulary):
@@ -153,7 +167,7 @@ def make_job(args: argparse.Namespace, run: Run, quantizer: Run | None, source: 
         dtype = "uint16" if codes <= 1 << 16 else "int32"
     settings = dict(what=args.what, layer=args.layer, method=run.config.method, model=run.digest, step=run.step)
     settings |= dict(quantizer=quantizer.digest if quantizer else None, source=args.source, split=args.split)
-    settings |= dict(fingerprint=source.index.fingerprint(), dtype=dtype, text=args.text)
+    settings |= dict(fingerprint=source.index.fingerprint(), dtype=dtype, text=args.text, format=args.format)
     settings |= dict(part_hours=args.part_hours, min_seconds=args.min_seconds, max_seconds=args.max_seconds)
     settings |= dict(hop=(quantizer or run).geometry[1], groups=groups, codes=codes)
     parts = cut_into_parts(source.index.num_samples, args.part_hours)
@@ -170,7 +184,7 @@ def cut_into_parts(num_samples: np.ndarray, hours: float) -> list[np.ndarray]:
 def extract(job: Job, *, build_vocabulary: bool) -> None:
     """Writes the parts that are not there yet, then vocabulary and extract.json. Raises UserError."""
     about = _begin(job, build_vocabulary)
-    done = [n for n in range(len(job.parts)) if part_path(job.folder, n).exists()]
+    done = [n for n in range(len(job.parts)) if _path(job, n).exists()]
     kept = _kept_skips(job, done)
     write_lines(job.folder / SKIPPED, kept)
     _say_first(job, len(done))
@@ -249,14 +263,25 @@ def _write(job: Job, number: int, rows: np.ndarray) -> None:
         for skip in sorted(skipped, key=lambda skip: (skip["id"], skip["reason"])):
             file.write(json.dumps(skip, ensure_ascii=False) + "\n")
     ordered = [found[row] for row in rows.tolist() if row in found]
-    write_part(part_path(job.folder, number), ordered, width=job.width, dtype=job.dtype, text=job.text)
+    law: dict[str, Any] = dict(width=job.width, dtype=job.dtype)
+    if job.settings["format"] == "parquet":
+        tables.write_parquet(_path(job, number), ordered, dtype=job.dtype)
+    elif job.settings["format"] == "hdf5":
+        tables.write_hdf5(_path(job, number), ordered, **law)
+    else:
+        write_part(_path(job, number), ordered, **law, text=job.text)
+
+
+def _path(job: Job, number: int) -> pathlib.Path:
+    return part_path(job.folder, number, job.settings["format"])
 
 
 def _finish(job: Job, about: dict[str, Any], build_vocabulary: bool) -> None:
     skipped = (job.folder / SKIPPED).read_text(encoding="utf-8").count("\n")
     utterances = frames = 0
-    for part in read_parts(job.folder, about):
-        utterances, frames = utterances + len(part.utterances), frames + len(part.array)
+    for number in range(len(job.parts)):
+        found = count(_path(job, number))
+        utterances, frames = utterances + found[0], frames + found[1]
     if not utterances:
         raise UserError(f"nothing could be extracted; the reasons are in {job.folder / SKIPPED}")
     about |= dict(utterances=utterances, frames=frames, skipped=skipped)
@@ -294,6 +319,8 @@ def _vocabulary(job: Job, about: dict[str, Any], build: bool) -> tuple[Vocabular
 def _say_first(job: Job, done: int) -> None:
     s, index = job.settings, job.source.index
     what = f"layer {s['layer']}" if s["what"] == "hidden" else s["what"]
+    if isinstance(s["layer"], tuple):
+        what = f"all layers, weighted {' '.join(f'{w:.3g}' for w in s['layer'])},"
     via = f", codes by {job.quantizer.path} (step {job.quantizer.step})" if job.quantizer else ""
     there = f", {done} of them there already" if done else ""
     print(

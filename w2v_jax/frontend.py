@@ -32,11 +32,15 @@ ConvSpec = Sequence[tuple[int, int, int]]
 def num_frames(num_samples: Any, layers: ConvSpec) -> Any:
     """Frames that `layers` make of `num_samples` samples (an int or an array): floor((n - k) / s) + 1 per layer.
 
-    Not below 0: too short an input has no frame.
+    Not below 0: too short an input has no frame. The length of an exported program, which is a symbol, is longer than
+    that by its constraints.
     """
     for _, kernel, stride in layers:
         num_samples = (num_samples - kernel) // stride + 1
-        num_samples = max(num_samples, 0) if isinstance(num_samples, int) else num_samples.clip(0)
+        if isinstance(num_samples, int):
+            num_samples = max(num_samples, 0)
+        elif hasattr(num_samples, "clip"):
+            num_samples = num_samples.clip(0)
     return num_samples
 
 

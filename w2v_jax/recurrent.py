@@ -64,7 +64,8 @@ def recurrence(cell: Cell, vectors: int, x: jax.Array, kernel: jax.Array, bias: 
         state = cell(state, x, product(state[0], kernel) + bias)
         return state, state
 
-    return jax.lax.scan(frame, (zeros,) * vectors, x, unroll=UNROLL)[1]
+    unroll = UNROLL if isinstance(x.shape[0], int) else 1  # a symbolic length, in an export, cannot be divided
+    return jax.lax.scan(frame, (zeros,) * vectors, x, unroll=unroll)[1]
 
 
 def product(h: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ nothing is trained, and no file is written. Padding never enters a feature: `enc
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import functools
@@ -45,6 +46,10 @@ MAX_SECONDS = 80.0
 BATCH_SECONDS = 160.0
 SHORTEST_SECONDS = 1.25
 TOO_SHORT = "too short for one frame"
+LEARNT = "learnt"
+
+Layer = int | tuple[float, ...] | None
+"""Of the hidden states: the number of one, a weight for each in their sum, or None for all."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,16 +85,15 @@ class Run:
         shapes = {key: found[key].shape for key in FEATURES + LOGITS if found.get(key) is not None}
         return {key: (s[0], *s[2:]) if key == "hidden" else s[1:] for key, s in shapes.items()}
 
-    def predictor(self, keys: tuple[str, ...], layer: int | None) -> Callable[[dict[str, Any]], dict[str, jax.Array]]:
-        """A function of a batch, compiled once per shape: the `keys`, floats as float32, and num_frames [B].
-
-        layer: the one of the hidden states that is wanted [B F D]; None: all [L B F D].
-        """
+    def computation(self, keys: tuple[str, ...], layer: Layer) -> Callable[[PyTree, PyTree, Any], dict[str, jax.Array]]:
+        """What `predictor` compiles, as a function of (params, extra, batch)."""
 
         def predict(params: PyTree, extra: PyTree, batch: Any) -> dict[str, jax.Array]:
             found = self.method.predict(params, extra, batch)
             out = {key: found[key] for key in keys}
-            if layer is not None and "hidden" in out:
+            if isinstance(layer, tuple) and "hidden" in out:
+                out["hidden"] = jnp.einsum("l,lbfd->bfd", jnp.array(layer), out["hidden"].astype(jnp.float32))
+            elif layer is not None and "hidden" in out:
                 out["hidden"] = out["hidden"][layer]
             out = {
                 k: x.astype(jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32) for k, x in out.items()
@@ -97,8 +101,16 @@ class Run:
             valid = found["logits_valid"] if keys == LOGITS else found["valid"]
             return out | {"num_frames": valid.sum(axis=1)}
 
+        return predict
+
+    def predictor(self, keys: tuple[str, ...], layer: Layer) -> Callable[[dict[str, Any]], dict[str, jax.Array]]:
+        """A function of a batch, compiled once per shape: the `keys`, floats as float32, and num_frames [B].
+
+        layer: the one of the hidden states that is wanted, or a weight for each in their sum [B F D]; None: all
+        [L B F D].
+        """
         if (keys, layer) not in self.jitted:
-            self.jitted[keys, layer] = jax.jit(predict)
+            self.jitted[keys, layer] = jax.jit(self.computation(keys, layer))
         return functools.partial(self.jitted[keys, layer], self.params, self.extra)
 
 
@@ -190,7 +202,7 @@ def encode(
     rows: Sequence[int] | np.ndarray | None = None,
     *,
     keys: Sequence[str] | None = None,
-    layer: int | None = None,
+    layer: Layer = None,
     quantizer: Run | None = None,
     max_seconds: float = MAX_SECONDS,
     batch_seconds: float = BATCH_SECONDS,
@@ -237,7 +249,7 @@ def encode(
     return _encode(pieces, predict, batch_seconds, workers, on_skip)
 
 
-def check_keys(run: Run, keys: Sequence[str] | None, layer: int | None) -> tuple[str, ...]:
+def check_keys(run: Run, keys: Sequence[str] | None, layer: Layer) -> tuple[str, ...]:
     """The keys that `encode` gives. Raises UserError for one that the method lacks, or a layer out of range."""
     wanted = tuple(key for key in run.outputs if key != "logits") if keys is None else tuple(keys)
     for key in wanted:
@@ -246,9 +258,50 @@ def check_keys(run: Run, keys: Sequence[str] | None, layer: int | None) -> tuple
             raise UserError(f"{run.path} ({run.config.method}) has no {key}; it gives {have}")
     if layer is not None and "hidden" in wanted:
         layers = run.outputs["hidden"][0]
-        if not 0 <= layer < layers:
+        if isinstance(layer, tuple):
+            if len(layer) != layers:
+                raise UserError(f"{len(layer)} weights: {run.path} has {layers} hidden states, and each needs one")
+        elif not 0 <= layer < layers:
             raise UserError(f"layer {layer}: {run.path} has {layers} hidden states, 0 to {layers - 1}")
     return wanted
+
+
+def add_layer_arguments(parser: argparse.ArgumentParser) -> None:
+    """--layer and --layers of the commands that give hidden states; `layer_of` reads them."""
+    parser.add_argument("--layer", type=int, metavar="N", help="of hidden: which one, from 0")
+    parser.add_argument(
+        "--layers",
+        type=_weights,
+        metavar="W,W,...|learnt",
+        help="of hidden: the sum of all, by a weight for each, or by those that an acoustic model has learnt",
+    )
+
+
+def layer_of(run: Run, args: argparse.Namespace) -> Layer:
+    """The layer, or the weights of the layers, that the arguments name. Raises UserError."""
+    return learnt_weights(run) if args.layers == LEARNT else args.layers or args.layer
+
+
+def _weights(text: str) -> Any:
+    if text == LEARNT:
+        return text
+    weights = tuple(float(number) for number in text.split(","))
+    if not np.isfinite(weights).all():
+        raise argparse.ArgumentTypeError(f"{text}: weights must be finite")
+    return weights
+
+
+def learnt_weights(run: Run) -> tuple[float, ...]:
+    """The weight of each hidden state that a run of CTC with acoustic.input="weighted" has learnt; they sum to 1.
+
+    Its acoustic model reads the sum so weighted. Raises UserError for another run.
+    """
+    if run.config.method != "ctc" or run.config.acoustic.input != "weighted":
+        raise UserError(
+            f"{run.path} ({run.config.method}) has learnt no weights of its layers: give one weight per layer, or the "
+            'run of an acoustic model with acoustic.input="weighted" (configs/acoustic_frozen.py)'
+        )
+    return tuple(float(w) for w in jax.nn.softmax(jnp.asarray(run.params["layer_weights"], jnp.float32)))
 
 
 def check_form(run: Run, source: Source) -> None:

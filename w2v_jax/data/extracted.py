@@ -8,6 +8,7 @@
     DIR/skipped.jsonl       path and reason of everything that was left out
     DIR/vocabulary.json     of codes: see vocabulary.py
 
+Features can be written as Parquet or HDF5 instead: the parts are then those of `tables.py`, the other files the same.
 .npy because every array library reads it, `np.load(mmap_mode="r")` gives random access, and tf.data reads it as it
 is: `FixedLengthRecordDataset(file, row_bytes, header_bytes)` with the numbers of `tf_layout`. A part whose .npy exists
 is whole: the array is renamed last. Nothing here knows a model.
@@ -24,11 +25,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from w2v_jax.config import SAMPLE_RATE, UserError
+from w2v_jax.data import tables
 from w2v_jax.data.index import Index, ReadError, Row
 from w2v_jax.data.vocabulary import text as tokens
 
 ABOUT = "extract.json"
 SKIPPED = "skipped.jsonl"
+FORMATS = {"numpy": ".npy", "parquet": ".parquet", "hdf5": ".h5"}
+"""Of features, and how the names of their parts end."""
 
 
 class Utterance(NamedTuple):
@@ -50,8 +54,8 @@ class Part(NamedTuple):
     utterances: list[Utterance]
 
 
-def part_path(folder: pathlib.Path, number: int) -> pathlib.Path:
-    return folder / f"part-{number:05d}.npy"
+def part_path(folder: pathlib.Path, number: int, form: str = "numpy") -> pathlib.Path:
+    return folder / f"part-{number:05d}{FORMATS[form]}"
 
 
 def write_part(
@@ -109,13 +113,26 @@ def read_about(folder: pathlib.Path, *, complete: bool = True) -> dict[str, Any]
         raise UserError(f"{folder / ABOUT} is not readable; extract again into another folder") from None
     if complete and not is_complete:
         raise UserError(f"{folder}: the extraction is not finished; give its command again, it goes on from there")
-    return about
+    return {"format": "numpy"} | about  # the only one that there was at first
 
 
 def read_parts(folder: pathlib.Path, about: dict[str, Any]) -> Iterator[Part]:
     """Every part, in order. Raises UserError for one that is missing, cut short or does not fit its lines."""
+    if about["format"] != "numpy":
+        raise UserError(
+            f"{folder} holds features as {about['format']}, for other programs; what is read here was extracted with "
+            "--format numpy"
+        )
     for number in range(about["parts"]):
         yield read_part(part_path(folder, number))
+
+
+def count(path: pathlib.Path) -> tuple[int, int]:
+    """(utterances, frames) of a part of any format. Raises UserError for one that is missing or damaged."""
+    if path.suffix != FORMATS["numpy"]:
+        return tables.count(path)
+    part = read_part(path)
+    return len(part.utterances), len(part.array)
 
 
 def read_part(path: pathlib.Path) -> Part:
