@@ -275,7 +275,7 @@ def write(folder: pathlib.Path, exported: Any, weights: dict[str, np.ndarray], a
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         (partial / PROGRAM).write_bytes(exported.serialize())
-        np.savez(partial / WEIGHTS, **weights)
+        np.savez(partial / WEIGHTS, **weights)  # pyright: ignore[reportArgumentType]
         (partial / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(partial, folder)
     except OSError as error:
