@@ -78,6 +78,12 @@ def modules() -> list[pathlib.Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+def test_no_two_test_files_share_a_name():
+    """pytest imports them by their bare names: of two, it finds one, and only when both are in one process."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def dotted(path: pathlib.Path) -> str:
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     return name.removesuffix(".__init__")
