@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from w2v_jax import checkpoint, optim, report, sharding, step, workdir
+from w2v_jax import checkpoint, optim, plan, report, sharding, step, workdir
 from w2v_jax import config as configs
 from w2v_jax.config import SAMPLE_RATE, UserError
 from w2v_jax.data import source_module
@@ -102,7 +102,7 @@ def run(config: Any, path: pathlib.Path) -> int:
     if config.train.dtype not in ("float32", "bfloat16"):
         raise UserError(f"train.dtype={config.train.dtype!r}: it is 'float32' or 'bfloat16'")
     configs.check_values(config)
-    module, mesh = method_module(config.method), sharding.make_mesh(config.sharding)
+    module, (mesh, memory) = method_module(config.method), choose_mesh(config)
     active = jax.process_index() == 0
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES), workdir.open_workdir(path, config, active=active):
         jax.config.update("jax_compilation_cache_dir", config.train.compile_cache or str(path / "compile_cache"))
@@ -126,10 +126,8 @@ def run(config: Any, path: pathlib.Path) -> int:
         tx = optim.optimizer(config.optim, rate, sharding.bare(abstract))
         make, shapes = step.create_state(method, tx, key, micro, mesh)
         if active:
-            print(
-                report.table(start_up(config, path, mesh, data, shapes.params, parts), f"w2v_jax: {config.method}"),
-                flush=True,
-            )
+            table = start_up(config, path, mesh, data, shapes.params, parts) | memory
+            print(report.table(table, f"w2v_jax: {config.method}"), flush=True)
         places = jax.tree.map(lambda shape: shape.sharding, shapes)
         update = functools.partial(step.train_step, method, tx, rate)
         probe = LiveProbe(config, data.train.form) if configs.flatten(config).get("probe.every", 0) else None
@@ -139,6 +137,24 @@ def run(config: Any, path: pathlib.Path) -> int:
             jax.jit(update, donate_argnums=0, out_shardings=(places, None)),
             jax.jit(functools.partial(step.eval_step, method)),
         )
+
+
+def choose_mesh(config: Any) -> tuple[Any, dict[str, str]]:
+    """(the mesh, what to say about its memory): with sharding.fsdp=0 the smallest fsdp whose estimate fits."""
+    if config.sharding.fsdp:
+        return sharding.make_mesh(config.sharding), {}
+    target = plan.here()
+    if target is None:
+        config, said = config.copy_and_resolve_references(), "unknown: sharding.fsdp=0 is taken for 1"
+        with config.unlocked():
+            config.sharding.fsdp = 1
+    else:
+        config, estimate = plan.with_fsdp(config, target)
+        fits = "the smallest that fits" if plan.fits(estimate, target) else "the largest, and may not fit"
+        said = f"{estimate.memory / 1e9:,.2f} of {target.memory / 1e9:,.2f} GB on each device by estimate (state "
+        said += f"{estimate.state / 1e9:,.2f}, gradients {estimate.gradients / 1e9:,.2f}, activations "
+        said += f"{estimate.activations / 1e9:,.2f}); fsdp {config.sharding.fsdp} is {fits}"
+    return sharding.make_mesh(config.sharding), {"memory": said}
 
 
 def loop(job: Job, update: Any, score: Any) -> int:
