@@ -124,9 +124,7 @@ def soak(config: Any, out: pathlib.Path, kills: int, rng: random.Random) -> int:
         shutil.rmtree(path)
         pathlib.Path(f"{path}.log").unlink()
     print(table(ended))
-    print(
-        f"{ended.total()} lives ended in {rounds} rounds: every final state, metric and row equal, no checkpoint lost"
-    )
+    print(f"{ended.total()} lives ended in {rounds} round(s): final states, metrics and rows equal, no checkpoint lost")
     return 0
 
 
@@ -161,22 +159,24 @@ def draw(rng: random.Random) -> Fault:
 
 def live(config: Any, path: pathlib.Path, fault: Fault | None) -> Life:
     """One life of the training in a process of its own, which the fault ends; what it says goes to PATH.log."""
-    reading, writing = os.pipe()
+    (reading, writing), (saying, said) = os.pipe(), os.pipe()
     left = set(unfinished(path))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of fork and threads: JAX has not been started in this process
         child = os.fork()
     if not child:
-        os.close(reading)
+        os.dup2(said, 1), os.dup2(said, 2)  # through the parent: a log must not be what does not fit on the full disk
         train_and_exit(config, path, fault, lambda phase: os.write(writing, f"{phase}\n".encode()))
-    os.close(writing)
+    os.close(writing), os.close(said)
     try:
-        phase, restored = watched(child, reading, path, fault)
+        with open(f"{path}.log", "ab", buffering=0) as log:
+            log.write(f"--- {fault}\n".encode())
+            phase, restored = watched(child, reading, saying, log, fault)
     except BaseException:
         os.kill(child, signal.SIGKILL)
         raise
     finally:
-        os.close(reading)
+        os.close(reading), os.close(saying)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return Life(code, "save" if set(unfinished(path)) - left else phase, restored)
 
@@ -190,8 +190,6 @@ def train_and_exit(config: Any, path: pathlib.Path, fault: Fault | None, announc
     """In the new process: the training, with its phases announced and a disk that fills up where the fault says so."""
     code = 70
     try:
-        log = os.open(f"{path}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1), os.dup2(log, 2)
         announce_phases(announce, fault.nth if fault and fault.kind == "disk full" else 0)
         code = train.run(config, path)
     except UserError as error:
@@ -230,18 +228,21 @@ def announce_phases(announce: Callable[[str], Any], full_at: int) -> None:
     checkpoint.restore_latest, checkpoint.save, RunLog.finish_pending = restoring, saving, updated
 
 
-def watched(child: int, reading: int, path: pathlib.Path, fault: Fault | None) -> tuple[str, int]:
+def watched(child: int, reading: int, saying: int, log: Any, fault: Fault | None) -> tuple[str, int]:
     """Follows a life by its announcements and ends it where the fault says so: (its last phase, the step restored)."""
     phase, restored, counts = "start", -1, Counter({"start": 1})
     due = time.time() + fault.delay if fault and fault.phase == "start" else None
     while True:
         wait = PATIENCE if due is None else max(0.0, due - time.time())
-        ready, _, _ = select.select([reading], [], [], wait)
-        if not ready:
-            if due is None:
-                raise UserError(f"the training hangs in phase {phase!r} (process {child}); see {path}.log")
+        ready, _, _ = select.select([reading, saying], [], [], wait)
+        if not ready and due is None:
+            raise UserError(f"the training hangs in phase {phase!r} (process {child}); see {log.name}")
+        if due is not None and time.time() >= due:
             os.kill(child, signal.SIGTERM if fault and fault.kind == "SIGTERM" else signal.SIGKILL)
             due = None
+        if saying in ready:
+            log.write(os.read(saying, 1 << 16))
+        if reading not in ready:
             continue
         said = os.read(reading, 1 << 16).decode()
         if not said:
@@ -262,14 +263,9 @@ def newest_step(path: pathlib.Path) -> int:
 
 def compared(path: pathlib.Path, whole: pathlib.Path) -> str:
     """What differs between two complete trainings, or nothing; in a process of its own, which may start JAX."""
-    for name, without in (("metrics.jsonl", CLOCK), ("rows.jsonl", ())):
-        ours, theirs = (
-            [
-                {k: v for k, v in json.loads(line).items() if k not in without}
-                for line in (p / name).read_text().splitlines()
-            ]
-            for p in (path, whole)
-        )
+    read = lambda line: {k: v for k, v in json.loads(line).items() if k not in CLOCK}
+    for name in ("metrics.jsonl", "rows.jsonl"):
+        ours, theirs = ([read(line) for line in (p / name).read_text().splitlines()] for p in (path, whole))
         if ours != theirs:
             first = next((b for a, b in zip(ours, theirs) if a != b), {"step": "the end"})["step"]
             return f"{name} differs from step {first} on"

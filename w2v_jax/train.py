@@ -36,6 +36,7 @@ from w2v_jax.runs import method_module, pretrained_encoder
 
 EVAL_KEY = 2**31 - 1  # folded into the seed for the draws of evaluation, which are the same every time
 PREEMPTED, DEAD = 143, 3  # exit codes
+LOST = 30  # seconds without a sign of life after which a process of a run is lost, and ends the others
 
 
 class Data(NamedTuple):
@@ -213,13 +214,14 @@ def first_state(job: Job) -> Any:
 
 def join(others: str) -> None:
     """Joins the processes of a run; `others` is "auto" or HOST:PORT,COUNT,NUMBER."""
+    law = dict(heartbeat_timeout_seconds=LOST)
     if others == "auto":
-        jax.distributed.initialize()
+        jax.distributed.initialize(**law)
         return
     address, *numbers = others.split(",")
     if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
         raise UserError(f"--distributed={others}: needs HOST:PORT,COUNT,NUMBER, e.g. 10.0.0.1:1234,2,0")
-    jax.distributed.initialize(address, num_processes=int(numbers[0]), process_id=int(numbers[1]))
+    jax.distributed.initialize(address, num_processes=int(numbers[0]), process_id=int(numbers[1]), **law)
 
 
 def open_data(config: Any, units: int, shards: int, path: pathlib.Path) -> Data:
