@@ -11,6 +11,7 @@ import argparse
 import functools
 import json
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -95,7 +96,18 @@ def main(argv: Sequence[str]) -> int:
         )
     if args.distributed:
         join(args.distributed)
-    return run(config, pathlib.Path(args.workdir).absolute())
+    try:
+        return run(config, pathlib.Path(args.workdir).absolute())
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() > 1:
+            reason = str(error).partition("\n")[0]
+            print(
+                f"process {jax.process_index()} of {jax.process_count()} cannot go on: {reason}. Where another process "
+                f"was lost, its number (task) is named within {LOST} s; the leader is process 0. The same command goes on",
+                file=sys.stderr,
+                flush=True,
+            )
+        raise
 
 
 def run(config: Any, path: pathlib.Path) -> int:
