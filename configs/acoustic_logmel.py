@@ -83,7 +83,12 @@ def get_config(variant: str = "") -> ConfigDict:
         clip_norm=1.0,  # 0: never clip
         rules=(),  # (regex on the parameter's path, learning-rate scale, weight decay), first match
     )
-    config.sharding = dict(data=0, fsdp=1, tensor=1)  # data 0: all remaining devices
+    config.sharding = dict(
+        data=0,  # 0: all remaining devices
+        fsdp=1,  # devices that share one copy of the state; 0: the fewest whose memory it fits
+        tensor=1,  # devices that share heads and feed-forward width
+        slices=0,  # groups of devices with a slow network between them; 0: found (TPU slices)
+    )
     config.train = dict(
         steps=80_000,
         dtype="bfloat16",

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from collectives import collectives
 from jax.sharding import AxisType
 
 import w2v_jax.methods
@@ -28,6 +29,9 @@ VARIANTS = ["vq_wav2vec:kmeans_tiny", "finetune:tiny"]
 """Variants with other maths than the tiny one of their method, as FILE:variant."""
 OVERFIT = {"wav2vec2": 0.9}
 """The loss that training on one batch must fall to, as a share of the first one. A method that is not named: 0.9."""
+
+MESHES = ((8, 1, 1), (2, 2, 2))
+"""(data, fsdp, tensor) that every method is tested on; `test_meshes.py` has the others."""
 
 ROWS, SAMPLES, LONGER = 8, 12_800, 14_080
 INPUTS = ("wave", "codes", "tokens")
@@ -105,15 +109,17 @@ class Job:
         """Three updates on one device and on meshes of eight, with units of one row: {name: Run}."""
         one = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
         return {"one": Run(self, one)} | {
-            f"data={data} fsdp={fsdp}": Run(
-                self, jax.make_mesh((data, fsdp, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3), QUICK
-            )
-            for data, fsdp in (((8, 1), (4, 2)) if jax.device_count() == 8 else ())
+            f"data={data} fsdp={fsdp} tensor={tensor}": Run(self, mesh_of(data, fsdp, tensor), QUICK)
+            for data, fsdp, tensor in (MESHES if jax.device_count() == 8 else ())
         }
 
 
+def mesh_of(data: int, fsdp: int, tensor: int):
+    return jax.make_mesh((data, fsdp, tensor), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
 class Run:
-    """Three updates on different batches on a mesh, as the training command does them."""
+    """Three updates on different batches on a mesh, as the training command does them; `compiled` is the program."""
 
     def __init__(self, job: Job, mesh, options=None):
         self.job, self.mesh, self.traces, self.metrics = job, mesh, 0, []
@@ -125,15 +131,16 @@ class Run:
         with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
             _, shapes = step.create_state(job.single_method, job.tx, job.key, make_batch(), mesh)
             places = jax.tree.map(lambda shape: shape.sharding, shapes)
-            self.update = jax.jit(update, out_shardings=(places, None), compiler_options=options)
             self.state = self.start = jax.device_put(jax.tree.map(np.asarray, job.state), places)
+            jitted = jax.jit(update, out_shardings=(places, None), compiler_options=options)
+            self.compiled = jitted.lower(self.start, sharding.put_batch(make_batch(), mesh, 1), job.key).compile()
             for n in range(3):
                 self.state, metrics = self(self.state, make_batch(seed=n))
                 self.metrics.append({name: float(value) for name, value in metrics.items()})
 
     def __call__(self, state, batch):
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(sharding.RULES):
-            return self.update(state, sharding.put_batch(batch, self.mesh, 1), self.job.key)
+            return self.compiled(state, sharding.put_batch(batch, self.mesh, 1), self.job.key)
 
 
 @pytest.fixture(scope="module", params=[*METHODS, *VARIANTS])
@@ -159,6 +166,69 @@ def assert_gradients_close(ours, theirs, tolerance: float = 1e-5):
     largest = max(float(np.abs(g).max()) for g in jax.tree.leaves(theirs))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=tolerance * largest, err_msg=optim.path_name(path))
+
+
+def assert_state_is_cut(run: Run):
+    """Each device holds 1 / fsdp of parameters and moments, but for what is too small to cut."""
+    first, fsdp = run.mesh.devices.flat[0], run.mesh.shape["fsdp"]
+    for tree in (run.state.params, run.state.opt):
+        leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim]
+        held = sum(shard.data.nbytes for x in leaves for shard in x.addressable_shards if shard.device == first)
+        whole = [x for x in leaves if np.prod(x.sharding.shard_shape(x.shape)) * fsdp > x.size]
+        small = sum(x.nbytes for x in whole)
+        assert small <= 0.02 * sum(x.nbytes for x in leaves), "too much is kept whole on all devices"
+        assert held <= (sum(x.nbytes for x in leaves) - small) / fsdp + small
+
+
+def assert_meant(run: Run):
+    """The collectives of an update, read from the compiled program.
+
+    fsdp gathers parameters, at most twice, and nothing else; data and fsdp add up gradients once, and numbers; tensor
+    adds up activations in the Transformer (the outputs of attention and feed-forward network and the gradients of the
+    inputs of their four products) and compares the best codes of each device. Nothing is permuted, nothing goes from
+    all to all, and no batch is gathered.
+    """
+    shape = dict(run.mesh.shape)
+    params = sum(x.nbytes for x in jax.tree.leaves(run.state.params))
+    pieces = {dims(piece) for x in jax.tree.leaves(run.state.params) for piece in pieces_of(x)}
+    sums, gathered, tensor = 0, 0, 0
+    for found in collectives(run.compiled.as_text(), shape):
+        said = f"{found.kind} of {found.arrays} over {sorted(found.axes)} in {found.source}"
+        assert found.kind in ("all-reduce", "reduce-scatter", "all-gather"), said
+        if found.kind == "all-gather" and found.axes == {"fsdp"}:
+            assert all(dims(array) in pieces for _, array in found.arrays), f"not a parameter: {said}"
+            gathered += found.bytes
+        elif found.kind == "all-gather":
+            assert found.axes == {"tensor"} and found.bytes <= ROWS * LONGER // HOP * 4 * shape["tensor"], said
+        elif "tensor" in found.axes:
+            tensor += found.bytes
+        else:
+            sums += found.bytes
+    numbers = 4096 + 0.02 * params
+    tied = run.state.params["encoder"].get("embedding")  # used twice: the parts of its gradient come one by one
+    numbers += 0 if tied is None else tied.nbytes
+    assert gathered <= 2 * params + numbers if shape["fsdp"] > 1 else not gathered
+    assert sums <= params + numbers, "more is added up than the gradients"
+    if "transformer" not in run.state.params["encoder"]:
+        assert not tensor
+        return
+    found = jax.eval_shape(lambda: run.job.method.predict(run.state.params, run.state.extra, make_batch()))
+    activation = found["context"].size * 4 // sharding.batch_shards(run.mesh)
+    most = (6 * run.job.config.encoder.layers + 3) * activation
+    assert tensor <= most if shape["tensor"] > 1 else not tensor
+
+
+def dims(shape) -> tuple[int, ...]:
+    """A shape without its order and its ones."""
+    return tuple(sorted(size for size in shape if size > 1))
+
+
+def pieces_of(x) -> list[tuple[int, ...]]:
+    """The shapes in which a parameter can be gathered: cut along tensor or not, one layer of a stack or all."""
+    names = [() if axis is None else (axis,) if isinstance(axis, str) else axis for axis in x.sharding.spec]
+    names += [()] * (x.ndim - len(names))
+    cut = tuple(n // (x.sharding.mesh.shape["tensor"] if "tensor" in axes else 1) for n, axes in zip(x.shape, names))
+    return [shape for each in (x.shape, cut) for shape in (each, each[1:])]
 
 
 def test_init_works_under_shape_evaluation_with_known_axes(job):
@@ -269,8 +339,20 @@ def test_eight_devices_give_what_one_gives(job):
             np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5, err_msg=f"{name} {optim.path_name(path)}")
 
 
+@eight
+def test_state_is_cut_by_fsdp_and_tensor(job):
+    for run in job.runs.values():
+        assert_state_is_cut(run)
+
+
+@eight
+def test_devices_say_to_each_other_what_was_meant_and_no_more(job):
+    for run in job.runs.values():
+        assert_meant(run)
+
+
 def test_a_step_is_traced_once(job):
-    """Neither the state that a step returns nor other lengths, weights and rows make it compile again."""
+    """Neither the state that a step returns nor other lengths, weights and rows are refused by the compiled program."""
     for name, run in job.runs.items():
         batch = make_batch(seed=4) | dict(num_samples=LENGTHS[::-1].copy(), row=np.arange(8, 8 + ROWS, dtype=np.int32))
         run(run.state, batch)

@@ -270,6 +270,7 @@ def config_files() -> list[pathlib.Path]:
 
 
 KEYS = {"method", "seed", "data.name", "data.root", "sharding.data", "sharding.fsdp", "sharding.tensor"}
+KEYS |= {"sharding.slices"}
 KEYS |= {f"train.{name}" for name in ("steps", "log_every", "eval_every", "checkpoint_every", "log_rows", "watchdog")}
 
 

@@ -65,6 +65,18 @@ def test_state_falls_with_fsdp_and_work_with_devices():
     assert eight.flops * 8 == pytest.approx(one.flops) and eight.parts * 8 == one.parts
 
 
+def test_fsdp_0_takes_the_smallest_that_fits(capsys):
+    config = load(BASE, [("sharding.fsdp", "0"), ("data.batch_hours", "0.39")])
+    sizes = [plan.estimated(load(BASE, [("sharding.fsdp", str(n))]), plan.parse_target("h200-8")) for n in (1, 2, 4, 8)]
+    between = (sizes[1].memory + sizes[2].memory) / 2 / plan.ROOM
+    chosen, estimate = plan.with_fsdp(config, plan.Target("here", 8, between, 1e12, 1e12))
+    assert chosen.sharding.fsdp == 4 and estimate.mesh == (2, 4, 1) and config.sharding.fsdp == 0
+    for memory, expected in ((1e12, 1), (1e6, 8)):
+        assert plan.with_fsdp(config, plan.Target("here", 8, memory, 1e12, 1e12))[0].sharding.fsdp == expected
+    assert plan.main([f"--config={BASE}", "--target=h200-8", "--config.sharding.fsdp=0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mesh"] == [8, 1, 1]
+
+
 def test_remat_keeps_less():
     plain, remat = (
         plan.estimated(load(BASE, [("encoder.remat_layers", each)]), plan.parse_target("h200-1")).activations

@@ -27,7 +27,7 @@ eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the eight CPU 
 
 
 def mesh_of(data: int, fsdp: int, tensor: int = 1):
-    return sharding.make_mesh(SimpleNamespace(data=data, fsdp=fsdp, tensor=tensor))
+    return sharding.make_mesh(SimpleNamespace(data=data, fsdp=fsdp, tensor=tensor, slices=0))
 
 
 @eight
@@ -42,6 +42,47 @@ def test_mesh_takes_what_is_left_for_data():
 def test_mesh_that_does_not_fit_the_devices_is_an_error(axes):
     with pytest.raises(UserError, match="does not make the 8 devices"):
         mesh_of(*axes)
+
+
+def stand_ins(slices: int, each: int, processes: int = 1) -> list:
+    """Devices of TPU slices that are not here, in an order that mixes the slices."""
+    count = slices * each
+    return [
+        SimpleNamespace(id=i, slice_index=i % slices, process_index=i * processes // count, platform="", device_kind="")
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "slices", "parts"),
+    [
+        ((8, 1, 1), 2, (2, 1, 1)),
+        ((4, 2, 1), 4, (4, 1, 1)),
+        ((2, 4, 2), 2, (2, 1, 1)),
+        ((1, 8, 1), 2, (1, 2, 1)),  # data has no room: fsdp goes across
+        ((2, 4, 1), 4, (2, 2, 1)),
+        ((8, 1, 1), 1, (1, 1, 1)),
+    ],
+)
+def test_data_goes_across_slices_and_the_rest_stays_inside(shape, slices, parts):
+    devices = stand_ins(slices, np.prod(shape) // slices)
+    assert sharding.num_slices(0, devices) == slices
+    assert sharding.slices_across(shape, slices) == parts
+    grid = sharding.arranged(shape, parts, devices)
+    assert grid.shape == shape and len({device.id for device in grid.flat}) == np.prod(shape)
+    number = np.vectorize(lambda device: device.slice_index)(grid)
+    inside = number.reshape(*(n for size, part in zip(shape, parts) for n in (part, size // part)))
+    inside = inside.transpose(0, 2, 4, 1, 3, 5).reshape(slices, -1)
+    assert (inside == inside[:, :1]).all() and len(set(inside[:, 0])) == slices
+
+
+def test_slices_that_the_mesh_or_the_devices_cannot_make_are_named():
+    with pytest.raises(UserError, match="2 slices cannot be shared by sharding.data=1 and fsdp=3"):
+        sharding.slices_across((1, 3, 2), 2)
+    with pytest.raises(UserError, match=r"sharding.slices=3: the 8 devices here are in 2 slice\(s\) and 4 process"):
+        sharding.num_slices(3, stand_ins(2, 4, processes=4))
+    assert sharding.num_slices(4, stand_ins(2, 4, processes=4)) == 4
+    assert sharding.num_slices(1, stand_ins(2, 4)) == 1
 
 
 @pytest.mark.parametrize(

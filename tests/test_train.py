@@ -241,6 +241,9 @@ def test_complete_run_is_left_alone(shared, whole, capsys):
         ({"data__batch_hours": 1.0}, "fewer than one batch"),
         ({"data__batch_hours": 6 / 3600}, "cannot share evenly"),
         ({"sharding__data": 3}, "does not make the 8 devices"),
+        ({"sharding__slices": 3}, "sharding.slices=3: the 8 devices here"),
+        ({"sharding__tensor": 8}, "sharding.tensor=8 does not divide encoder.heads=4"),
+        ({"sharding__fsdp": -1}, "sharding.fsdp=-1: must be at least 0"),
         ({"data__min_seconds": 100.0}, "shorter than data.min_seconds"),
         ({"optim__warmup": 500}, "peak would never be reached"),
         ({"optim__schedule": "linear"}, "optim.schedule"),
@@ -325,3 +328,18 @@ def test_watchdog_stops_a_dead_run(shared, tmp_path):
     assert train.run(dead, tmp_path / "run") == train.DEAD
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] < 150
     assert not (tmp_path / "run" / "done.json").exists()
+
+
+def test_fsdp_0_is_chosen_by_memory_and_told(shared, monkeypatch):
+    mesh, said = train.choose_mesh(load(shared, sharding__fsdp=0))
+    assert mesh.shape["fsdp"] == 1 and "unknown" in said["memory"]
+    one = train.plan.estimated(load(shared), train.plan.Target("here", 8, 1.0, 1.0, 1.0))
+    room = (one.memory - 0.3 * one.state) / train.plan.ROOM
+    monkeypatch.setattr(train.plan, "here", lambda: train.plan.Target("here", 8, room, 1.0, 1.0))
+    mesh, said = train.choose_mesh(load(shared, sharding__fsdp=0))
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert "fsdp 2 is the smallest that fits" in said["memory"]
+    assert train.choose_mesh(load(shared, sharding__fsdp=4)) == (
+        train.sharding.make_mesh(load(shared, sharding__fsdp=4).sharding),
+        {},
+    )

@@ -21,7 +21,7 @@ import numpy as np
 
 from w2v_jax import noise as noises
 from w2v_jax.config import UserError
-from w2v_jax.frontend import linear, part, valid_frames
+from w2v_jax.frontend import gathered, linear, part, valid_frames
 from w2v_jax.transformer import Transformer
 
 GatedSpec = Sequence[tuple[int, int, int]]
@@ -41,10 +41,11 @@ class GatedConvLayer(nn.Module):
         """x [B F C], zero on padding -> [B ceil(F / stride) channels / 2]."""
         shape = (self.kernel, x.shape[-1], self.channels)
         init = nn.initializers.normal(math.sqrt(4.0 / (self.kernel * x.shape[-1])))  # keeps the variance through GLU
-        v = self.param("direction", part(init, (None, None, None)), shape)
+        v = gathered(self.param("direction", part(init, (None, None, "conv")), shape), (None, None, "conv"))
         norm = jnp.sqrt(jnp.sum(v * v, axis=(0, 1)))
-        g = self.param("scale", part(lambda *_: jnp.sqrt(jnp.sum(v * v, axis=(0, 1))), (None,)))
-        bias = self.param("bias", part(nn.initializers.zeros, (None,)), (self.channels,))
+        g = self.param("scale", part(lambda *_: jnp.sqrt(jnp.sum(v * v, axis=(0, 1))), ("conv",)))
+        bias = self.param("bias", part(nn.initializers.zeros, ("conv",)), (self.channels,))
+        g, bias = gathered(g, ("conv",)), gathered(bias, ("conv",))
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             (v * (g / norm)).astype(self.dtype),

@@ -128,7 +128,6 @@ POSITIVE = (
     "loss.negatives",
     "loss.temperature",
     "optim.peak",
-    "sharding.fsdp",
     "sharding.tensor",
     "train.steps",
     "train.log_every",
@@ -152,6 +151,12 @@ def check_values(config: Any) -> None:
             raise UserError(f"{key}={value!r}: must be at least 0 and below 1")
     if flat["data.batch_hours"] * 3600 < 0.5 * flat["data.unit_seconds"]:
         raise UserError("data.batch_hours is less than half of data.unit_seconds: a batch holds at least one unit")
+    for key in ("sharding.data", "sharding.fsdp", "sharding.slices"):
+        if flat[key] < 0:
+            raise UserError(f"{key}={flat[key]!r}: must be at least 0")
+    if flat.get("encoder.heads", 0) % flat["sharding.tensor"]:
+        tensor, heads = flat["sharding.tensor"], flat["encoder.heads"]
+        raise UserError(f"sharding.tensor={tensor} does not divide encoder.heads={heads}")
     if len(flat.get("quantizer.temperature", (0, 0, 0))) != 3:
         raise UserError("quantizer.temperature needs three numbers: (start, end, decay per update)")
 

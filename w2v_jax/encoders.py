@@ -22,6 +22,7 @@ from w2v_jax.frontend import (
     ConvFrontend,
     ConvSpec,
     LayerNorm,
+    gathered,
     linear,
     num_frames,
     part,
@@ -205,7 +206,7 @@ class CodeEncoder(nn.Module):
 
     def setup(self) -> None:
         init = part(nn.initializers.normal(0.02), ("vocab", "embed"))
-        self.embedding = self.param("embedding", init, (self.vocab_size, self.width))
+        self.embedding = gathered(self.param("embedding", init, (self.vocab_size, self.width)), ("vocab", "embed"))
         self.transformer = Transformer(**self.fields, dtype=self.dtype)
 
     def __call__(self, codes, num_samples, noise=None, layer_key=None, *, collect: bool = False) -> Encoded:

@@ -25,6 +25,11 @@ part: Any = nn.with_logical_partitioning
 
 NORMS = ("group", "layer", "utterance", "frame", "none")
 
+TENSOR_AXES = ("heads", "mlp", "vocab")
+"""Logical axes along which a weight stays in pieces while it is used."""
+
+Axes = tuple[str | None, ...]
+
 ConvSpec = Sequence[tuple[int, int, int]]
 """(channels, kernel, stride) of each convolution, first to last."""
 
@@ -56,6 +61,17 @@ def receptive_field(layers: ConvSpec) -> tuple[int, int]:
 def valid_frames(num: jax.Array, total: int) -> jax.Array:
     """[B F] bool, True on the first num [B] of `total` frames."""
     return jnp.arange(total)[None] < num[:, None]
+
+
+def gathered(x: jax.Array, axes: Axes) -> jax.Array:
+    """A parameter with these logical axes as it is used: gathered from all devices, but along tensor axes.
+
+    Left to itself XLA's partitioner moves pieces of kernels and of their gradients between devices that do not need
+    them as soon as there are two mesh axes, and gathers a kernel that is split in Python once per piece. The layers
+    of the Transformer are left to it: those it gathers one by one as they come, forward and backward, which a
+    constraint would turn into copies of all of them.
+    """
+    return nn.with_logical_constraint(x, tuple(axis if axis in TENSOR_AXES else None for axis in axes))
 
 
 @jax.custom_vjp
@@ -192,8 +208,11 @@ class ConvLayer(nn.Module):
         uniform = symmetric_uniform(1.0 / math.sqrt(fan_in))
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal") if self.kaiming else uniform
         kernel = self.param("kernel", part(init, (None, None, "conv")), (self.kernel, x.shape[-1], self.channels))
+        kernel = gathered(kernel, (None, None, "conv"))
         if self.pad:
-            x = jnp.pad(x, ((0, 0), (self.pad, 0), (0, 0)), mode="constant" if self.zero_pad else "edge")
+            # jnp.pad's "edge" would also touch the batch axis, and devices would exchange zeros for it
+            first = jnp.zeros_like(x[:, :1]) if self.zero_pad else x[:, :1]
+            x = jnp.concatenate([jnp.repeat(first, self.pad, axis=1), x], axis=1)
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -260,7 +279,25 @@ def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
     return init
 
 
-def linear(features: int, fan_in: int, axes: tuple[str, str], dtype: Any, name: str | None = None) -> nn.Dense:
+class Dense(nn.Module):
+    """x @ kernel + bias over the last axis, with logical `axes` of the kernel: `nn.Dense` of a `gathered` kernel."""
+
+    features: int
+    axes: Axes
+    kernel_init: nn.initializers.Initializer
+    bias_init: nn.initializers.Initializer
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", part(self.kernel_init, self.axes), (x.shape[-1], self.features))
+        bias = self.param("bias", part(self.bias_init, self.axes[1:]), (self.features,))
+        kernel, bias = gathered(kernel, self.axes), gathered(bias, self.axes[1:])
+        along = (((x.ndim - 1,), (0,)), ((), ()))
+        return jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), along) + bias.astype(self.dtype)
+
+
+def linear(features: int, fan_in: int, axes: Axes, dtype: Any, name: str | None = None) -> Dense:
     """A dense layer with PyTorch's default initialisation, U(+-1/sqrt(fan_in)) for kernel and bias."""
     init = symmetric_uniform(1.0 / math.sqrt(fan_in))
-    return nn.Dense(features, dtype=dtype, kernel_init=part(init, axes), bias_init=part(init, axes[1:]), name=name)
+    return Dense(features, axes, init, init, dtype, name=name)

@@ -60,8 +60,9 @@ def distractor_counts(index: jax.Array, used: jax.Array) -> jax.Array:
     Draws of a slot by itself and draws of or by unused slots count 0.
     """
     size = used.shape[1]
-    block, slot = jnp.arange(index.shape[0])[:, None, None], jnp.arange(size)[None, :, None]
-    counts = jnp.zeros((index.shape[0], size, size), jnp.float32).at[block, slot, index].add(1.0)
+    zeros, slot = jnp.zeros((size, size), jnp.float32), jnp.arange(size)[:, None]
+    # block by block: a scatter with the number of the block among its indices would join the blocks of all devices
+    counts = jax.vmap(lambda drawn: zeros.at[slot, drawn].add(1.0))(index)
     allowed = used[:, :, None] & used[:, None, :] & ~jnp.eye(size, dtype=bool)
     return jnp.where(allowed, counts, 0.0)
 

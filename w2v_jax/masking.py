@@ -44,7 +44,8 @@ def span_mask(
     choices = jnp.maximum(n - length, jnp.minimum(spans + 1, n))  # short rows: starts as far as the spans need
     frame = jnp.arange(total_frames)[None]
     score = jnp.where(frame < choices, noises.uniform(noises.fold(noise, 1), total_frames), -1.0)
-    _, starts = jax.lax.top_k(score, most)  # without replacement  [B K]
+    # without replacement; not by top_k, for which XLA gathers the rows of all devices
+    starts = jnp.argsort(-score, axis=1, stable=True)[:, :most]  # [B K]
     live = (jnp.arange(most)[None] < jnp.minimum(spans, choices))[:, None]
     after = frame[:, :, None] - starts[:, None]  # frames since each start  [B F K]
     covered = jnp.any((after >= 0) & (after < length) & live, axis=-1)

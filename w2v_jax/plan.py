@@ -81,7 +81,10 @@ def main(argv: Sequence[str]) -> int:
     if not 0 < args.share <= 1:
         raise UserError(f"--share={args.share:g}: it is above 0 and at most 1")
     target, config = parse_target(args.target), load(args.config, overrides)
-    estimate = estimated(config, target)
+    if config.sharding.fsdp == 0:
+        config, estimate = with_fsdp(config, target)
+    else:
+        estimate = estimated(config, target)
     flags = roomier(config, target, estimate) if fits(estimate, target) else suggestion(config, target)
     result = summary(config, target, estimate, args.share, args.price) | {"suggestion": flags}
     print(json.dumps(result) if args.json else describe(config, target, estimate, result))
@@ -108,13 +111,9 @@ def estimated(config: Any, target: Target) -> Estimate:
     from w2v_jax.batches import forward_flops, random_batch, with_alphabet
     from w2v_jax.runs import method_module
 
-    config, s, d = with_alphabet(config), config.sharding, config.data
-    data = s.data or target.devices // (s.fsdp * s.tensor)
-    if data * s.fsdp * s.tensor != target.devices:
-        raise UserError(
-            f"sharding.data x fsdp x tensor = {data} x {s.fsdp} x {s.tensor} does not make {target.devices} devices"
-        )
-    mesh = AbstractMesh((data, s.fsdp, s.tensor), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    config, d = with_alphabet(config), config.data
+    shape = data, fsdp, tensor = sharding.mesh_shape(config.sharding, target.devices)
+    mesh = AbstractMesh(shape, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     units, shards = round(d.batch_hours * 3600 / d.unit_seconds), sharding.batch_shards(mesh)
     parts = sharding.accumulation(units, d.unit_seconds, d.device_seconds, shards)
     samples = round(max(d.bucket_seconds) * SAMPLE_RATE)
@@ -137,7 +136,7 @@ def estimated(config: Any, target: Target) -> Estimate:
     forward = sum(forward_flops(config, batch).values())
     gradients = held(shapes.params) * (2 if parts > 1 else 1)
     return Estimate(
-        mesh=(data, s.fsdp, s.tensor),
+        mesh=(data, fsdp, tensor),
         parameters=sum(x.size for x in leaves(params)),
         parts=parts,
         rows=rows,
@@ -145,9 +144,39 @@ def estimated(config: Any, target: Target) -> Estimate:
         state=held(shapes),
         gradients=gradients,
         activations=activations,
-        flops=3 * forward * parts / s.tensor,
+        flops=3 * forward * parts / tensor,
         traffic=parts * 3 * activations + 2 * held(shapes),
     )
+
+
+def with_fsdp(config: Any, target: Target) -> tuple[Any, Estimate]:
+    """The config with the smallest sharding.fsdp that fits the target, and its estimate; the largest if none does.
+
+    Raises UserError where data and tensor leave no number.
+    """
+    data, tensor = config.sharding.data, config.sharding.tensor
+    left = target.devices // (max(data, 1) * tensor)
+    config = config.copy_and_resolve_references()
+    estimate = None
+    for fsdp in (n for n in range(left if data else 1, left + 1) if left % n == 0):
+        with config.unlocked():
+            config.sharding.fsdp = fsdp
+        estimate = estimated(config, target)
+        if fits(estimate, target):
+            break
+    if estimate is None:
+        raise UserError(f"sharding.data={data} x tensor={tensor} is more than the {target.devices} devices")
+    return config, estimate
+
+
+def here() -> Target | None:
+    """The devices of this run by what they say of their memory; None where they say nothing, as CPUs do."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    said = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    least = int(multihost_utils.process_allgather(np.array([said >> 20], np.int32)).min()) << 20
+    return Target("here", jax.device_count(), float(least), math.nan, math.nan) if least else None
 
 
 def fits(estimate: Estimate, target: Target) -> bool:

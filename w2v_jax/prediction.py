@@ -18,7 +18,7 @@ from w2v_jax import losses
 from w2v_jax import noise as noises
 from w2v_jax.api import Batch, Mean
 from w2v_jax.config import UserError, unit_rows
-from w2v_jax.frontend import num_frames, part, receptive_field, symmetric_uniform, valid_frames
+from w2v_jax.frontend import gathered, num_frames, part, receptive_field, symmetric_uniform, valid_frames
 
 
 def first_offset(config: Any) -> int:
@@ -48,6 +48,7 @@ class FuturePredictor(nn.Module):
         fan_in = self.width * self.steps if self.use_bias else depth
         init = symmetric_uniform(1.0 / math.sqrt(fan_in))
         kernel = self.param("kernel", part(init, (None, "embed", "proj")), (self.steps, depth, self.width))
+        kernel = gathered(kernel, (None, "embed", "proj"))
         y = jnp.einsum("bfd,sdc->bfsc", context.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             y = y + self.param("bias", part(init, ("proj",)), (self.width,)).astype(self.dtype)

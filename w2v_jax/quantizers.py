@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from w2v_jax import noise as noises
 from w2v_jax.config import UserError
-from w2v_jax.frontend import UtteranceNorm, activate, linear, part, symmetric_uniform
+from w2v_jax.frontend import Dense, UtteranceNorm, activate, gathered, linear, part, symmetric_uniform
 
 held = jax.lax.stop_gradient
 
@@ -74,16 +74,12 @@ class GumbelQuantizer(nn.Module):
         # hidden layer the reference leaves PyTorch's defaults.
         init, bias = nn.initializers.normal(1.0), nn.initializers.zeros
         if self.inputs:
-            self.hidden = linear(2 * self.inputs, self.inputs, ("conv", "mlp"), jnp.float32)
+            self.hidden = linear(2 * self.inputs, self.inputs, ("conv", None), jnp.float32)
             init = bias = symmetric_uniform(1.0 / math.sqrt(2 * self.inputs))
-        self.weight_proj = nn.Dense(
-            self.groups * self.codes,
-            dtype=jnp.float32,
-            kernel_init=part(init, ("conv", "codes")),
-            bias_init=part(bias, ("codes",)),
-        )
+        self.weight_proj = Dense(self.groups * self.codes, ("conv", "codes"), init, bias)
         book = part(nn.initializers.uniform(1.0), ("groups", "codes", "proj"))
-        self.codebook = self.param("codebook", book, (1 if self.shared else self.groups, self.codes, width))
+        codebook = self.param("codebook", book, (1 if self.shared else self.groups, self.codes, width))
+        self.codebook = gathered(codebook, ("groups", "codes", "proj"))
 
     def __call__(self, x: jax.Array, temperature: jax.Array, gumbel: jax.Array | None) -> Quantized:
         """x [B M C]; gumbel [B M G V] standard Gumbel noise for a sample at the temperature, None for the arg-max."""
@@ -129,6 +125,7 @@ class KMeansQuantizer(nn.Module):
         kernel = self.param("projection", init, (groups, fan_in, width))
         book = part(nn.initializers.normal(0.01), ("groups", "codes", "proj"))
         codebook = self.param("codebook", book, (1 if self.shared else groups, self.codes, width))
+        kernel, codebook = (gathered(x, ("groups", None, "proj")) for x in (kernel, codebook))
         codebook = codebook if moved is None else codebook + moved
         y = jnp.einsum(
             "bfgc,gce->bfge", x.astype(jnp.float32).reshape(*x.shape[:2], groups, -1), kernel, precision="highest"

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from w2v_jax.config import UserError
-from w2v_jax.frontend import part, symmetric_uniform
+from w2v_jax.frontend import gathered, part, symmetric_uniform
 
 States = tuple[jax.Array, ...]
 Cell = Callable[[States, jax.Array, jax.Array], States]
@@ -116,10 +116,9 @@ class RecurrentLayer(nn.Module):
         bias = self.param("bias", part(init, (None,)), (wide,))
         state_kernel = self.param("state_kernel", part(init, ("embed", None)), (self.width, wide))
         state_bias = self.param("state_bias", part(init, (None,)), (wide,))
-        x = product(jnp.swapaxes(x, 0, 1), kernel.astype(self.dtype)) + bias
+        x = product(jnp.swapaxes(x, 0, 1), gathered(kernel, ("conv", None)).astype(self.dtype)) + bias
         x = nn.with_logical_constraint(x, ("frames", "batch", None))
-        # gathered from all devices once, not at every frame
-        whole = nn.with_logical_constraint(state_kernel.astype(self.dtype), (None, None))
+        whole = gathered(state_kernel, ("embed", None)).astype(self.dtype)  # once, not at every frame
         states: Any = recurrence(cell, vectors, x, whole, state_bias)
         y = states[0].astype(self.dtype)
         return nn.with_logical_constraint(jnp.swapaxes(y, 0, 1), ("batch", "frames", None))

@@ -1,18 +1,21 @@
 """Device mesh, and where each array lives on it.
 
 Mesh axes: "data" (batch), "fsdp" (batch, and parameters cut into pieces), "tensor" (attention heads and
-feed-forward width). Every parameter names its logical axes in the module that owns it; `RULES` maps those names to
-mesh axes. A name that is not in `RULES` is an error, because Flax would silently replicate it.
+feed-forward width). Where the devices are in several slices with a slow network between them, data (then fsdp) goes
+across slices and the rest stays inside. Every parameter names its logical axes in the module that owns it; `RULES`
+maps those names to mesh axes. A name that is not in `RULES` is an error, because Flax would silently replicate it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -37,17 +40,68 @@ RULES = (
 
 
 def make_mesh(sharding: Any) -> Mesh:
-    """The mesh of config.sharding (data, fsdp, tensor) over all devices; data = 0 takes what the others leave."""
-    devices = jax.device_count()
+    """The mesh of config.sharding (data, fsdp, tensor, slices) over all devices. Raises UserError."""
+    shape = mesh_shape(sharding, jax.device_count())
+    parts = slices_across(shape, num_slices(sharding.slices, jax.devices()))
+    if math.prod(parts) == 1:
+        return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(arranged(shape, parts, jax.devices()), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def mesh_shape(sharding: Any, devices: int) -> tuple[int, int, int]:
+    """(data, fsdp, tensor) of config.sharding on so many devices; data = 0 takes what the others leave."""
     data, fsdp, tensor = sharding.data, sharding.fsdp, sharding.tensor
-    if data == 0:
-        data = devices // (fsdp * tensor)
+    data = data or devices // (fsdp * tensor)
     if data * fsdp * tensor != devices:
         raise UserError(
             f"sharding.data x fsdp x tensor = {data} x {fsdp} x {tensor} does not make the {devices} devices that are "
             "here; sharding.data=0 takes what the other two leave"
         )
-    return jax.make_mesh((data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    return data, fsdp, tensor
+
+
+def num_slices(wanted: int, devices: Sequence[Any]) -> int:
+    """The groups of devices with a fast network inside and a slow one between them: `wanted`, 0 to find them.
+
+    The devices of a TPU slice name it (`slice_index`); others are one group, or with `wanted` those of each process.
+    Raises UserError where the devices are not in so many groups.
+    """
+    slices, processes = (len(_by(name, devices)) for name in ("slice_index", "process_index"))
+    if wanted in (0, slices, 1):
+        return wanted or slices
+    if wanted == processes:
+        return processes
+    raise UserError(
+        f"sharding.slices={wanted}: the {len(devices)} devices here are in {slices} slice(s) and {processes} "
+        f"process(es); it is one of these numbers, 1 for none, or 0 to find the slices"
+    )
+
+
+def slices_across(shape: tuple[int, int, int], slices: int) -> tuple[int, int, int]:
+    """How many slices lie along (data, fsdp, tensor): as many as can along data, the others along fsdp.
+
+    The slow network then carries sums of gradients, once per micro-batch. tensor never leaves a slice: UserError.
+    """
+    data, fsdp, tensor = shape
+    along = math.gcd(data, slices)
+    rest = slices // along
+    if fsdp % rest:
+        raise UserError(
+            f"{slices} slices cannot be shared by sharding.data={data} and fsdp={fsdp}: choose them so that {slices} "
+            f"divides data or data x fsdp (tensor={tensor} stays inside a slice); or sharding.slices=1 takes no notice"
+        )
+    return along, rest, 1
+
+
+def arranged(shape: tuple[int, int, int], parts: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices [data fsdp tensor], of which `parts` slices lie along each axis."""
+    inside = tuple(size // part for size, part in zip(shape, parts))
+    by_slice = len(_by("slice_index", devices)) == math.prod(parts)
+    return mesh_utils.create_hybrid_device_mesh(inside, parts, devices, process_is_granule=not by_slice)
+
+
+def _by(name: str, devices: Sequence[Any]) -> set[int]:
+    return {getattr(device, name, 0) for device in devices}
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:

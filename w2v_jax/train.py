@@ -11,6 +11,7 @@ import argparse
 import functools
 import json
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from w2v_jax import checkpoint, optim, report, sharding, step, workdir
+from w2v_jax import checkpoint, optim, plan, report, sharding, step, workdir
 from w2v_jax import config as configs
 from w2v_jax.config import SAMPLE_RATE, UserError
 from w2v_jax.data import source_module
@@ -38,6 +39,7 @@ from w2v_jax.warmstart import warm_params
 
 EVAL_KEY = 2**31 - 1  # folded into the seed for the draws of evaluation, which are the same every time
 PREEMPTED, DEAD = 143, 3  # exit codes
+LOST = 30  # seconds without a sign of life after which a process of a run is lost, and ends the others
 
 
 class Data(NamedTuple):
@@ -96,7 +98,18 @@ def main(argv: Sequence[str]) -> int:
         )
     if args.distributed:
         join(args.distributed)
-    return run(config, pathlib.Path(args.workdir).absolute())
+    try:
+        return run(config, pathlib.Path(args.workdir).absolute())
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() > 1:
+            reason = str(error).partition("\n")[0]
+            print(
+                f"process {jax.process_index()} of {jax.process_count()} cannot go on: {reason}. Where another process "
+                f"was lost, its number (task) is named within {LOST} s; the leader is process 0. The same command goes on",
+                file=sys.stderr,
+                flush=True,
+            )
+        raise
 
 
 def run(config: Any, path: pathlib.Path) -> int:
@@ -104,7 +117,7 @@ def run(config: Any, path: pathlib.Path) -> int:
     if config.train.dtype not in ("float32", "bfloat16"):
         raise UserError(f"train.dtype={config.train.dtype!r}: it is 'float32' or 'bfloat16'")
     configs.check_values(config)
-    module, mesh = method_module(config.method), sharding.make_mesh(config.sharding)
+    module, (mesh, memory) = method_module(config.method), choose_mesh(config)
     active = jax.process_index() == 0
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES), workdir.open_workdir(path, config, active=active):
         jax.config.update("jax_compilation_cache_dir", config.train.compile_cache or str(path / "compile_cache"))
@@ -128,10 +141,8 @@ def run(config: Any, path: pathlib.Path) -> int:
         tx = optim.optimizer(config.optim, rate, sharding.bare(abstract))
         make, shapes = step.create_state(method, tx, key, micro, mesh)
         if active:
-            print(
-                report.table(start_up(config, path, mesh, data, shapes.params, parts), f"w2v_jax: {config.method}"),
-                flush=True,
-            )
+            table = start_up(config, path, mesh, data, shapes.params, parts) | memory
+            print(report.table(table, f"w2v_jax: {config.method}"), flush=True)
         places = jax.tree.map(lambda shape: shape.sharding, shapes)
         update = functools.partial(step.train_step, method, tx, rate)
         probe = LiveProbe(config, data.train.form) if configs.flatten(config).get("probe.every", 0) else None
@@ -141,6 +152,24 @@ def run(config: Any, path: pathlib.Path) -> int:
             jax.jit(update, donate_argnums=0, out_shardings=(places, None)),
             jax.jit(functools.partial(step.eval_step, method)),
         )
+
+
+def choose_mesh(config: Any) -> tuple[Any, dict[str, str]]:
+    """(the mesh, what to say about its memory): with sharding.fsdp=0 the smallest fsdp whose estimate fits."""
+    if config.sharding.fsdp:
+        return sharding.make_mesh(config.sharding), {}
+    target = plan.here()
+    if target is None:
+        config, said = config.copy_and_resolve_references(), "unknown: sharding.fsdp=0 is taken for 1"
+        with config.unlocked():
+            config.sharding.fsdp = 1
+    else:
+        config, estimate = plan.with_fsdp(config, target)
+        fits = "the smallest that fits" if plan.fits(estimate, target) else "the largest, and may not fit"
+        said = f"{estimate.memory / 1e9:,.2f} of {target.memory / 1e9:,.2f} GB on each device by estimate (state "
+        said += f"{estimate.state / 1e9:,.2f}, gradients {estimate.gradients / 1e9:,.2f}, activations "
+        said += f"{estimate.activations / 1e9:,.2f}); fsdp {config.sharding.fsdp} is {fits}"
+    return sharding.make_mesh(config.sharding), {"memory": said}
 
 
 def loop(job: Job, update: Any, score: Any) -> int:
@@ -204,13 +233,14 @@ def first_state(job: Job) -> Any:
 
 def join(others: str) -> None:
     """Joins the processes of a run; `others` is "auto" or HOST:PORT,COUNT,NUMBER."""
+    law = dict(heartbeat_timeout_seconds=LOST)
     if others == "auto":
-        jax.distributed.initialize()
+        jax.distributed.initialize(**law)
         return
     address, *numbers = others.split(",")
     if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
         raise UserError(f"--distributed={others}: needs HOST:PORT,COUNT,NUMBER, e.g. 10.0.0.1:1234,2,0")
-    jax.distributed.initialize(address, num_processes=int(numbers[0]), process_id=int(numbers[1]))
+    jax.distributed.initialize(address, num_processes=int(numbers[0]), process_id=int(numbers[1]), **law)
 
 
 def open_data(config: Any, units: int, shards: int, path: pathlib.Path) -> Data:

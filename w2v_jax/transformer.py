@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from w2v_jax import noise as noises
 from w2v_jax.config import UserError
-from w2v_jax.frontend import LayerNorm, gelu, part, valid_frames
+from w2v_jax.frontend import LayerNorm, gathered, gelu, part, valid_frames
 
 ATTENTION = ("auto", "xla", "cudnn")
 
@@ -81,6 +81,7 @@ class PositionalConv(nn.Module):
         v = self.param("direction", part(init, (None, None, "embed")), (self.kernel, width // self.groups, width))
         g = self.param("scale", part(lambda *_: jnp.sqrt(jnp.sum(v * v, axis=(1, 2))), (None,)))
         bias = self.param("bias", part(nn.initializers.zeros, ("embed",)), (width,))
+        v, bias = gathered(v, (None, None, "embed")), gathered(bias, ("embed",))
         norm = jnp.sqrt(jnp.sum(v * v, axis=(1, 2), keepdims=True))
         weight = (v * (g[:, None, None] / norm)).astype(self.dtype)
         convolve = functools.partial(
@@ -210,7 +211,8 @@ class Transformer(nn.Module):
                 'lower data.bucket_seconds, raise encoder.max_frames, or train with encoder.positions="conv"'
             )
         init = part(nn.initializers.normal(0.02), ("frames", "embed"))
-        return self.param("position_table", init, (self.max_frames, x.shape[-1]))[: x.shape[1]].astype(self.dtype)
+        table = self.param("position_table", init, (self.max_frames, x.shape[-1]))
+        return gathered(table, ("frames", "embed"))[: x.shape[1]].astype(self.dtype)
 
     def _stack(self, collect: bool):
         block = nn.remat(Block, prevent_cse=not self.scan_layers) if self.remat else Block

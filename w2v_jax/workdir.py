@@ -30,6 +30,7 @@ HARDWARE = (
     "sharding.data",
     "sharding.fsdp",
     "sharding.tensor",
+    "sharding.slices",
     "train.log_every",
     "train.log_rows",
     "train.eval_every",

@@ -28,7 +28,7 @@ from w2v_jax import noise as noises
 from w2v_jax.api import CodeBatch, Mean, Method, PyTree
 from w2v_jax.config import CODE_MASK, CODE_UNKNOWN, FIRST_CODE, UserError
 from w2v_jax.encoders import code_encoder
-from w2v_jax.frontend import LayerNorm, gelu, part, valid_frames
+from w2v_jax.frontend import Dense, LayerNorm, gelu, part, valid_frames
 
 RIGHT, RANDOM = 0.1, 0.1
 """Shares of the masked frames whose code is left as it is, and replaced by a random one; the others are hidden."""
@@ -52,10 +52,8 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        init, zeros = part(nn.initializers.normal(0.02), ("embed", "proj")), nn.initializers.zeros
-        dense = nn.Dense(
-            x.shape[-1], dtype=self.dtype, kernel_init=init, bias_init=part(zeros, ("proj",)), name="dense"
-        )
+        init, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
+        dense = Dense(x.shape[-1], ("embed", "proj"), init, zeros, self.dtype, name="dense")
         bias = self.param("bias", part(zeros, ("vocab",)), (self.vocab_size,))
         return LayerNorm(dtype=self.dtype, name="norm")(gelu(dense(x))), bias
 

@@ -24,7 +24,7 @@ from w2v_jax.acoustic import stride as acoustic_stride
 from w2v_jax.api import Batch, Mean, Method, PyTree
 from w2v_jax.config import UserError
 from w2v_jax.encoders import ENCODERS, Encoded, make_encoder, standardise
-from w2v_jax.frontend import num_frames, part, valid_frames
+from w2v_jax.frontend import Dense, num_frames, part, valid_frames
 
 INPUTS = ("context", "local", "weighted")
 
@@ -38,12 +38,8 @@ class Recognizer(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.train.dtype)
         self.encoder = make_encoder(config.encoder, config.data.vocab_size, dtype)
         self.acoustic = acoustic_model(config.acoustic, dtype)
-        self.head = nn.Dense(
-            config.acoustic.outputs,
-            dtype=jnp.float32,
-            kernel_init=part(nn.initializers.xavier_uniform(), (None, None)),
-            bias_init=part(nn.initializers.zeros, (None,)),
-        )
+        init, zeros = nn.initializers.xavier_uniform(), nn.initializers.zeros
+        self.head = Dense(config.acoustic.outputs, ("embed", None), init, zeros)
         if config.acoustic.input == "weighted":
             layers = hidden_states(config.encoder)
             self.layer_weights = self.param("layer_weights", part(nn.initializers.zeros, (None,)), (layers,))

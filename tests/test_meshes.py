@@ -1,0 +1,54 @@
+"""Every method on every mesh of eight devices: the long form of what test_contract.py holds for two of them."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from collectives import Collective, collectives
+from test_contract import METHODS, QUICK, VARIANTS, Job, Run, assert_meant, assert_state_is_cut, mesh_of
+
+PRODUCTS = ((1, 8, 1), (2, 1, 4), (1, 2, 4), (4, 2, 1), (4, 1, 2), (1, 4, 2))
+eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the eight CPU devices of conftest.py")
+
+
+@eight
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("name", [*METHODS, *VARIANTS])
+def test_every_mesh_gives_the_losses_of_one_device_with_the_collectives_that_were_meant(name):
+    job = Job(name)
+    one = job.runs["one"]
+    for shape in PRODUCTS:
+        run = Run(job, mesh_of(*shape), QUICK)
+        for a, b in zip(one.metrics, run.metrics, strict=True):
+            for metric in a:
+                np.testing.assert_allclose(b[metric], a[metric], rtol=1e-5, atol=1e-6, err_msg=f"{shape} {metric}")
+        assert_state_is_cut(run)
+        assert_meant(run)
+
+
+PROGRAM = """
+%body.1 (p: (f32[8])) -> (f32[8]) {
+  %gathered = f32[8,4]{1,0} all-gather(%p), replica_groups=[4,2]<=[2,2,2]T(0,2,1), metadata={op_name="a/b"}
+}
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %sum = (f32[3]{0}, bf16[]) all-reduce(%p, %q), replica_groups=mesh['x'=2,'y'=4] {'x'}, to_apply=%add
+  %moved = f32[2]{0} collective-permute(%p), source_target_pairs={{0,1},{1,0}}
+  %all = f32[] all-reduce(%p), replica_groups={}, to_apply=%add
+  %listed = f32[] all-reduce(%p), replica_groups={{0,2},{1,3},{4,6},{5,7}}, to_apply=%add
+  %turned = f32[] all-reduce(%p), replica_groups=mesh['x'=2,'y'=4], device_ids=([2,2,2]T(1,0,2)) {'x'}, to_apply=%add
+  %loop = (f32[8]) while(%t), condition=%c, body=%body.1, backend_config={"known_trip_count":{"n":"12"}}
+}
+"""
+
+
+def test_collectives_are_read_from_a_program():
+    names = "data", "fsdp", "tensor"
+    gathered, added, moved, everywhere, listed, turned = collectives(PROGRAM, dict.fromkeys(names, 2))
+    assert gathered == Collective("all-gather", frozenset({"fsdp"}), (("f32", (8, 4)),), 12, "a/b")
+    assert gathered.bytes == 12 * 8 * 4 * 4
+    assert (added.kind, added.axes, added.bytes, added.times) == ("all-reduce", {"data"}, 3 * 4 + 2, 1)
+    assert (moved.kind, moved.axes) == ("collective-permute", {"tensor"})
+    assert everywhere.axes == set(names)
+    assert listed.axes == turned.axes == {"fsdp"}
