@@ -286,7 +286,8 @@ def leaves(path: pathlib.Path) -> dict[str, tuple[Any, bytes]]:
     import orbax.checkpoint as ocp
 
     step = path / "checkpoints" / str(newest_step(path)) / "state"
-    with ocp.PyTreeCheckpointer() as reader:
+    with ocp.PyTreeCheckpointer() as reader, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the arrays are put where they were saved is what is wanted
         tree = reader.restore(step)
     found = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(name): (leaf.shape, bytes(leaf)) for name, leaf in found}

@@ -112,8 +112,8 @@ def estimated(config: Any, target: Target) -> Estimate:
     from w2v_jax.runs import method_module
 
     config, d = with_alphabet(config), config.data
-    shape = data, fsdp, tensor = sharding.mesh_shape(config.sharding, target.devices)
-    mesh = AbstractMesh(shape, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    sizes = sharding.mesh_shape(config.sharding, target.devices)
+    mesh = AbstractMesh(sizes, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     units, shards = round(d.batch_hours * 3600 / d.unit_seconds), sharding.batch_shards(mesh)
     parts = sharding.accumulation(units, d.unit_seconds, d.device_seconds, shards)
     samples = round(max(d.bucket_seconds) * SAMPLE_RATE)
@@ -136,7 +136,7 @@ def estimated(config: Any, target: Target) -> Estimate:
     forward = sum(forward_flops(config, batch).values())
     gradients = held(shapes.params) * (2 if parts > 1 else 1)
     return Estimate(
-        mesh=(data, fsdp, tensor),
+        mesh=sizes,
         parameters=sum(x.size for x in leaves(params)),
         parts=parts,
         rows=rows,
@@ -144,7 +144,7 @@ def estimated(config: Any, target: Target) -> Estimate:
         state=held(shapes),
         gradients=gradients,
         activations=activations,
-        flops=3 * forward * parts / tensor,
+        flops=3 * forward * parts / sizes[2],
         traffic=parts * 3 * activations + 2 * held(shapes),
     )
 

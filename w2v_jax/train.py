@@ -105,7 +105,8 @@ def main(argv: Sequence[str]) -> int:
             reason = str(error).partition("\n")[0]
             print(
                 f"process {jax.process_index()} of {jax.process_count()} cannot go on: {reason}. Where another process "
-                f"was lost, its number (task) is named within {LOST} s; the leader is process 0. The same command goes on",
+                f"was lost, its number (task) is named within {LOST} s; the leader is process 0. The same command, in "
+                "all processes, goes on from the newest checkpoint",
                 file=sys.stderr,
                 flush=True,
             )
@@ -233,14 +234,18 @@ def first_state(job: Job) -> Any:
 
 def join(others: str) -> None:
     """Joins the processes of a run; `others` is "auto" or HOST:PORT,COUNT,NUMBER."""
-    law = dict(heartbeat_timeout_seconds=LOST)
     if others == "auto":
-        jax.distributed.initialize(**law)
+        jax.distributed.initialize(heartbeat_timeout_seconds=LOST)
         return
     address, *numbers = others.split(",")
     if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
         raise UserError(f"--distributed={others}: needs HOST:PORT,COUNT,NUMBER, e.g. 10.0.0.1:1234,2,0")
-    jax.distributed.initialize(address, num_processes=int(numbers[0]), process_id=int(numbers[1]), **law)
+    jax.distributed.initialize(
+        address,
+        num_processes=int(numbers[0]),
+        process_id=int(numbers[1]),
+        heartbeat_timeout_seconds=LOST,
+    )
 
 
 def open_data(config: Any, units: int, shards: int, path: pathlib.Path) -> Data:
