@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -230,6 +231,14 @@ def test_complete_run_is_left_alone(shared, whole, capsys):
     assert train.run(load(shared), whole) == 0
     assert "complete" in capsys.readouterr().out
     assert (whole / "done.json").read_text() == before
+
+
+def test_run_that_ended_between_its_last_checkpoint_and_its_summary_gets_the_summary(shared, whole, tmp_path):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    (workdir / "done.json").unlink()
+    assert train.run(load(shared), workdir) == 0
+    assert (workdir / "done.json").read_text() == (whole / "done.json").read_text()
+    assert (workdir / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,6 @@ class Report:
         )
         self._seconds: collections.deque[float] = collections.deque(maxlen=20)
         self._legend_shown = False
-        self._last: dict[str, dict[str, Any]] = {}
         self._unwritten: list[str] = []
         self._board = None
         if active:
@@ -63,7 +62,6 @@ class Report:
         if not self.active:
             return
         row = {name: _plain(value) for name, value in row.items()}
-        self._last[row["split"]] = row
         self._unwritten.append(json.dumps(row))
         self._write()
         for name, value in row.items():
@@ -90,8 +88,9 @@ class Report:
     def finish(self, **fields: Any) -> None:
         """Draws the curves and writes done.json: the last row of each split under `metrics`, and the given fields."""
         if self.active:
-            step = max((row["step"] for row in self._last.values()), default=0)
-            done = {"step": step, "metrics": self._last} | {name: _plain(value) for name, value in fields.items()}
+            last = {row["split"]: row for row in read_metrics(self.workdir / "metrics.jsonl")}
+            step = max((row["step"] for row in last.values()), default=0)
+            done = {"step": step, "metrics": last} | {name: _plain(value) for name, value in fields.items()}
             self.draw()
             write_whole(self.workdir / "done.json", json.dumps(done, indent=2) + "\n")
         self.close()

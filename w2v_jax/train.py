@@ -183,8 +183,7 @@ def loop(job: Job, update: Any, score: Any) -> int:
     restored = checkpoint.restore_latest(manager, job.shapes)
     state, first = (restored.state, restored.step) if restored else (first_state(job), 0)
     if first >= train.steps:
-        print(f"this run is complete: step {first} of {train.steps}; its results are in {job.path / 'done.json'}")
-        return 0
+        return complete(job, first)
     log = RunLog(config, job.path, job.levels, first, first / job.data.train_plan.steps_per_epoch)
     stream = training_batches(job, first)
     scores, stopped = {}, ""
@@ -199,7 +198,7 @@ def loop(job: Job, update: Any, score: Any) -> int:
             due_eval = n % train.eval_every == 0 or n == train.steps
             due_save = n % train.checkpoint_every == 0 or n == train.steps
             due_probe = job.probe is not None and (n % config.probe.every == 0 or n == train.steps)
-            if preemption.reached(n):
+            if preemption.reached(n) and n < train.steps:
                 stopped = "SIGTERM"
             if due_eval or due_save or due_probe or stopped or new_shape:
                 log.finish_pending()
@@ -215,6 +214,17 @@ def loop(job: Job, update: Any, score: Any) -> int:
                 break
     log.close(manager, int(state.step), stopped)
     return {"": 0, "SIGTERM": PREEMPTED}.get(stopped, DEAD)
+
+
+def complete(job: Job, step: int) -> int:
+    """Nothing is left to do but, after a run that ended between its last checkpoint and its summary, the summary."""
+    summary, active = job.path / "done.json", jax.process_index() == 0
+    if active and not summary.exists():
+        last = report.Report(job.path, step, start_step=step, levels=job.levels, tensorboard=False)
+        last.finish(step=step)
+    if active:
+        print(f"this run is complete: step {step} of {job.config.train.steps}; its results are in {summary}")
+    return 0
 
 
 def first_state(job: Job) -> Any:
