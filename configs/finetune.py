@@ -68,6 +68,7 @@ def get_config(variant: str = "") -> ConfigDict:
         mlp=3072,
         pre_norm=False,
         pos_kernel=128,
+        pos_layers=1,
         pos_groups=16,
         dropout=0.0,
         attention_dropout=0.0,

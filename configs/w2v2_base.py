@@ -52,6 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
         mlp=3072,
         pre_norm=False,
         pos_kernel=128,
+        pos_layers=1,  # 5 with a kernel of 19: data2vec's positions
         pos_groups=16,
         dropout=0.1,
         attention_dropout=0.1,

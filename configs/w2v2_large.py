@@ -53,6 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
         mlp=4096,
         pre_norm=True,
         pos_kernel=128,
+        pos_layers=1,  # 5 with a kernel of 19: data2vec's positions
         pos_groups=16,
         dropout=0.0,
         attention_dropout=0.0,

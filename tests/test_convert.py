@@ -21,12 +21,14 @@ SMALL |= dict(codevector_dim=16, proj_codevector_dim=20, num_negatives=15)
 BASE = dict(feat_extract_norm="group", do_stable_layer_norm=False, conv_bias=False)
 LARGE = dict(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True)
 MIXED = dict(feat_extract_norm="layer", do_stable_layer_norm=False, conv_bias=False)
+DATA2VEC = dict(num_conv_pos_embeddings=5, conv_pos_kernel_size=7)
 LETTERS = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "E": 5, "T": 6, "A": 7}
 
 
 def made(head: str, fields: dict) -> tuple[dict, dict[str, np.ndarray]]:
     """(config.json, tensors with random values) of a small model, by this package's own list of tensors."""
-    theirs = huggingface.DEFAULTS | SMALL | fields | {"model_type": "wav2vec2", "vocab_size": len(LETTERS)}
+    kind = "data2vec-audio" if "conv_pos_kernel_size" in fields else "wav2vec2"
+    theirs = huggingface.DEFAULTS | SMALL | fields | {"model_type": kind, "vocab_size": len(LETTERS)}
     config = huggingface.our_config(theirs, head, True, len(LETTERS))
     rng, shapes = np.random.default_rng(0), foreign.parameter_shapes(config)
     params = foreign.nest({path: rng.normal(size=s).astype(np.float32) for path, s in shapes.items()})
@@ -49,8 +51,10 @@ def imported(tmp_path, *arguments, **kwargs) -> runs.Run:
     return runs.open_run(tmp_path / "run", **kwargs)
 
 
-@pytest.mark.parametrize("fields", [BASE, LARGE, MIXED], ids=["group", "layer", "mixed"])
-@pytest.mark.parametrize("head", list(huggingface.HEADS))
+KINDS = [(head, fields) for head in huggingface.HEADS for fields in (BASE, LARGE, MIXED)]
+
+
+@pytest.mark.parametrize(("head", "fields"), [*KINDS, ("encoder", MIXED | DATA2VEC), ("ctc", MIXED | DATA2VEC)])
 def test_tensors_that_come_in_and_go_out_again_are_the_same_bits(tmp_path, head, fields, capsys):
     theirs, tensors = made(head, fields)
     write(tmp_path / "hf", theirs, tensors)
@@ -168,8 +172,14 @@ def damage_kind(folder, theirs, tensors):
     write(folder, theirs | {"model_type": "whisper"}, tensors)
 
 
+def damage_wavlm(folder, theirs, tensors):
+    write(folder, theirs | {"model_type": "wavlm"}, tensors)
+
+
 def damage_data2vec(folder, theirs, tensors):
-    write(folder, theirs | {"model_type": "data2vec-audio"}, tensors)
+    stack = {"model_type": "data2vec-audio", "feat_extract_norm": "group", "num_conv_pos_embeddings": 5}
+    tensors = {name.replace("wav2vec2.", "data2vec_audio."): x for name, x in tensors.items()}
+    write(folder, theirs | stack | {"conv_pos_kernel_size": 19}, tensors)
 
 
 def damage_json(folder, theirs, tensors):
@@ -193,7 +203,8 @@ DAMAGE = {
     damage_norm: "feat_extract_norm is 'layer', but the tensors say 'group'",
     damage_layers: "num_hidden_layers is 5, but the tensors say 3",
     damage_kind: "'whisper'",
-    damage_data2vec: "stack of five convolutions",
+    damage_wavlm: "gated relative position bias",
+    damage_data2vec: r"unexpected[\s\S]*pos_conv_embed.conv.bias",
     damage_json: "not readable as JSON",
     damage_activation: "hidden_act='relu'",
     damage_weights: "none of model.safetensors",
@@ -257,6 +268,19 @@ def test_run_that_transformers_has_no_model_for_is_refused_with_the_reason(tmp_p
     assert not (tmp_path / "out" / "vocab.json").exists()
 
 
+def test_stack_that_transformers_does_not_have_is_refused(tmp_path):
+    run = a_run(tmp_path / "run", "w2v2_base.py:tiny", {"encoder.pos_layers": 5})
+    with pytest.raises(UserError, match="encoder.pos_layers"):
+        convert.main(["--from", str(run), "--to", str(tmp_path / "out"), "--encoder-only"])
+    run = a_run(tmp_path / "layer", "w2v2_base.py:tiny", {"encoder.pos_layers": 5, "encoder.conv_norm": "layer"})
+    with pytest.raises(UserError, match="no heads for pretraining"):
+        convert.main(["--from", str(run), "--to", str(tmp_path / "out")])
+    assert convert.main(["--from", str(run), "--to", str(tmp_path / "out"), "--encoder-only"]) == 0
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert told["architectures"] == ["Data2VecAudioModel"] and "Data2VecAudioModel" in card
+
+
 def test_model_card_holds_what_the_run_says(tmp_path):
     run = a_run(tmp_path / "pre", "w2v2_base.py:tiny", {})
     (run / "metrics.jsonl").write_text(json.dumps({"step": 7, "split": "eval", "loss": 3.25}) + "\n")
@@ -281,13 +305,17 @@ def their_model(transformers, kind: str, fields: dict, seed: int = 0):
     import torch
 
     torch.manual_seed(seed)
-    family = "Hubert" if kind.startswith("Hubert") else "Wav2Vec2"
+    family = next(name for name in ("Hubert", "Data2VecAudio", "Wav2Vec2") if kind.startswith(name))
     config = getattr(transformers, f"{family}Config")(**fields, vocab_size=len(LETTERS))
     model = getattr(transformers, kind)(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model
+
+
+def without_quantizer(fields: dict) -> dict:
+    return {key: value for key, value in fields.items() if "code" not in key and "neg" not in key}
 
 
 MODELS = {
@@ -297,10 +325,9 @@ MODELS = {
     "Wav2Vec2ForPreTraining layer": ("Wav2Vec2ForPreTraining", SMALL | LARGE),
     "Wav2Vec2ForCTC mixed": ("Wav2Vec2ForCTC", SMALL | MIXED),
     "Wav2Vec2ForCTC layer": ("Wav2Vec2ForCTC", SMALL | LARGE),
-    "HubertModel group": (
-        "HubertModel",
-        {k: v for k, v in (SMALL | BASE).items() if "code" not in k and "neg" not in k},
-    ),
+    "HubertModel group": ("HubertModel", without_quantizer(SMALL | BASE)),
+    "Data2VecAudioModel": ("Data2VecAudioModel", without_quantizer(SMALL) | DATA2VEC),
+    "Data2VecAudioForCTC": ("Data2VecAudioForCTC", without_quantizer(SMALL) | DATA2VEC | {"conv_bias": True}),
 }
 
 

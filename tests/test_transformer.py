@@ -71,6 +71,16 @@ def test_padding_changes_nothing_on_valid_frames(plain, params, x):
     np.testing.assert_allclose(again.hidden[:, :, :F][:, VALID], context.hidden[:, VALID], atol=1e-5)
 
 
+@pytest.mark.parametrize("positional", ["split", "grouped"])
+def test_padding_never_enters_a_stack_of_positional_convolutions(x, positional):
+    model = Transformer(**(PLAIN | dict(pre_norm=False, pos_layers=3, positional=positional)))
+    params = model.init(jax.random.key(0), x, LENGTHS, None, None)["params"]
+    together = model.apply({"params": params}, x, LENGTHS, None, None).output
+    for row, length in enumerate(LENGTHS.tolist()):
+        alone = model.apply({"params": params}, x[row : row + 1, :length], LENGTHS[row : row + 1], None, None).output
+        np.testing.assert_allclose(together[row, :length], alone[0], atol=1e-5)
+
+
 def gradient_of(params, x, noise, layer_key, **fields):
     """(outputs, gradients in the parameters) with dropout and LayerDrop on."""
     model = Transformer(**(PLAIN | dict(dropout=0.2, attention_dropout=0.2, mlp_dropout=0.2, layer_drop=0.5) | fields))

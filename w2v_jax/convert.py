@@ -68,7 +68,8 @@ def tell(imported: Imported, source: pathlib.Path, target: pathlib.Path, every: 
     print(f"{source}: {len(imported.table)} tensors, {weights / 1e6:.1f} M parameters, all of them mapped")
     if "mlp" in e:
         blocks = "pre" if e.pre_norm else "post"
-        print(f"  encoder   {e.layers} layers of {e.width}, {e.conv_norm} norm, {blocks}-norm blocks")
+        stack = f", {e.pos_layers} positional convolutions" if huggingface.is_stack(config) else ""
+        print(f"  encoder   {e.layers} layers of {e.width}, {e.conv_norm} norm, {blocks}-norm blocks{stack}")
     else:
         print(f"  encoder   {len(e.conv_layers)} convolutions, {len(e.context_kernels)} of context, {e.activation}")
     heads = ", the encoder alone" if config.method == "wav2vec2" and not config.quantizer.groups else ""
@@ -116,12 +117,18 @@ def export(source: pathlib.Path, target: pathlib.Path, args: argparse.Namespace)
     print(f"{source} at step {weights.step}: {len(tensors)} tensors, {_count(tensors) / 1e6:.1f} M parameters")
     for line in consequences(config):
         print(f"  note      {line}")
-    print(f"done: {target} loads with transformers.Wav2Vec2{huggingface.HEADS[head]}.from_pretrained({str(target)!r})")
+    name = huggingface.their_class(config, head)
+    print(f"done: {target} loads with transformers.{name}.from_pretrained({str(target)!r})")
     return 0
 
 
 def consequences(config: Any) -> list[str]:
     """What differs in transformers although the parameters are the same."""
+    if huggingface.is_stack(config):
+        return [
+            "the stack of positional convolutions of transformers lets padding into the last frames of a recording: "
+            "there, features of a padded batch differ; here padding never enters a feature"
+        ]
     if config.encoder.conv_norm == "layer":
         return []
     return [
@@ -132,8 +139,9 @@ def consequences(config: Any) -> list[str]:
 
 def model_card(source: pathlib.Path, config: Any, head: str, step: int, name: str) -> str:
     """README.md for the model: what the run says of itself, and places for what it cannot know."""
+    family = "data2vec-audio" if huggingface.is_stack(config) else "wav2vec 2.0"
     lines = ["---", "library_name: transformers", "tags: [speech, wav2vec2, w2v_jax]", "license: other", "---", ""]
-    lines += [f"# {name}", "", f"A wav2vec 2.0 model trained with w2v_jax {__version__}."]
+    lines += [f"# {name}", "", f"A {family} model trained with w2v_jax {__version__}."]
     lines += ["License, data and intended use: to be filled in by its authors.", "", "| | |", "| --- | --- |"]
     flat = configs.flatten(config)
     shown = ("method", "encoder.layers", "encoder.width", "data.normalize", "data.batch_hours", "optim.peak", "seed")
@@ -148,10 +156,10 @@ def model_card(source: pathlib.Path, config: Any, head: str, step: int, name: st
     lines += [
         "",
         "```python",
-        "from transformers import AutoFeatureExtractor, " + f"Wav2Vec2{huggingface.HEADS[head]}",
+        "from transformers import AutoFeatureExtractor, " + huggingface.their_class(config, head),
         "",
     ]
-    lines += [f'model = Wav2Vec2{huggingface.HEADS[head]}.from_pretrained("{name}")']
+    lines += [f'model = {huggingface.their_class(config, head)}.from_pretrained("{name}")']
     lines += [f'extractor = AutoFeatureExtractor.from_pretrained("{name}")  # 16 kHz audio', "```", ""]
     lines += [line[0].upper() + line[1:] + "." for line in consequences(config)]
     return "\n".join(lines) + "\n"

@@ -166,22 +166,26 @@ class UtteranceNorm(nn.Module):
 class LayerNorm(nn.Module):
     """Layer norm over the last axis in float32, eps 1e-5; `axis` names the logical axis.
 
-    `unbiased` divides the squares by C - 1, as CPC's norm does.
+    `unbiased` divides the squares by C - 1, as CPC's norm does. Without `affine` it has no scale and bias.
     """
 
     axis: str = "embed"
     dtype: Any = jnp.float32
     unbiased: bool = False
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", part(nn.initializers.ones, (self.axis,)), (x.shape[-1],))
-        bias = self.param("bias", part(nn.initializers.zeros, (self.axis,)), (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y - y.mean(axis=-1, keepdims=True)
         count = y.shape[-1] - 1 if self.unbiased else y.shape[-1]
         inverse = jax.lax.rsqrt((y * y).sum(axis=-1, keepdims=True) / count + 1e-5)
-        return (y * inverse * scale + bias).astype(self.dtype)
+        y = y * inverse
+        if self.affine:
+            scale = self.param("scale", part(nn.initializers.ones, (self.axis,)), (x.shape[-1],))
+            bias = self.param("bias", part(nn.initializers.zeros, (self.axis,)), (x.shape[-1],))
+            y = y * scale + bias
+        return y.astype(self.dtype)
 
 
 class ConvLayer(nn.Module):

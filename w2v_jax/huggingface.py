@@ -1,10 +1,11 @@
-"""Checkpoints of Hugging Face's transformers: wav2vec 2.0 and HuBERT of every size, in and out.
+"""Checkpoints of Hugging Face's transformers: wav2vec 2.0, HuBERT and data2vec-audio of every size, in and out.
 
 Read without torch and without transformers: config.json, weights (safetensors or PyTorch's files, whole or sharded),
 preprocessor_config.json, vocab.json. `read` gives what `foreign.write_run` makes a run of; the functions from
 `tensors_of` on are the way back. The two architectures are those of their papers: group norm in the first convolution
 and post-norm blocks, or layer norm and pre-norm blocks (`do_stable_layer_norm`), convolutions with or without bias.
-XLS-R is wav2vec 2.0 in other sizes.
+XLS-R is wav2vec 2.0 in other sizes; data2vec-audio has layer norm, post-norm blocks and a stack of convolutions for
+the positions.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ DEFAULTS: dict[str, Any] = dict(
     pad_token_id=0,
 )
 """Of Wav2Vec2Config: what a config.json without a key means."""
+DATA2VEC: dict[str, Any] = dict(feat_extract_norm="layer", num_conv_pos_embeddings=5, conv_pos_kernel_size=19)
+"""Of Data2VecAudioConfig, where it differs: its positions are those of so many convolutions."""
+FAMILIES = ("wav2vec2", "hubert", "data2vec-audio")
 ONLY: dict[str, tuple[Any, str]] = dict(
     hidden_act=("gelu", "an activation"),
     feat_extract_activation=("gelu", "an activation of the convolutions"),
@@ -68,7 +72,6 @@ ONLY: dict[str, tuple[Any, str]] = dict(
 )
 """Settings that this package has one value of: its value, and what another one would mean."""
 REFUSED = {
-    "data2vec-audio": "its positions come from a stack of five convolutions, where wav2vec 2.0 has one",
     "wavlm": "its attention has a gated relative position bias",
     "wav2vec2-conformer": "its blocks are Conformers",
     "wav2vec2-bert": "its blocks are Conformers over log-mel features",
@@ -107,10 +110,15 @@ def places(config: Any, prefix: str, head: str) -> list[Place]:
             norm(f"{ours}/norm", f"{theirs}.layer_norm")
     norm("encoder/local_norm", f"{prefix}feature_projection.layer_norm")
     dense("encoder/projection", f"{prefix}feature_projection.projection")
-    ours, theirs = "encoder/transformer/positional", f"{prefix}encoder.pos_conv_embed.conv"
-    found.append(Place(f"{ours}/scale", f"{theirs}.{OLD_WEIGHT_NORM['weight_g']}", "per tap"))
-    found.append(Place(f"{ours}/direction", f"{theirs}.{OLD_WEIGHT_NORM['weight_v']}", "transposed"))
-    found.append(Place(f"{ours}/bias", f"{theirs}.bias"))
+    ours, theirs = "encoder/transformer/positional", f"{prefix}encoder.pos_conv_embed"
+    if is_stack(config):
+        for i in range(e.pos_layers):
+            found.append(Place(f"{ours}/kernel{i}", f"{theirs}.layers.{i}.conv.weight", "transposed"))
+            found.append(Place(f"{ours}/bias{i}", f"{theirs}.layers.{i}.conv.bias"))
+    else:
+        found.append(Place(f"{ours}/scale", f"{theirs}.conv.{OLD_WEIGHT_NORM['weight_g']}", "per tap"))
+        found.append(Place(f"{ours}/direction", f"{theirs}.conv.{OLD_WEIGHT_NORM['weight_v']}", "transposed"))
+        found.append(Place(f"{ours}/bias", f"{theirs}.conv.bias"))
     norm("encoder/transformer/norm", f"{prefix}encoder.layer_norm")
     for layer in range(e.layers):
         for name, here in LAYER.items():
@@ -126,19 +134,34 @@ def places(config: Any, prefix: str, head: str) -> list[Place]:
     return found
 
 
+def is_stack(config: Any) -> bool:
+    """Whether the positions are data2vec's."""
+    return config.encoder.get("pos_layers", 1) > 1
+
+
+def their_class(config: Any, head: str) -> str:
+    """The name of the class in transformers of a run for one of HEADS."""
+    return ("Data2VecAudio" if is_stack(config) else "Wav2Vec2") + HEADS[head]
+
+
 # In
 
 
 def read(path: pathlib.Path) -> Imported:
     """The checkpoint in a folder that `save_pretrained` wrote (or a file of weights in it). Raises UserError."""
     folder = path if path.is_dir() else path.parent
-    theirs = DEFAULTS | _json(folder / "config.json")
+    told = _json(folder / "config.json")
+    theirs = DEFAULTS | (DATA2VEC if told.get("model_type") == "data2vec-audio" else {}) | told
     _check_settings(theirs, folder)
     tensors, notes = read_tensors(path)
     names = tensors.keys()
     head = "ctc" if any(n.startswith("lm_head.") for n in names) else "encoder"
     head = "pretraining" if any(n.startswith("quantizer.") for n in names) else head
-    prefix = "" if head == "encoder" and "encoder.layer_norm.weight" in names else f"{theirs['model_type']}."
+    prefix = (
+        ""
+        if head == "encoder" and "encoder.layer_norm.weight" in names
+        else f"{theirs['model_type'].replace('-', '_')}."
+    )
     _check_architecture(theirs, names, prefix, folder)
     alphabet = read_alphabet(folder, theirs) if head == "ctc" else None
     normalize = _normalize(folder, notes)
@@ -216,7 +239,8 @@ def our_config(theirs: Mapping[str, Any], head: str, normalize: bool, outputs: i
         heads=theirs["num_attention_heads"],
         mlp=theirs["intermediate_size"],
         pre_norm=theirs["do_stable_layer_norm"],
-        pos_kernel=theirs["num_conv_pos_embeddings"],
+        pos_kernel=theirs.get("conv_pos_kernel_size", theirs["num_conv_pos_embeddings"]),
+        pos_layers=theirs["num_conv_pos_embeddings"] if "conv_pos_kernel_size" in theirs else 1,
         pos_groups=theirs["num_conv_pos_embedding_groups"],
         dropout=0.0,
         attention_dropout=0.0,
@@ -307,11 +331,13 @@ def _check_settings(theirs: Mapping[str, Any], folder: pathlib.Path) -> None:
     kind = theirs.get("model_type", "")
     if kind in REFUSED:
         raise UserError(f"{folder}: a model of type {kind} cannot be read: {REFUSED[kind]}")
-    if kind not in ("wav2vec2", "hubert"):
-        raise UserError(f"{folder / 'config.json'}: model_type is {kind!r}; 'wav2vec2' and 'hubert' can be read")
+    if kind not in FAMILIES:
+        raise UserError(f"{folder / 'config.json'}: model_type is {kind!r}; {', '.join(FAMILIES)} can be read")
     for key, (value, meaning) in ONLY.items():
         if theirs.get(key, value) != value:
             raise UserError(f"{folder / 'config.json'}: {key}={theirs[key]!r} ({meaning}) is not in this package")
+    if kind == "data2vec-audio" and theirs["num_conv_pos_embeddings"] < 2:
+        raise UserError(f"{folder / 'config.json'}: num_conv_pos_embeddings is below 2, where data2vec has a stack")
     if theirs["feat_extract_norm"] not in ("group", "layer"):
         raise UserError(f"{folder / 'config.json'}: feat_extract_norm is {theirs['feat_extract_norm']!r}")
 
@@ -361,7 +387,8 @@ def tensors_of(config: Any, params: PyTree, head: str) -> dict[str, np.ndarray]:
     """Their tensors of a run's parameters for one of HEADS. Raises UserError for what they cannot have."""
     if head == "encoder":
         params = {"encoder": params["encoder"]}
-    return give_out(params, places(config, "" if head == "encoder" else "wav2vec2.", head))
+    family = "data2vec_audio." if is_stack(config) else "wav2vec2."
+    return give_out(params, places(config, "" if head == "encoder" else family, head))
 
 
 def check_export(config: Any, head: str) -> None:
@@ -369,6 +396,11 @@ def check_export(config: Any, head: str) -> None:
     e = config.encoder
     if config.method not in ("wav2vec2", "ctc") or (config.method == "ctc" and e.kind != "wav2vec2"):
         raise UserError(f"transformers has no model for method {config.method!r}; wav2vec 2.0 and CTC on it can go out")
+    if is_stack(config) and (e.conv_norm != "layer" or e.pre_norm or head == "pretraining"):
+        raise UserError(
+            "encoder.pos_layers above 1 is data2vec-audio in transformers, which has layer norm in the convolutions, "
+            "post-norm blocks and no heads for pretraining; --encoder-only takes an encoder of that kind out"
+        )
     if config.method == "ctc" and head != "encoder":
         a = config.acoustic
         wanted = {"kind": "linear", "input": "context", "standardise": False}
@@ -384,7 +416,7 @@ def their_config(config: Any, head: str) -> dict[str, Any]:
     e = config.encoder
     channels, kernels, strides = zip(*e.conv_layers, strict=True)
     found: dict[str, Any] = dict(
-        architectures=[f"Wav2Vec2{HEADS[head]}"],
+        architectures=[their_class(config, head)],
         model_type="wav2vec2",
         dtype="float32",
         hidden_size=e.width,
@@ -409,6 +441,10 @@ def their_config(config: Any, head: str) -> dict[str, Any]:
         feat_proj_dropout=e.input_dropout,
         layerdrop=e.layer_drop,
     )
+    if is_stack(config):
+        del found["feat_extract_norm"], found["do_stable_layer_norm"]
+        found |= dict(model_type="data2vec-audio", num_conv_pos_embeddings=e.pos_layers)
+        found |= dict(conv_pos_kernel_size=e.pos_kernel)
     m = config.masking
     if "time_prob" in m:
         found |= dict(mask_time_prob=m.time_prob, mask_time_length=m.time_length)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from w2v_jax import noise as noises
 from w2v_jax.config import UserError
-from w2v_jax.frontend import LayerNorm, gathered, gelu, part, valid_frames
+from w2v_jax.frontend import LayerNorm, gathered, gelu, part, symmetric_uniform, valid_frames
 
 ATTENTION = ("auto", "xla", "cudnn")
 
@@ -75,7 +75,7 @@ class PositionalConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B F D] -> [B F D]. `split` computes group by group, which XLA's CPU back end does much faster."""
+        """x [B F D] -> [B F D]."""
         width = x.shape[-1]
         init = nn.initializers.normal(math.sqrt(4.0 / (self.kernel * width)))
         v = self.param("direction", part(init, (None, None, "embed")), (self.kernel, width // self.groups, width))
@@ -84,19 +84,54 @@ class PositionalConv(nn.Module):
         v, bias = gathered(v, (None, None, "embed")), gathered(bias, ("embed",))
         norm = jnp.sqrt(jnp.sum(v * v, axis=(1, 2), keepdims=True))
         weight = (v * (g[:, None, None] / norm)).astype(self.dtype)
-        convolve = functools.partial(
-            jax.lax.conv_general_dilated,
-            window_strides=(1,),
-            padding=[(self.kernel // 2, (self.kernel - 1) // 2)],
-            dimension_numbers=("NWC", "WIO", "NWC"),
-        )
-        x = x.astype(self.dtype)
-        if self.split:
-            pieces = zip(jnp.split(x, self.groups, axis=-1), jnp.split(weight, self.groups, axis=-1), strict=True)
-            y = jnp.concatenate([convolve(piece, kernel) for piece, kernel in pieces], axis=-1)
-        else:
-            y = convolve(x, weight, feature_group_count=self.groups)
-        return gelu(y + bias.astype(self.dtype))
+        return gelu(convolved(x.astype(self.dtype), weight, self.groups, self.split) + bias.astype(self.dtype))
+
+
+class PositionalStack(nn.Module):
+    """data2vec's position embedding: grouped convolutions over time one after the other, each with norm and GELU.
+
+    The norm is over the channels and has no parameters. Input frames beyond the utterance must be 0, and are made 0
+    again before each convolution: padding never enters a frame. (Baevski et al. 2022, for audio.)
+    """
+
+    layers: int
+    kernel: int
+    groups: int
+    split: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, num_frames: jax.Array) -> jax.Array:
+        """x [B F D], num_frames [B] -> [B F D]."""
+        width, valid = x.shape[-1], valid_frames(num_frames, x.shape[1])[..., None]
+        bound = 1.0 / math.sqrt(self.kernel * width // self.groups)
+        init, shape = symmetric_uniform(bound), (self.kernel, width // self.groups, width)
+        for i in range(self.layers):
+            kernel = self.param(f"kernel{i}", part(init, (None, None, "embed")), shape)
+            bias = self.param(f"bias{i}", part(init, ("embed",)), (width,))
+            kernel, bias = gathered(kernel, (None, None, "embed")), gathered(bias, ("embed",))
+            x = jnp.where(valid, x, 0).astype(self.dtype)
+            x = convolved(x, kernel.astype(self.dtype), self.groups, self.split) + bias.astype(self.dtype)
+            x = gelu(LayerNorm(affine=False, dtype=self.dtype, name=f"norm{i}")(x))
+        return x
+
+
+def convolved(x: jax.Array, weight: jax.Array, groups: int, split: bool) -> jax.Array:
+    """x [B F D] by weight [K D/groups D], as many frames as before.
+
+    `split` computes group by group, which XLA's CPU back end does much faster.
+    """
+    kernel = weight.shape[0]
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=(1,),
+        padding=[(kernel // 2, (kernel - 1) // 2)],
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    )
+    if not split:
+        return convolve(x, weight, feature_group_count=groups)
+    pieces = zip(jnp.split(x, groups, axis=-1), jnp.split(weight, groups, axis=-1), strict=True)
+    return jnp.concatenate([convolve(piece, own) for piece, own in pieces], axis=-1)
 
 
 class Context(NamedTuple):
@@ -158,7 +193,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Position embedding and L blocks. Frames beyond num_frames are zeroed and never attended to.
 
-    positions: "conv" (pos_kernel, pos_groups, positional) or "learned" (a vector for each of max_frames places).
+    positions: "conv" (pos_kernel, pos_groups, positional; pos_layers convolutions, several are data2vec's) or
+    "learned" (a vector for each of max_frames places).
     """
 
     layers: int
@@ -177,13 +213,14 @@ class Transformer(nn.Module):
     remat: bool = False
     dtype: Any = jnp.float32
     positions: str = "conv"
+    pos_layers: int = 1
     max_frames: int = 0
 
     @nn.compact
     def __call__(self, x, num_frames, noise, layer_key, *, collect: bool = False) -> Context:
         """x [B F D], num_frames [B], noise [B] words or None, layer_key for LayerDrop or None."""
         x = jnp.where(valid_frames(num_frames, x.shape[1])[..., None], x, 0)
-        x = x + (self._learned(x) if self.positions == "learned" else self._convolved(x))
+        x = x + (self._learned(x) if self.positions == "learned" else self._convolved(x, num_frames))
         if not self.pre_norm:
             x = LayerNorm(dtype=self.dtype, name="norm")(x)
         x = noises.dropout(x, self.dropout, None if noise is None else noises.fold(noise, 1 << 16))
@@ -197,11 +234,14 @@ class Transformer(nn.Module):
             x = LayerNorm(dtype=self.dtype, name="norm")(x)
         return Context(x, hidden)
 
-    def _convolved(self, x: jax.Array) -> jax.Array:
+    def _convolved(self, x: jax.Array, num_frames: jax.Array) -> jax.Array:
         if self.positional not in ("auto", "split", "grouped"):
             raise UserError(f"encoder.positional is {self.positional!r}; it is one of 'auto', 'split', 'grouped'")
         split = self.positional == "split" or (self.positional == "auto" and jax.default_backend() == "cpu")
-        return PositionalConv(self.pos_kernel, self.pos_groups, split, self.dtype, name="positional")(x)
+        shape = (self.pos_kernel, self.pos_groups, split, self.dtype)
+        if self.pos_layers > 1:
+            return PositionalStack(self.pos_layers, *shape, name="positional")(x, num_frames)
+        return PositionalConv(*shape, name="positional")(x)
 
     def _learned(self, x: jax.Array) -> jax.Array:
         """A vector for each of the frames that x has [F D], of max_frames that there are."""
