@@ -21,8 +21,8 @@ from w2v_jax.report import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 16
-TOLERANCE = 1e-4
-"""Relative, of the loss: sums in another order, and what `STEPS` updates of Adam make of them."""
+TOLERANCE = 1e-5
+"""Relative, of the loss: sums in another order. Adam's usual eps would blow rounding of tiny gradients up to more."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -91,6 +91,7 @@ def shared(tmp_path_factory) -> dict[str, str]:
         "data.loader": "threads",
         "train.compile_cache": str(folder / "cache"),
         "train.log_rows": "true",
+        "optim.eps": "1e-3",
         "train.steps": str(STEPS),
         "train.eval_every": "8",
         "train.checkpoint_every": "100",
@@ -169,7 +170,8 @@ def test_a_lost_process_is_named_and_ends_the_run_within_a_minute(shared, whole,
     began = time.monotonic()
     codes = group.codes(seconds=60)
     assert time.monotonic() - began < 60 and codes[1] == -signal.SIGKILL and codes[0] not in (0, 2, 3)
-    assert re.search(r"task[ :/]*1\b", group.said[0], re.IGNORECASE), group.said[0]
+    assert "another process was lost" in group.said[0]
+    assert re.search(r"unhealthy.*\n.*\b1\b", group.said[0]), group.said[0]
     again = Group(often, workdir, processes=2)
     assert again.codes() == [0, 0], again.said
     assert_same_run(workdir, whole)
@@ -189,7 +191,8 @@ def test_uneven_data_never_stop_two_processes(shared, tmp_path):
     files = sorted((corpus / "train").rglob("*.flac"))
     for file in files[:3]:
         content = file.read_bytes()
-        file.write_bytes(content[: len(content) // 2] + bytes(len(content) // 2))
+        third = len(content) // 3
+        file.write_bytes(content[:third] + bytes(third) + content[2 * third :])  # begin and end as the listing reads it
     changes = {"data.name": "folder", "data.root": str(corpus / "train"), "data.bucket_seconds": "(1.0,2.0,3.0)"}
     changes |= {"data.eval_share": "0.3", "train.eval_every": "3", "train.steps": str(STEPS)}
     runs = {}
