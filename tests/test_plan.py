@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import sys
 
 import jax
 import pytest
@@ -54,6 +55,37 @@ def test_state_is_what_the_devices_hold():
     pieces = [piece for leaf in jax.tree.leaves(state) for piece in leaf.addressable_shards if piece.device == device]
     assert found.state == sum(piece.data.nbytes for piece in pieces)
     assert found.mesh == (2, 4, 1) and found.parameters == sum(x.size for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_program_takes_at_least_the_state_and_the_batch(parts):
+    """Compiled for the 8 CPU devices here as for a TPU's."""
+    overrides = [("sharding.fsdp", "4"), ("data.batch_hours", str(8 * parts * 12 / 3600)), ("train.dtype", "float32")]
+    config = load(f"{BASE}:tiny", [*overrides, ("data.unit_seconds", "12.0"), ("data.device_seconds", "12.0")])
+    estimate = plan.estimated(config, plan.Target("here-8", 8, 1e9, 1e12, 1e12))
+    assert estimate.parts == parts
+    found = plan.compiled(config, jax.devices(), estimate)
+    batch = 4 * estimate.parts * estimate.rows * estimate.samples
+    assert estimate.state + batch <= found["arguments"] < 1.01 * (estimate.state + batch) + 1000
+    assert found["memory"] >= found["arguments"] and found["temporaries"] > 0 and found["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("chips", "axes", "expected"),
+    [(1, 2, (1, 1)), (4, 2, (2, 2)), (8, 2, (2, 4)), (16, 2, (4, 4)), (128, 2, (8, 16))]
+    + [(4, 3, (2, 2, 1)), (8, 3, (2, 2, 2)), (16, 3, (2, 2, 4)), (64, 3, (4, 4, 4)), (256, 3, (4, 8, 8))],
+)
+def test_chips_lie_in_the_grids_that_clouds_lend(chips, axes, expected):
+    assert plan.grid(chips, axes) == expected
+
+
+def test_what_cannot_be_compiled_for_is_said(monkeypatch):
+    command = [f"--config={BASE}", "--compile"]
+    with pytest.raises(UserError, match="--compile is for TPUs"):
+        plan.main([*command, "--target=h200-8"])
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(UserError, match=r"pip install 'w2v-jax\[tpu\]'"):
+        plan.main([*command, "--target=v5e-16"])
 
 
 def test_state_falls_with_fsdp_and_work_with_devices():

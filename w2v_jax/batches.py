@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax.config import FIRST_CODE, SAMPLE_RATE, with_outputs
+from w2v_jax.config import FIRST_CODE, SAMPLE_RATE, portable, with_outputs
 
 TOKENS = 32  # of the alphabet that random transcripts are made of
 WIDTH = 512  # of random features
@@ -44,9 +44,7 @@ def forward_flops(config: Any, batch: dict[str, Any]) -> dict[str, float]:
     from w2v_jax.runs import method_module
     from w2v_jax.step import zeros_like
 
-    plain = config.copy_and_resolve_references()
-    with plain.unlocked():
-        plain.encoder.update({k: v for k, v in (("attention", "xla"), ("positional", "grouped")) if k in plain.encoder})
+    plain = portable(config)
     method, key = method_module(config.method).make(plain), jax.random.key(0)
     params, extra = sharding.bare(jax.eval_shape(lambda: method.init(key, zeros_like(batch))))
     step = jax.ShapeDtypeStruct((), np.int32)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import importlib.metadata
 import json
 import os
@@ -207,10 +206,8 @@ def our_side(config: Any, batch: dict[str, np.ndarray], *, stages: bool) -> Side
         tx = optim.optimizer(config.optim, rate, sharding.bare(params))
         make, shapes = step.create_state(method, tx, key, micro, mesh)
         state, placed = make(), sharding.put_batch(batch, mesh, 1)
-        update = functools.partial(step.train_step, method, tx, rate)
-        places = jax.tree.map(lambda x: x.sharding, shapes)
         start = time.perf_counter()
-        program = jax.jit(update, donate_argnums=0, out_shardings=(places, None)).lower(state, placed, key).compile()
+        program = step.jitted(method, tx, rate, shapes).lower(state, placed, key).compile()
         shorter = {}
         for name, part in _parts(method).items() if stages else ():
             try:

@@ -161,6 +161,15 @@ def check_values(config: Any) -> None:
         raise UserError("quantizer.temperature needs three numbers: (start, end, decay per update)")
 
 
+def portable(config: Any, positional: str = "grouped") -> Any:
+    """The config with those formulations that the programs of every platform can have, whatever machine makes them."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        for section in (config.encoder, config.acoustic if "acoustic" in config else {}):
+            section.update({k: v for k, v in (("attention", "xla"), ("positional", positional)) if k in section})
+    return config
+
+
 def with_outputs(config: Any, tokens: int) -> Any:
     """The config of a model over an alphabet of so many `tokens`: acoustic.outputs, where it is 0.
 

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from w2v_jax import __version__, acoustic, runs
-from w2v_jax.config import FIRST_CODE, SAMPLE_RATE, UserError, run_command
+from w2v_jax.config import FIRST_CODE, SAMPLE_RATE, UserError, portable, run_command
 from w2v_jax.data.arrays import Arrays
 from w2v_jax.data.index import WAVE
 from w2v_jax.data.labels import FILE, Alphabet
@@ -110,12 +110,7 @@ def _platforms(text: str) -> tuple[str, ...]:
 
 def exportable(run: Run, platforms: tuple[str, ...]) -> Run:
     """The run with those formulations that every one of the platforms can compute, whatever machine exports."""
-    config = run.config.copy_and_resolve_references()
-    with config.unlocked():
-        for section in (config.encoder, config.acoustic if "acoustic" in config else {}):
-            for key, value in (("attention", "xla"), ("positional", "split" if platforms == ("cpu",) else "grouped")):
-                if key in section:
-                    section[key] = value
+    config = portable(run.config, "split" if platforms == ("cpu",) else "grouped")
     return dataclasses.replace(run, config=config, method=runs.method_module(config.method).make(config), jitted={})
 
 

@@ -2,24 +2,39 @@
 
     python -m w2v_jax.plan --config=configs/w2v2_base.py --target=h200-8
     python -m w2v_jax.plan --config=configs/w2v2_large.py --target=v5e-64 --price=1.2
+    python -m w2v_jax.plan --config=configs/w2v2_base.py --target=v5e-16 --compile      # pip install 'w2v-jax[tpu]'
 
 Parameters, optimizer and gradients are exact, piece by piece as the mesh cuts them. Activations are the arrays that JAX
-keeps for the backward pass, before XLA fuses or frees any, so that they are rather too many. The floor of the time is
-what the makers' figures of the chip allow; the expectation takes a share of it that `--share` names. `bench` measures.
+keeps for the backward pass, before XLA fuses or frees any, so that they are rather too many. With `--compile`
+XLA's TPU compiler makes the very program of an update for the target, in minutes, and tells the memory that it will
+take. The floor of the time is what the makers' figures of the chip allow; the expectation takes a share of it that
+`--share` names. `bench` measures.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
+import os
 import re
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from w2v_jax.config import SAMPLE_RATE, UserError, add_config_argument, load, run_command, split_overrides, unit_rows
+from w2v_jax.config import (
+    SAMPLE_RATE,
+    UserError,
+    add_config_argument,
+    load,
+    portable,
+    run_command,
+    split_overrides,
+    unit_rows,
+)
 from w2v_jax.report import duration, table
 
 SHARE = 0.35
@@ -76,17 +91,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--target", required=True, metavar="KIND-N", help=f"e.g. h200-8; kinds: {', '.join(KINDS)}")
     parser.add_argument("--price", type=float, default=0.0, help="of a device for an hour, to tell the cost")
     parser.add_argument("--share", type=float, default=SHARE, help=f"of the peak that is expected (default {SHARE})")
+    parser.add_argument("--compile", action="store_true", help="of TPUs: have XLA compile the update (minutes; no TPU)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     if not 0 < args.share <= 1:
         raise UserError(f"--share={args.share:g}: it is above 0 and at most 1")
     target, config = parse_target(args.target), load(args.config, overrides)
+    devices = topology(target) if args.compile else []
     if config.sharding.fsdp == 0:
         config, estimate = with_fsdp(config, target)
     else:
         estimate = estimated(config, target)
     flags = roomier(config, target, estimate) if fits(estimate, target) else suggestion(config, target)
     result = summary(config, target, estimate, args.share, args.price) | {"suggestion": flags}
+    if devices:
+        result |= {"compiled": (program := compiled(config, devices, estimate))}
+        result["fits"] = program["memory"] <= target.memory
     print(json.dumps(result) if args.json else describe(config, target, estimate, result))
     return 0 if result["fits"] else 1
 
@@ -183,6 +203,67 @@ def fits(estimate: Estimate, target: Target) -> bool:
     return estimate.memory <= ROOM * target.memory
 
 
+def topology(target: Target) -> list[Any]:
+    """The target's devices as XLA's TPU compiler knows them; none of them is here. Raises UserError without one."""
+    kind = target.name.partition("-")[0]
+    if not kind.startswith("v"):
+        raise UserError("--compile is for TPUs: XLA compiles for a GPU only where one is")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("--compile needs XLA's TPU compiler: pip install 'w2v-jax[tpu]'")
+    import jax
+    from jax.experimental import topologies
+
+    jax.config.update("jax_platforms", "cpu")  # libtpu is to compile, and not to look for a TPU
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", target.name.replace("v5e", "v5litepod"))
+    name = f"{kind}:{'x'.join(map(str, grid(target.devices, 3 if kind in ('v4', 'v5p') else 2)))}"
+    try:
+        return list(topologies.get_topology_desc(name, platform="tpu").devices)
+    except Exception as error:  # of whatever kind the compiler has
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"--target={target.name}: the compiler knows no topology {name} ({reason})") from None
+
+
+def grid(chips: int, axes: int) -> tuple[int, ...]:
+    """So many chips in a grid as a cloud lends them: a power of two, axes as equal as can be, the shorter first."""
+    bits = chips.bit_length() - 1
+    if chips != 1 << bits:
+        raise UserError(f"--compile: {chips} chips are no slice; slices have 1, 2, 4, 8, ... chips")
+    sizes = sorted(1 << (bits // axes + (axis < bits % axes)) for axis in range(axes))
+    return tuple(sizes) if axes == 2 or chips >= 16 else tuple(reversed(sizes))
+
+
+def compiled(config: Any, devices: Sequence[Any], estimate: Estimate) -> dict[str, float]:
+    """What XLA says of the program of an update on these devices: bytes on each of them, and the seconds it took."""
+    import flax.linen as nn
+    import jax
+    from jax.sharding import AxisType, Mesh
+
+    from w2v_jax import optim, sharding, step
+    from w2v_jax.batches import random_batch, with_alphabet
+    from w2v_jax.runs import method_module
+
+    config = with_alphabet(portable(config))
+    mesh = Mesh(np.array(devices).reshape(estimate.mesh), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    rows, place = estimate.rows * sharding.batch_shards(mesh), sharding.batch_sharding(mesh)
+    row, key = random_batch(config, 1, estimate.samples), jax.random.key(0)
+    micro = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), row)
+    whole = lambda x: jax.ShapeDtypeStruct((estimate.parts, *x.shape), x.dtype, sharding=place)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+        method = method_module(config.method).make(config)
+        params, _ = jax.eval_shape(lambda: method.init(key, step.zeros_like(micro)))
+        rate = optim.schedule(config.optim, config.train.steps)
+        tx = optim.optimizer(config.optim, rate, sharding.bare(params))
+        _, state = step.create_state(method, tx, key, micro, mesh)
+        update = step.jitted(method, tx, rate, state)
+        began = time.perf_counter()
+        program = update.lower(state, jax.tree.map(whole, micro), jax.eval_shape(lambda: key)).compile()
+    memory: Any = program.memory_analysis()
+    found = {"memory": memory.peak_memory_in_bytes, "arguments": memory.argument_size_in_bytes}
+    found |= {"temporaries": memory.temp_size_in_bytes, "code": memory.generated_code_size_in_bytes}
+    return {name: float(size) for name, size in found.items()} | {"seconds": time.perf_counter() - began}
+
+
 def suggestion(config: Any, target: Target) -> list[str]:
     """The first flags, of those that cost least speed first, with which the config fits; empty where none do."""
     config = config.copy_and_resolve_references()
@@ -253,6 +334,12 @@ def describe(config: Any, target: Target, estimate: Estimate, result: dict[str, 
         "run": f"{config.train.steps:,} updates in about {duration(result['hours'] * 3600)}, "
         f"{result['audio_hours_per_hour']:,.0f} hours of audio per hour",
     }
+    if "compiled" in result:
+        c = result["compiled"]
+        rows["compiled"] = (
+            f"{gigabytes(c['memory'])} on each device at the most: arguments {gigabytes(c['arguments'])}, temporaries "
+            f"{gigabytes(c['temporaries'])}, program {gigabytes(c['code'])}; {duration(c['seconds'])} to compile"
+        )
     if "cost" in result:
         rows["cost"] = f"{result['cost']:,.0f} at this price, {result['hours'] * target.devices:,.0f} device-hours"
     if result["fits"]:

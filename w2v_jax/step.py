@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -89,6 +90,14 @@ def train_step(
     values = {name: mean.value() for name, mean in metrics.items()}
     values |= {"grad_norm": norm, "learning_rate": rate(state.step), "skipped": 1.0 - finite.astype(jnp.float32)}
     return new, values
+
+
+def jitted(
+    method: Method, tx: optax.GradientTransformationExtraArgs, rate: Schedule, state: PyTree
+) -> Callable[[State, Batch, jax.Array], tuple[State, Metrics]]:
+    """`train_step` as one program, which takes the memory of the state it is given. state: as `create_state` says."""
+    places = jax.tree.map(lambda shape: shape.sharding, state)
+    return jax.jit(functools.partial(train_step, method, tx, rate), donate_argnums=0, out_shardings=(places, None))
 
 
 def eval_step(method: Method, state: State, batches: Batch, key: jax.Array) -> dict[str, Mean]:

@@ -144,15 +144,10 @@ def run(config: Any, path: pathlib.Path) -> int:
         if active:
             table = start_up(config, path, mesh, data, shapes.params, parts) | memory
             print(report.table(table, f"w2v_jax: {config.method}"), flush=True)
-        places = jax.tree.map(lambda shape: shape.sharding, shapes)
-        update = functools.partial(step.train_step, method, tx, rate)
+        update = step.jitted(method, tx, rate, shapes)
         probe = LiveProbe(config, data.train.form) if configs.flatten(config).get("probe.every", 0) else None
         job = Job(config, path, mesh, data, parts, module.levels(config), make, shapes, probe)
-        return loop(
-            job,
-            jax.jit(update, donate_argnums=0, out_shardings=(places, None)),
-            jax.jit(functools.partial(step.eval_step, method)),
-        )
+        return loop(job, update, jax.jit(functools.partial(step.eval_step, method)))
 
 
 def choose_mesh(config: Any) -> tuple[Any, dict[str, str]]:
