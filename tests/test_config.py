@@ -76,6 +76,14 @@ def test_json_round_trip_is_equal():
     assert json.loads(configs.to_json(config))["train"]["steps"] == 400_000
 
 
+def test_config_of_an_older_version_means_what_it_meant():
+    for name in ("w2v2_base.py", "finetune.py", "bert_codes_base.py"):
+        config = configs.load(f"configs/{name}:tiny", [])
+        older = json.loads(configs.to_json(config))
+        older["encoder"].pop("pos_layers", None)
+        assert configs.difference(config, configs.from_json(json.dumps(older))) == []
+
+
 def test_difference_names_each_changed_key():
     assert configs.difference(configs.load(BASE), configs.load(BASE, [("seed", "2")])) == ["seed: 1 -> 2"]
 

@@ -206,7 +206,10 @@ def to_json(config: Any) -> str:
 
 
 def from_json(text: str):
-    """The locked config of `to_json`'s text; lists become tuples again."""
+    """The locked config of `to_json`'s text; lists become tuples again.
+
+    Keys that it lacks because an older version wrote it have the values that it meant.
+    """
     import ml_collections
 
     def tuples(value: Any) -> Any:
@@ -214,7 +217,11 @@ def from_json(text: str):
             return {k: tuples(v) for k, v in value.items()}
         return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
-    return ml_collections.ConfigDict(tuples(json.loads(text))).lock()
+    found = tuples(json.loads(text))
+    encoder = found.get("encoder", {})
+    if "conv_layers" in encoder and "pos_kernel" in encoder:
+        encoder.setdefault("pos_layers", 1)
+    return ml_collections.ConfigDict(found).lock()
 
 
 def difference(old: Any, new: Any) -> list[str]:

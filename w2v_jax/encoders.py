@@ -112,7 +112,7 @@ def wav2vec2_encoder(encoder: Any, dtype: Any) -> Wav2Vec2Encoder:
             mlp=encoder.mlp,
             pre_norm=encoder.pre_norm,
             pos_kernel=encoder.pos_kernel,
-            pos_layers=encoder.get("pos_layers", 1),  # runs of older versions lack it
+            pos_layers=encoder.pos_layers,
             pos_groups=encoder.pos_groups,
             dropout=encoder.dropout,
             attention_dropout=encoder.attention_dropout,

@@ -136,7 +136,7 @@ def places(config: Any, prefix: str, head: str) -> list[Place]:
 
 def is_stack(config: Any) -> bool:
     """Whether the positions are data2vec's."""
-    return config.encoder.get("pos_layers", 1) > 1
+    return config.encoder.pos_layers > 1
 
 
 def their_class(config: Any, head: str) -> str:

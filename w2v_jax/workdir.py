@@ -42,7 +42,7 @@ HARDWARE = (
     "train.on_config_change",
 )
 """Keys that may differ when a run goes on: they change where and how fast it runs, not what it computes."""
-NEWER = ("init.run", "init.step", "init.fresh", "encoder.pos_layers")
+NEWER = ("init.run", "init.step", "init.fresh")
 """Keys that runs of older versions lack, and that are of no account once a run goes on."""
 
 
