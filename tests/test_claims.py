@@ -59,8 +59,20 @@ def test_every_claim_has_a_plot(claims, claim, tmp_path):
 @pytest.mark.timeout(1200)
 def test_claim_is_reproduced_and_goes_on_where_it_was(tmp_path):
     corpus, out = synthetic.write_corpus(tmp_path / "corpus", 0.2), tmp_path / "out"
-    words = [sys.executable, str(SCRIPT), "unlabelled", "--train", str(corpus / "train"), "--seeds", "1"]
-    words += ["--test", str(corpus / "dev"), "--out", str(out), "--seconds", "6.0", "16.0", "--steps", "3"]
+    words = [sys.executable, str(SCRIPT), "unlabelled", "--inputs", "cpc", "--seeds", "1"]
+    words += [
+        "--train",
+        str(corpus / "train"),
+        "--test",
+        str(corpus / "dev"),
+        "--out",
+        str(out),
+        "--seconds",
+        "6.0",
+        "16.0",
+        "--steps",
+        "3",
+    ]
     words += ["--minutes", "1", "--hours", "0.1", "--pretrain-steps", "2"]
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     first = subprocess.run(words, capture_output=True, text=True, env=env, timeout=900)

@@ -183,7 +183,8 @@ def assert_state_is_cut(run: Run):
 def assert_meant(run: Run):
     """The collectives of an update, read from the compiled program.
 
-    fsdp gathers parameters, at most twice, and nothing else; data and fsdp add up gradients once, and numbers; tensor
+    fsdp gathers parameters, at most twice, and nothing else; data and fsdp add up gradients once (or first over fsdp,
+    then the pieces over data), and numbers; tensor
     adds up activations in the Transformer (the outputs of attention and feed-forward network and the gradients of the
     inputs of their four products) and compares the best codes of each device. Nothing is permuted, nothing goes from
     all to all, and no batch is gathered.
@@ -208,7 +209,8 @@ def assert_meant(run: Run):
     tied = run.state.params["encoder"].get("embedding")  # used twice: the parts of its gradient come one by one
     numbers += 0 if tied is None else tied.nbytes
     assert gathered <= 2 * params + numbers if shape["fsdp"] > 1 else not gathered
-    assert sums <= params + numbers, "more is added up than the gradients"
+    once = params * (1 + 1 / shape["fsdp"] if min(shape["data"], shape["fsdp"]) > 1 else 1)
+    assert sums <= once + numbers, "more is added up than the gradients"
     if "transformer" not in run.state.params["encoder"]:
         assert not tensor
         return
