@@ -56,7 +56,7 @@ def config_of(name: str, rows_per_unit: int = 2):
         config = configs.with_outputs(config, TOKENS)
     with config.unlocked():
         config.data.unit_seconds = rows_per_unit * LONGER / 16_000
-        config.optim.eps = 1e-3  # the usual ones make of rounding in tiny gradients as large an update as of others
+        config.optim.eps = 1e-5  # the usual ones make of rounding in tiny gradients as large an update as of others
     return config
 
 
