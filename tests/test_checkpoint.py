@@ -290,6 +290,21 @@ def test_disk_that_refuses_the_bytes_fails_loudly_and_keeps_the_previous(tmp_pat
     assert rest == [" ['1']", "restored: 1", "told later: the checkpoint of step 3", "finally: ['4']", ""]
 
 
+@pytest.mark.parametrize("tail", ["", " [os_error_code='27']"], ids=["last", "then the code"])
+def test_the_disks_reason_is_told_whatever_tensorstore_appends(tmp_path, monkeypatch, tail):
+    path = tmp_path / "2.orbax-checkpoint-tmp/state/ocdbt.process_0/d/" / ("0" * 32)
+    spec = r"{\"context\":{},\"driver\":\"zarr\"," + r"\"path\":\"opt.0.nu/\"," * 40 + r"\"shape\":[3]}"
+    text = f"Error writing opt.0.nu: Failed writing: {path}: File too large [tensorstore_spec='{spec}']{tail}"
+    manager = manager_at(tmp_path)
+
+    def failing():
+        raise ValueError(text)
+
+    monkeypatch.setattr(manager, "wait_until_finished", failing)
+    with pytest.raises(SaveError, match="Error writing opt.0.nu: .*: File too large"):
+        checkpoint.wait(manager)
+
+
 def test_a_failed_save_is_cleaned_up_while_other_threads_still_write(tmp_path, monkeypatch):
     manager, left = manager_at(tmp_path), tmp_path / "5.orbax-checkpoint-tmp"
     left.mkdir()

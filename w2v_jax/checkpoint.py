@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import pathlib
+import re
 import shutil
 import signal
 import sys
@@ -281,8 +282,12 @@ def _warn(text: str) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    """The error's text with its middle left out: what failed stands at the start, why (the disk's word) at the end."""
+    """The error's text with its middle left out: what failed stands at the start, why (the disk's word) at the end.
+
+    TensorStore appends the whole specification of the array, some 1,000 characters, to some of its errors: that goes.
+    """
     text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = re.sub(r" \[tensorstore_spec='.*?'\](?= \[|$)", "", text)
     return text if len(text) <= 320 else f"{text[:160]} ... {text[-160:]}"
 
 
