@@ -56,6 +56,7 @@ def config_of(name: str, rows_per_unit: int = 2):
         config = configs.with_outputs(config, TOKENS)
     with config.unlocked():
         config.data.unit_seconds = rows_per_unit * LONGER / 16_000
+        config.train.steps = 1000
         config.optim.eps = 1e-5  # the usual ones make of rounding in tiny gradients as large an update as of others
     return config
 
@@ -90,9 +91,7 @@ class Job:
         self.module = method_module(self.config.method)
         self.method, self.single_method = (self.module.make(c) for c in (self.config, self.single))
         self.key = jax.random.key(5)
-        self.rate = optim.schedule(self.config.optim, 1000)
-        abstract = jax.eval_shape(lambda: self.method.init(self.key, make_batch()))
-        self.tx = optim.optimizer(self.config.optim, self.rate, sharding.bare(abstract[0]))
+        self.tx, self.rate = step.make_optimizer(self.config, self.method, self.key, make_batch())
         init = lambda: sharding.bare(step.init_state(self.method, self.tx, self.key, make_batch()))
         self.state = jax.jit(init, compiler_options=QUICK)()
         gradients = lambda batches: step.gradients(self.method, self.state, batches, self.key)

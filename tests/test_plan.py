@@ -38,7 +38,6 @@ def test_every_config_can_be_planned(path, capsys):
 
 def test_state_is_what_the_devices_hold():
     """Against real arrays on 8 CPU devices, cut by fsdp."""
-    from w2v_jax import optim
     from w2v_jax.batches import random_batch
     from w2v_jax.methods import wav2vec2
 
@@ -46,8 +45,7 @@ def test_state_is_what_the_devices_hold():
     found = plan.estimated(config, plan.Target("here-8", 8, 1e9, 1e12, 1e12))
     mesh, method = sharding.make_mesh(config.sharding), wav2vec2.make(config)
     batch = random_batch(config, found.rows, found.samples)
-    params, _ = jax.eval_shape(lambda: method.init(jax.random.key(0), step.zeros_like(batch)))
-    tx = optim.optimizer(config.optim, optim.schedule(config.optim, config.train.steps), sharding.bare(params))
+    tx, _ = step.make_optimizer(config, method, jax.random.key(0), batch)
     make, _ = step.create_state(method, tx, jax.random.key(0), batch, mesh)
     with jax.set_mesh(mesh):
         state = make()

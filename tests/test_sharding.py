@@ -151,10 +151,7 @@ def parts_of_a_run():
     """(method, optimizer, rate, boxed abstract state)"""
     config = tiny()
     method, key = wav2vec2.make(config), jax.random.key(0)
-    init = functools.partial(method.init, key)
-    abstract, _ = jax.eval_shape(lambda: init(step.zeros_like(micro_batch())))
-    rate = optim.schedule(config.optim, config.train.steps)
-    tx = optim.optimizer(config.optim, rate, sharding.bare(abstract))
+    tx, rate = step.make_optimizer(config, method, key, micro_batch())
     state = jax.eval_shape(lambda: step.init_state(method, tx, key, step.zeros_like(micro_batch())))
     return method, tx, rate, state
 

@@ -127,7 +127,7 @@ def estimated(config: Any, target: Target) -> Estimate:
     import jax
     from jax.sharding import AbstractMesh, AxisType
 
-    from w2v_jax import optim, sharding, step
+    from w2v_jax import sharding, step
     from w2v_jax.batches import forward_flops, random_batch, with_alphabet
     from w2v_jax.runs import method_module
 
@@ -141,9 +141,9 @@ def estimated(config: Any, target: Target) -> Estimate:
     shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
     batch = jax.tree.map(shape, random_batch(config, rows, samples))
     method, key = method_module(config.method).make(config), jax.random.key(0)
-    params, extra = sharding.bare(jax.eval_shape(lambda: method.init(key, step.zeros_like(batch))))
-    tx = optim.optimizer(config.optim, optim.schedule(config.optim, config.train.steps), params)
+    tx, _ = step.make_optimizer(config, method, key, batch)
     _, shapes = step.create_state(method, tx, key, batch, mesh)
+    params, extra = jax.tree.map(shape, (shapes.params, shapes.extra))
     held = lambda tree: float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves(tree)))
     leaves = jax.tree.leaves
 
@@ -239,7 +239,7 @@ def compiled(config: Any, devices: Sequence[Any], estimate: Estimate) -> dict[st
     import jax
     from jax.sharding import AxisType, Mesh
 
-    from w2v_jax import optim, sharding, step
+    from w2v_jax import sharding, step
     from w2v_jax.batches import random_batch, with_alphabet
     from w2v_jax.runs import method_module
 
@@ -251,9 +251,7 @@ def compiled(config: Any, devices: Sequence[Any], estimate: Estimate) -> dict[st
     whole = lambda x: jax.ShapeDtypeStruct((estimate.parts, *x.shape), x.dtype, sharding=place)
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
         method = method_module(config.method).make(config)
-        params, _ = jax.eval_shape(lambda: method.init(key, step.zeros_like(micro)))
-        rate = optim.schedule(config.optim, config.train.steps)
-        tx = optim.optimizer(config.optim, rate, sharding.bare(params))
+        tx, rate = step.make_optimizer(config, method, key, micro)
         _, state = step.create_state(method, tx, key, micro, mesh)
         update = step.jitted(method, tx, rate, state)
         began = time.perf_counter()

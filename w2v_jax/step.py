@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh
 
-from w2v_jax import sharding
+from w2v_jax import optim, sharding
 from w2v_jax.api import Batch, Mean, Method, PyTree, State
 from w2v_jax.optim import Schedule
 
 Metrics = dict[str, jax.Array]
+
+
+def make_optimizer(
+    config: Any, method: Method, key: jax.Array, batch: PyTree
+) -> tuple[optax.GradientTransformationExtraArgs, Schedule]:
+    """(the optimizer, its rules matched to the method's parameters; the learning rate). batch: one micro-batch."""
+    params, _ = jax.eval_shape(lambda: method.init(key, zeros_like(batch)))
+    rate = optim.schedule(config.optim, config.train.steps)
+    return optim.optimizer(config.optim, rate, sharding.bare(params)), rate
 
 
 def init_state(method: Method, tx: optax.GradientTransformationExtraArgs, key: jax.Array, batch: Batch) -> State:

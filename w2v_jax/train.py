@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from w2v_jax import checkpoint, optim, plan, report, sharding, step, workdir
+from w2v_jax import checkpoint, plan, report, sharding, step, workdir
 from w2v_jax import config as configs
 from w2v_jax.config import SAMPLE_RATE, UserError
 from w2v_jax.data import source_module
@@ -137,9 +137,7 @@ def run(config: Any, path: pathlib.Path) -> int:
             report.write_whole(path / "skipped.jsonl", "".join(lines))
         method, key = module.make(config), jax.random.key(config.seed)
         micro = micro_batch(data, *data.train_plan.shapes[0], parts)
-        abstract = abstract_params(config, data.train.form, lambda: method.init(key, step.zeros_like(micro)))
-        rate = optim.schedule(config.optim, config.train.steps)
-        tx = optim.optimizer(config.optim, rate, sharding.bare(abstract))
+        tx, rate = make_optimizer(config, data.train.form, method, key, micro)
         make, shapes = step.create_state(method, tx, key, micro, mesh)
         if active:
             table = start_up(config, path, mesh, data, shapes.params, parts) | memory
@@ -322,10 +320,10 @@ def micro_batch(data: Data, rows: int, length: int, parts: int) -> dict[str, jax
     return {form.name: jax.ShapeDtypeStruct((count, *form.shape(length)), form.dtype), **shapes}
 
 
-def abstract_params(config: Any, form: Form, init: Any) -> Any:
-    """Shapes of the parameters. Raises UserError when the method reads something else than the data are made of."""
+def make_optimizer(config: Any, form: Form, method: Any, key: jax.Array, micro: Any) -> tuple[Any, Any]:
+    """`step.make_optimizer`. Raises UserError when the method reads something else than the data are made of."""
     try:
-        return jax.eval_shape(init)[0]
+        return step.make_optimizer(config, method, key, micro)
     except KeyError as error:
         if error.args[0] not in ("wave", "codes", "features"):
             raise
