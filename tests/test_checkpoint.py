@@ -5,7 +5,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from commands import ROOT, environment, free_port
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -278,15 +278,13 @@ def test_disk_that_refuses_the_bytes_fails_loudly_and_keeps_the_previous(tmp_pat
         checkpoint.close(manager)
         print("finally:", sorted(p.name for p in pathlib.Path(sys.argv[1]).iterdir()))
     """)
-    root = pathlib.Path(__file__).parents[1]
-    env = {**os.environ, "PYTHONPATH": str(root)}
-    command = [sys.executable, "-c", script, str(tmp_path / "run")]
-    result = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=100)
-    assert result.returncode == 0, result.stderr
-    told = result.stdout.split("left:")[0]
+    process = started(script, tmp_path / "run")
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    told = output.split("left:")[0]
     assert "checkpoint of step 2 could not be written" in told and "File too large" in told
     assert "the checkpoint of step 1 is whole" in told and "Free some space" in told
-    rest = result.stdout.split("left:")[1].split("\n")
+    rest = output.split("left:")[1].split("\n")
     assert rest == [" ['1']", "restored: 1", "told later: the checkpoint of step 3", "finally: ['4']", ""]
 
 
@@ -340,11 +338,11 @@ for step in itertools.count(restored.step + 1 if restored else 1):
 """
 
 
-def started(script: str, *arguments: object) -> subprocess.Popen:
-    root = pathlib.Path(__file__).parents[1]
+def started(script: str, *arguments: object, devices: int = 1) -> subprocess.Popen:
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    env = {**os.environ, "PYTHONPATH": str(root)}
-    return subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.mark.timeout(180)
@@ -453,26 +451,14 @@ checkpoint.close(manager)
 
 @pytest.mark.timeout(180)
 def test_two_processes_agree_on_the_step_to_restore_and_to_stop_at(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    root = str(pathlib.Path(__file__).parents[1])
-    env = {
-        **os.environ,
-        "PYTHONPATH": root,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_PLATFORMS": "cpu",
-    }
-    commands = [[sys.executable, "-c", TWO_PROCESSES, str(port), str(i), str(tmp_path / "run")] for i in range(2)]
-    started = [
-        subprocess.Popen(c, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands
-    ]
+    port = free_port()
+    processes = [started(TWO_PROCESSES, port, number, tmp_path / "run", devices=2) for number in range(2)]
     try:
-        outputs = [process.communicate(timeout=150) for process in started]
+        outputs = [process.communicate(timeout=150) for process in processes]
     finally:
-        for process in started:
+        for process in processes:
             process.kill()
-    assert [process.returncode for process in started] == [0, 0], outputs
+    assert [process.returncode for process in processes] == [0, 0], outputs
     lines = [[line for line in out.split("\n") if line and "Gloo" not in line] for out, _ in outputs]
     assert all(first.startswith("restored 1 ['1']") for first, *_ in lines), outputs
     stopped = {line for _, line, *_ in lines}

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
+from commands import ROOT, environment, script
 
 from w2v_jax.data import synthetic
-
-SCRIPT = pathlib.Path(__file__).parents[1] / "launch" / "claims.py"
 
 
 @pytest.fixture(scope="module")
 def claims():
-    found = importlib.util.spec_from_file_location("claims", SCRIPT)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+    return script("claims")
 
 
 ROWS = [
@@ -59,7 +51,7 @@ def test_every_claim_has_a_plot(claims, claim, tmp_path):
 @pytest.mark.timeout(1200)
 def test_claim_is_reproduced_and_goes_on_where_it_was(tmp_path):
     corpus, out = synthetic.write_corpus(tmp_path / "corpus", 0.2), tmp_path / "out"
-    words = [sys.executable, str(SCRIPT), "unlabelled", "--inputs", "cpc", "--seeds", "1"]
+    words = [sys.executable, str(ROOT / "launch" / "claims.py"), "unlabelled", "--inputs", "cpc", "--seeds", "1"]
     words += [
         "--train",
         str(corpus / "train"),
@@ -74,11 +66,10 @@ def test_claim_is_reproduced_and_goes_on_where_it_was(tmp_path):
         "3",
     ]
     words += ["--minutes", "1", "--hours", "0.1", "--pretrain-steps", "2"]
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    first = subprocess.run(words, capture_output=True, text=True, env=env, timeout=900)
+    first = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=900)
     assert first.returncode == 0, first.stderr + first.stdout
     assert first.stdout.count("w2v_jax.train") == 2
     rows = json.loads((out / "unlabelled.json").read_text(encoding="utf-8"))
     assert [row["x"] for row in rows] == [0.1] and all(row["recordings"] for row in rows)
-    again = subprocess.run(words, capture_output=True, text=True, env=env, timeout=300)
+    again = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=300)
     assert again.returncode == 0 and "w2v_jax." not in again.stdout

@@ -9,11 +9,11 @@ import subprocess
 import sys
 
 import pytest
+from commands import ROOT, environment
 
 from w2v_jax import config
 from w2v_jax.config import UserError
 
-ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "w2v_jax"
 
 CORE = {"api", "config"}  # L0
@@ -180,9 +180,10 @@ def test_heavy_packages_are_imported_inside_functions(path):
 
 
 def run_python(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": ""}
     command = [sys.executable, "-c", script, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(JAX_PLATFORMS=""), capture_output=True, text=True, timeout=200
+    )
 
 
 def test_core_methods_and_machinery_import_where_only_the_jax_stack_is_installed():
@@ -308,9 +309,8 @@ COMMANDS = [path.stem for path in modules() if is_command(path)]
 
 
 def run_command(*arguments: str) -> subprocess.CompletedProcess:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import json
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from commands import environment
 
 import w2v_jax
 from w2v_jax import inference, runs, transcribe
@@ -21,7 +21,6 @@ from w2v_jax.config import UserError
 from w2v_jax.data import arrays, open_source
 from w2v_jax.frontend import num_frames
 
-ROOT = pathlib.Path(__file__).parents[1]
 LOGMEL = "acoustic_logmel.py:tiny"
 
 
@@ -47,8 +46,9 @@ def test_the_example_of_the_docstring_runs(random_run, tmp_path, monkeypatch):
 
 def test_importing_the_package_loads_neither_jax_nor_numpy():
     script = "import sys, w2v_jax; print(w2v_jax.load.__name__, sorted({'jax', 'flax', 'numpy'} & set(sys.modules)))"
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, timeout=60
+    )
     assert result.stdout == "load []\n", result.stderr
 
 

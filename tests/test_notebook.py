@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import pathlib
 import re
 import subprocess
 import sys
 
-REPOSITORY = pathlib.Path(__file__).parents[1]
-NOTEBOOK = REPOSITORY / "launch" / "colab.ipynb"
+from commands import ROOT, environment
+
+NOTEBOOK = ROOT / "launch" / "colab.ipynb"
 
 RUNNER = """
 import subprocess, sys, types
@@ -38,11 +37,10 @@ def plain(cell: str) -> str:
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     for name in ("configs", "launch"):
-        (tmp_path / name).symlink_to(REPOSITORY / name)
+        (tmp_path / name).symlink_to(ROOT / name)
     script = tmp_path / "notebook.py"
     script.write_text(RUNNER + "\n\n".join(map(plain, cells())) + "\nassert shown == [b'\\x89PNG\\r\\n\\x1a\\n']\n")
-    env = os.environ | {"W2V_VARIANT": "tiny", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
-    env |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    env = environment(W2V_VARIANT="tiny", JAX_PLATFORMS="cpu")
     result = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600
     )

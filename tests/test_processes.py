@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
 
 import pytest
+from commands import environment, free_port, training
 
 from w2v_jax import checkpoint
 from w2v_jax.data import synthetic
 from w2v_jax.report import read_metrics
 
-ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 16
 TOLERANCE = 1e-5
 """Relative, of the loss: sums in another order. Adam's usual eps would blow rounding of tiny gradients up to more."""
@@ -33,20 +30,14 @@ class Group:
     def __init__(
         self, shared: dict[str, str], workdir: pathlib.Path, *extra: str, processes: int = 1, devices: int = 1
     ):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        flags = [f"--config.{key}={value}" for key, value in shared.items()]
-        command = [sys.executable, "-m", "w2v_jax.train", f"--config={ROOT / 'configs' / 'cpc.py'}:tiny"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        port = free_port()
         self.said = [""] * processes
         self.running = []
         for number in range(processes):
             join = [f"--distributed=127.0.0.1:{port},{processes},{number}"] if processes > 1 else []
             process = subprocess.Popen(
-                [*command, *flags, *extra, *join, f"--workdir={workdir}"],
-                env=environment,
+                training("cpc.py:tiny", workdir, shared, *extra, *join),
+                env=environment(devices, JAX_PLATFORMS="cpu"),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

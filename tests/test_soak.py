@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -11,21 +10,19 @@ import subprocess
 import sys
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[1]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+from commands import ROOT, environment
 
 
 def soak(*arguments: object) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "launch" / "soak.py"), *map(str, arguments)]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True)
 
 
 def compared(path: pathlib.Path, whole: pathlib.Path) -> str:
     """What `soak.compared` finds, in a process that has not started JAX."""
     script = "import pathlib, soak, sys; print('found:', soak.compared(*map(pathlib.Path, sys.argv[1:])))"
     command = [sys.executable, "-W", "ignore", "-c", script, str(path), str(whole)]
-    done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT / "launch", capture_output=True, text=True)
+    done = subprocess.run(command, env=environment(), cwd=ROOT / "launch", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.partition("found: ")[2].strip()
 

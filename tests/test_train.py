@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 
 import pytest
+from commands import ROOT, environment, free_port, training
 
 from w2v_jax import config as configs
 from w2v_jax import train
@@ -19,8 +17,7 @@ from w2v_jax.config import UserError
 from w2v_jax.report import read_metrics
 from w2v_jax.workdir import check_data, open_workdir
 
-REPOSITORY = pathlib.Path(__file__).parent.parent
-TINY = str(REPOSITORY / "configs" / "w2v2_base.py") + ":tiny"
+TINY = f"{ROOT / 'configs' / 'w2v2_base.py'}:tiny"
 TIMINGS = {"step_seconds", "data_wait_share", "audio_hours_per_hour", "padding_share"}
 
 
@@ -43,14 +40,8 @@ def load(shared, **changes):
     return configs.load(TINY, list(overrides.items()))
 
 
-def command(shared, workdir, *extra: str, config: str = TINY) -> list[str]:
-    flags = [f"--config.{key}={value}" for key, value in shared.items()]
-    return [sys.executable, "-m", "w2v_jax.train", f"--config={config}", f"--workdir={workdir}", *flags, *extra]
-
-
-def environment(devices: int = 1) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(REPOSITORY)}
+def command(shared, workdir, *extra: str, config: str = "w2v2_base.py:tiny") -> list[str]:
+    return training(config, workdir, shared, *extra)
 
 
 def numbers(workdir) -> list[dict]:
@@ -138,7 +129,7 @@ def test_every_method_resumes_bit_equal(shared, tmp_path, config, extra):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     if config.startswith("bert"):
         shared = shared | {"data.root": str(tmp_path / "codes")}
-    run = lambda workdir: command(shared, workdir, *extra, config=str(REPOSITORY / "configs" / config))
+    run = lambda workdir: command(shared, workdir, *extra, config=config)
     done = subprocess.run(run(whole), env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kill_and_resume(killed, run(killed))
@@ -166,10 +157,7 @@ def test_resume_on_eight_devices_reads_the_same_rows(shared, whole, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_compute_what_one_does(shared, whole, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    workdir = tmp_path / "run"
+    workdir, port = tmp_path / "run", free_port()
     processes = [
         subprocess.Popen(
             command(shared, workdir, f"--distributed=127.0.0.1:{port},2,{number}"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import types
 
 import numpy as np
 import pytest
+from commands import environment
 
 from w2v_jax.config import UserError
 from w2v_jax.data import corpus, folder, open_source, synthetic
@@ -89,8 +89,7 @@ def test_several_processes_make_one_corpus(home, tmp_path):
     """All want it at once, one is killed: the others end with the same whole corpus and nothing beside it."""
     script = "import sys; from w2v_jax.data import synthetic; synthetic.write_corpus(sys.argv[1], 0.01, progress=False)"
     command = [sys.executable, "-c", script, str(tmp_path / "corpus")]
-    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-    processes = [subprocess.Popen(command, env=environment) for _ in range(4)]
+    processes = [subprocess.Popen(command, env=environment()) for _ in range(4)]
     while not (tmp_path / ".corpus.partial").exists() and not (tmp_path / "corpus").exists():
         time.sleep(0.01)
     processes[0].kill()
