@@ -151,7 +151,10 @@ def _describe(train: Part, test: Part) -> str:
 
 
 def draw(results: Sequence[dict[str, Any]], levels: dict[str, float], label: str, path: pathlib.Path) -> None:
-    """A panel for every way of pooling: a line per model over its layers where there are some, else a bar per input."""
+    """A panel for every way of pooling: a line per model over its layers where there are some, else a bar per input.
+
+    levels: what guessing reaches, by way of guessing; the best is drawn.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -163,7 +166,7 @@ def draw(results: Sequence[dict[str, Any]], levels: dict[str, float], label: str
     FigureCanvasAgg(figure)
     figure.suptitle(f"Accuracy of a linear classifier: {label}", fontsize=13)
     for ax, n, rows in zip(figure.subplots(1, len(ways), sharey=True, squeeze=False)[0], ways, shown, strict=True):
-        (_draw_lines if len(layers) > 1 else _draw_bars)(ax, rows, levels["chance"])
+        (_draw_lines if len(layers) > 1 else _draw_bars)(ax, rows, max(levels.values()))
         ax.set_title(POOLED.get(n, f"statistics of {n} stretches"), loc="left")
         ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, format="png")
@@ -172,19 +175,19 @@ def draw(results: Sequence[dict[str, Any]], levels: dict[str, float], label: str
 POOLED = {0: "frame by frame", 1: "statistics of the whole"}
 
 
-def _draw_bars(ax: Any, rows: Sequence[dict[str, Any]], chance: float) -> None:
+def _draw_bars(ax: Any, rows: Sequence[dict[str, Any]], guess: float) -> None:
     place = np.arange(len(rows))[::-1]
     values = np.array([row["accuracy"] for row in rows])
     spread = np.array([(row["accuracy"] - row["low"], row["high"] - row["accuracy"]) for row in rows]).T
     colors = [_color(row["name"]) for row in rows]
     ax.barh(place, values, xerr=np.maximum(spread, 0), color=colors, ecolor="#1a202c", capsize=2.5, height=0.7)
     ax.set_yticks(place, [row["name"] for row in rows])
-    ax.axvline(chance, color="#718096", linestyle=(0, (4, 3)), linewidth=1.2)
-    ax.set_xlabel("accuracy; 95 % over speakers; dashed: chance")
+    ax.axvline(guess, color="#718096", linestyle=(0, (4, 3)), linewidth=1.2)
+    ax.set_xlabel("accuracy; 95 % over speakers; dashed: best guess")
     ax.set_xlim(0, 1)
 
 
-def _draw_lines(ax: Any, rows: Sequence[dict[str, Any]], chance: float) -> None:
+def _draw_lines(ax: Any, rows: Sequence[dict[str, Any]], guess: float) -> None:
     """Layer 0 is what the first layer reads; the local features stand before it."""
     lines: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for row in rows:
@@ -202,7 +205,7 @@ def _draw_lines(ax: Any, rows: Sequence[dict[str, Any]], chance: float) -> None:
     for row in rows:
         if row["name"] == "log-mel":
             ax.axhline(row["accuracy"], color="#1a202c", linewidth=1.2, label="log-mel")
-    ax.axhline(chance, color="#718096", linestyle=(0, (4, 3)), linewidth=1.2, label="chance")
+    ax.axhline(guess, color="#718096", linestyle=(0, (4, 3)), linewidth=1.2, label="best guess")
     most = max(x for points in lines.values() for x, _ in points)
     ax.set_xticks(range(-1, most + 1), ["local", *map(str, range(most + 1))])
     ax.set_xlabel("layer; shaded: 95 % over speakers")
