@@ -137,6 +137,7 @@ def test_both_sides_run_the_same_sizes_and_start_at_the_same_loss(capsys):
     assert result["ratio"] == result["theirs_seconds"] / result["ours_seconds"]
     assert {"torch", "transformers"} <= result["versions"].keys()
     assert result["ours_loss"] == pytest.approx(result["theirs_loss"], rel=0.3)
+    assert result["ours_parameters"] == result["theirs_parameters"] > 10_000
     assert "donated state" in result["ours_does"] and "quantizer" in result["theirs_does"]
     text = bench.describe(result)
     assert "ratio" in text and "audio-hours per hour" in text

@@ -134,6 +134,7 @@ def measure(config: Any, samples: int, args: argparse.Namespace) -> dict[str, An
     result |= {f"{name}_runs": runs for name, runs in seconds.items()}
     result |= {f"{name}_loss": value for name, value in losses.items()}
     result |= {
+        **{f"{name}_parameters": side.parameters for name, side in sides.items()},
         **{f"{name}_does": side.words for name, side in sides.items()},
         "stages": _stages({name: statistics.median(runs) for name, runs in parts.items()}, medians["ours"]),
         "compile_seconds": ours.first_seconds,
@@ -193,7 +194,7 @@ def our_side(config: Any, batch: dict[str, np.ndarray], *, stages: bool) -> Side
     import jax
     from jax.sharding import AxisType
 
-    from w2v_jax import optim, sharding, step
+    from w2v_jax import sharding, step
     from w2v_jax.runs import method_module
 
     method = method_module(config.method).make(config)
@@ -201,9 +202,7 @@ def our_side(config: Any, batch: dict[str, np.ndarray], *, stages: bool) -> Side
     key = jax.random.key(config.seed)
     mesh = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
-        params, _ = jax.eval_shape(lambda: method.init(key, step.zeros_like(micro)))
-        rate = optim.schedule(config.optim, config.train.steps)
-        tx = optim.optimizer(config.optim, rate, sharding.bare(params))
+        tx, rate = step.make_optimizer(config, method, key, micro)
         make, shapes = step.create_state(method, tx, key, micro, mesh)
         state, placed = make(), sharding.put_batch(batch, mesh, 1)
         start = time.perf_counter()
@@ -227,7 +226,8 @@ def our_side(config: Any, batch: dict[str, np.ndarray], *, stages: bool) -> Side
     wait = {name: lambda part=part: jax.block_until_ready(part(state, placed, key)) for name, part in shorter.items()}
     for part in wait.values():
         part()
-    return Side(OURS, first, run, held - memory.alias_size_in_bytes if memory else None, wait)
+    parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
+    return Side(OURS, first, run, parameters, held - memory.alias_size_in_bytes if memory else None, wait)
 
 
 def _parts(method: Any) -> dict[str, Callable[..., Any]]:
@@ -267,8 +267,10 @@ def describe(result: dict[str, Any]) -> str:
         share = seconds / result["ours_seconds"]
         lines.append(f"             {seconds:9.4f} s {share:>5.0%}  {name} (beyond the stages above)")
     other = f"; theirs {result['theirs_compile_seconds']:.1f} s" if compared else ""
+    size = f"; theirs {result['theirs_parameters'] / 1e6:.2f} M" if compared else ""
     lines += [
         f"first call   {result['compile_seconds']:.1f} s, compilation included{other}",
+        f"parameters   {result['ours_parameters'] / 1e6:.2f} M{size}",
         f"throughput   {result['audio_hours_per_hour']:.4g} audio-hours per hour",
         f"peak memory  {_memory_words(result)}",
         f"work         {result['flops'] / 1e9:.4g} GFLOP per step, {result['flops_per_second'] / 1e9:.4g} GFLOP/s",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,8 +38,9 @@ class Side(NamedTuple):
     words: str  # what it does
     first_seconds: float  # compilation and first step
     run: Callable[[], float]
-    program_bytes: int | None
-    parts: dict[str, Callable[[], Any]]
+    parameters: int
+    program_bytes: int | None = None
+    parts: Mapping[str, Callable[[], Any]] = MappingProxyType({})
 
 
 def their_side(config: Any, batch: dict[str, np.ndarray], compiled: bool) -> Side:
@@ -72,7 +74,7 @@ def their_side(config: Any, batch: dict[str, np.ndarray], compiled: bool) -> Sid
     start = time.perf_counter()
     run()
     words = f"{THEIRS[config.method]}; torch.optim.AdamW(fused=True); {'torch.compile' if compiled else 'eager'}"
-    return Side(words, time.perf_counter() - start, run, None, {})
+    return Side(words, time.perf_counter() - start, run, sum(p.numel() for p in model.parameters()))
 
 
 def _import_torch() -> Any:
