@@ -55,7 +55,7 @@ def get_config(variant: str = "") -> ConfigDict:
         attention_dropout=0.05,
         mlp_dropout=0.0,
         layer_drop=0.0,
-        attention="auto",  # "xla", "cudnn" (needs bfloat16, no attention_dropout) or the better one
+        attention="auto",  # "xla", "blocks", "cudnn" (bfloat16, no attention_dropout) or the best one
         scan_layers=True,
         remat_layers=False,
     )

@@ -21,6 +21,7 @@ MATHS = {
     "frontend",
     "context",
     "recurrent",
+    "attention",
     "transformer",
     "encoders",
     "quantizers",

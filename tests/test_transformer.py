@@ -1,4 +1,4 @@
-"""The context network: padding, the forms of computing it that must agree, LayerDrop, attention."""
+"""The context network: padding, the forms of computing it that must agree, LayerDrop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from w2v_jax import noise as noises
 from w2v_jax.config import UserError
-from w2v_jax.transformer import PositionalConv, Transformer, attention
+from w2v_jax.transformer import PositionalConv, Transformer
 
 B, F, D, H, L = 2, 12, 8, 2, 2
 LENGTHS = jnp.asarray([F, 7])
@@ -161,53 +161,6 @@ def test_positional_conv_starts_with_a_scale_equal_to_the_norm():
     norm = np.sqrt((np.asarray(params["direction"]) ** 2).sum(axis=(1, 2)))
     np.testing.assert_allclose(params["scale"], norm, rtol=1e-5)
     np.testing.assert_allclose(params["direction"].std(), np.sqrt(4 / (4 * 64)), rtol=0.05)
-
-
-@pytest.fixture(scope="module")
-def heads():
-    return [jax.random.normal(jax.random.key(i), (B, F, H, 4)) for i in range(3)]
-
-
-def test_attention_is_that_of_numpy(heads):
-    ours = attention(*heads, LENGTHS, implementation="xla")
-    q, k, v = (np.asarray(a, np.float64) for a in heads)
-    for b, h in np.ndindex(B, H):
-        n = int(LENGTHS[b])
-        logits = q[b, :, h] @ k[b, :n, h].T / 2.0
-        probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-        np.testing.assert_allclose(ours[b, :, h], probs @ v[b, :n, h], atol=1e-5)
-
-
-def test_attention_without_any_valid_key_is_finite(heads):
-    def total(*heads):
-        return attention(*heads, jnp.asarray([0, F])).sum()
-
-    value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*heads)
-    assert np.isfinite(value)
-    assert all(np.isfinite(g).all() for g in gradients)
-
-
-def test_attention_auto_on_cpu_is_xla(heads):
-    half = [a.astype(jnp.bfloat16) for a in heads]
-    np.testing.assert_array_equal(attention(*half, LENGTHS), attention(*half, LENGTHS, implementation="xla"))
-
-
-def test_attention_errors_name_the_setting(heads):
-    half = [a.astype(jnp.bfloat16) for a in heads]
-    noise = noises.row_noise(jax.random.key(0), jnp.arange(B))
-    with pytest.raises(UserError, match="encoder.attention is 'flash'"):
-        attention(*heads, LENGTHS, implementation="flash")
-    with pytest.raises(UserError, match="train.dtype='bfloat16' and encoder.attention_dropout=0"):
-        attention(*heads, LENGTHS, implementation="cudnn")
-    with pytest.raises(UserError, match="train.dtype='bfloat16' and encoder.attention_dropout=0"):
-        attention(*half, LENGTHS, dropout=0.1, noise=noise, implementation="cudnn")
-
-
-@pytest.mark.skipif(jax.default_backend() == "gpu", reason="a GPU has cuDNN")
-def test_cudnn_attention_on_cpu_is_a_clear_error(heads):
-    half = [a.astype(jnp.bfloat16) for a in heads]
-    with pytest.raises(UserError, match="encoder.attention='cudnn' needs an NVIDIA GPU"):
-        attention(*half, LENGTHS, implementation="cudnn")
 
 
 def test_unknown_positional_is_an_error(params, x):

@@ -131,7 +131,7 @@ def estimated(config: Any, target: Target) -> Estimate:
     from w2v_jax.batches import forward_flops, random_batch, with_alphabet
     from w2v_jax.runs import method_module
 
-    config, d = with_alphabet(config), config.data
+    config, d = with_alphabet(portable(config)), config.data
     sizes = sharding.mesh_shape(config.sharding, target.devices)
     mesh = AbstractMesh(sizes, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     units, shards = round(d.batch_hours * 3600 / d.unit_seconds), sharding.batch_shards(mesh)

@@ -16,49 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from w2v_jax import noise as noises
+from w2v_jax.attention import attention
 from w2v_jax.config import UserError
 from w2v_jax.frontend import LayerNorm, gathered, gelu, part, symmetric_uniform, valid_frames
-
-ATTENTION = ("auto", "xla", "cudnn")
-
-
-def attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    num_frames: jax.Array,
-    *,
-    dropout: float = 0.0,
-    noise: jax.Array | None = None,
-    implementation: str = "auto",
-) -> jax.Array:
-    """Scaled dot-product attention over the first num_frames [B] keys: [B F H K] each -> [B F H K].
-
-    implementation "cudnn" is flash attention on NVIDIA GPUs (bfloat16 or float16, no attention dropout); "auto"
-    takes it where it can work; "xla" runs everywhere. Softmax in float32. Rows without keys give finite values.
-    """
-    if implementation not in ATTENTION:
-        raise UserError(f"encoder.attention is {implementation!r}; it is one of {ATTENTION}")
-    drops = noise is not None and dropout > 0.0
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    if implementation == "auto":
-        implementation = "cudnn" if half and not drops and jax.default_backend() == "gpu" else "xla"
-    if implementation == "cudnn":
-        if drops or not half:
-            raise UserError("encoder.attention='cudnn' needs train.dtype='bfloat16' and encoder.attention_dropout=0")
-        if jax.default_backend() != "gpu":
-            raise UserError("encoder.attention='cudnn' needs an NVIDIA GPU; 'auto' or 'xla' run here")
-        lengths = jnp.maximum(num_frames, 1).astype(jnp.int32)
-        return jax.nn.dot_product_attention(
-            query, key, value, key_value_seq_lengths=lengths, query_seq_lengths=lengths, implementation="cudnn"
-        )
-    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B H F K]: the products are faster so on CPU
-    scale = 1.0 / math.sqrt(query.shape[-1])
-    logits = jnp.einsum("bhqd,bhkd->bhqk", query * scale, key, preferred_element_type=jnp.float32)
-    valid = valid_frames(num_frames, key.shape[2])[:, None, None]
-    probs = jax.nn.softmax(jnp.where(valid, logits, -1e9), axis=-1).astype(query.dtype)
-    probs = noises.dropout(probs, dropout, noise)
-    return jnp.einsum("bhqk,bhkd->bhqd", probs, value).swapaxes(1, 2)
 
 
 class PositionalConv(nn.Module):
