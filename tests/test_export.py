@@ -64,6 +64,7 @@ CASES = {
     "codes": ("vq_wav2vec.py:tiny", {}, "codes", ()),
     "fine-tuned": ("finetune.py:tiny", dict(train__dtype="float32"), "logits", ("--platforms", "cpu,cuda,tpu")),
     "log-mel": ("acoustic_logmel.py:tiny", {}, "logits", ()),
+    "log-mel, Transformer": ("acoustic_logmel.py:tiny", dict(acoustic__kind="transformer"), "logits", ()),
 }
 
 
@@ -98,7 +99,7 @@ def test_a_program_of_codes_reads_codes(tmp_path):
     method, form = runs.method_module(config.method).make(config), Form("codes", "int32", config.encoder.hop, "x")
     batch = runs._zeros(form, 1, config.encoder.hop * 20)
     params, extra = jax.jit(lambda: sharding.bare(method.init(jax.random.key(0), batch)))()
-    bert = runs.Run(config, method, params, extra, 0, "0", tmp_path, form)
+    bert = export.exportable(runs.Run(config, method, params, extra, 0, "0", tmp_path, form), ("cpu",))
     exported, weights = export.export(bert, "context", None, ("cpu",))
     compared = export.compare(bert, exported, weights, "context", None)
     assert compared["difference"] <= compared["allowed"]

@@ -165,8 +165,10 @@ def portable(config: Any, positional: str = "grouped") -> Any:
     """The config with those formulations that the programs of every platform can have, whatever machine makes them."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        for section in (config.encoder, config.acoustic if "acoustic" in config else {}):
-            section.update({k: v for k, v in (("attention", "xla"), ("positional", positional)) if k in section})
+        plain = dict(attention="xla", positional=positional)
+        config.encoder.update({key: value for key, value in plain.items() if key in config.encoder})
+        if "acoustic" in config:
+            config.acoustic.update(plain)
     return config
 
 
