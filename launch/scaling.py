@@ -2,9 +2,9 @@
 
     python launch/scaling.py --config=configs/w2v2_base.py --out runs/scaling
 
-Two constants are fitted to the shortest and the longest recordings: seconds per FLOP (forward and backward pass) and
-seconds per parameter (the update). With them the FLOP counts of `bench` predict every other point; all are printed
-beside their predictions and plotted. Every point is a process of `python -m w2v_jax.bench`, printed as it runs, and
+Two constants are fitted to the lengths by least squares: seconds per FLOP (forward and backward pass) and seconds per
+parameter (the update). With them the counts of `bench` predict the widths; all points are printed beside the line and
+plotted. Every point is a process of `python -m w2v_jax.bench`, printed as it runs, and
 points in OUT/scaling.json are not measured again. Measure on a machine that does nothing else.
 """
 
@@ -18,6 +18,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 HEAD = 64  # channels of an attention head
@@ -80,20 +82,23 @@ def measured(words: list[str]) -> dict[str, float]:
 
 
 def predicted(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The points with "predicted" seconds: per FLOP and per parameter, both from the two ends of the lengths."""
-    lengths = [point for point in points if point["axis"] == "seconds"]
-    first, last = (pick(lengths, key=lambda point: point["x"]) for pick in (min, max))
-    per_flop = (last["ours_seconds"] - first["ours_seconds"]) / (last["flops"] - first["flops"])
-    per_parameter = (first["ours_seconds"] - per_flop * first["flops"]) / first["ours_parameters"]
-    cost = lambda point: per_flop * point["flops"] + per_parameter * point["ours_parameters"]
-    return [point | {"predicted": cost(point), "fitted": point is first or point is last} for point in points]
+    """The points with "predicted" seconds: so many per FLOP and per parameter, fitted to the lengths."""
+    sizes = np.array([(point["flops"], point["ours_parameters"]) for point in points], float)
+    unit = sizes.max(axis=0)
+    fitted = np.array([point["axis"] == "seconds" for point in points])
+    seconds = np.array([point["ours_seconds"] for point in points])
+    costs = np.linalg.lstsq(sizes[fitted] / unit, seconds[fitted], rcond=None)[0]
+    found = (sizes / unit) @ costs
+    return [
+        point | {"predicted": float(x), "fitted": bool(f)} for point, x, f in zip(points, found, fitted, strict=True)
+    ]
 
 
 def table(points: Sequence[dict[str, Any]]) -> str:
     lines = [f"{'axis':<8} {'':>6} {'GFLOP':>8} {'parameters':>11} {'program':>9} {'measured':>10} {'predicted':>10}"]
     for p in points:
         size, held = f"{p['ours_parameters'] / 1e6:.1f} M", f"{(p['ours_program_bytes'] or 0) / 1e9:.2f} GB"
-        ratio = "fitted" if p["fitted"] else f"{p['ours_seconds'] / p['predicted']:.2f} of it"
+        ratio = f"{p['ours_seconds'] / p['predicted']:.2f} of it" + (", fitted" if p["fitted"] else "")
         lines.append(
             f"{p['axis']:<8} {p['x']:>6g} {p['flops'] / 1e9:>8.1f} {size:>11} {held:>9} {p['ours_seconds']:>8.3f} s "
             f"{p['predicted']:>8.3f} s  {ratio}"
@@ -113,7 +118,7 @@ def draw(points: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
     for ax, axis in zip(figure.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
         found = sorted((p for p in points if p["axis"] == axis), key=lambda point: point["x"])
         x = [point["x"] for point in found]
-        ax.plot(x, [point["predicted"] for point in found], color="#a0aec0", label="predicted from the FLOP count")
+        ax.plot(x, [point["predicted"] for point in found], color="#a0aec0", label="from the FLOP count")
         ax.plot(x, [point["ours_seconds"] for point in found], "o", color="#2b6cb0", label="measured")
         ax.set_xlabel(words[axis])
         ax.set_ylabel("seconds per training step")
