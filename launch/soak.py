@@ -153,7 +153,7 @@ def draw(rng: random.Random) -> Fault:
     """A random fault. A full disk begins with a save and ends with SIGKILL, up to some updates later."""
     kind = rng.choice(("SIGTERM", "SIGKILL", "SIGKILL", "disk full"))
     phase = "save" if kind == "disk full" else rng.choice(("start", "restore", "update", "save", "save", "save"))
-    delay = 2.0 if kind == "disk full" else {"start": 3.0, "restore": 0.3, "update": 0.05, "save": 0.12}[phase]
+    delay = 4.0 if kind == "disk full" else {"start": 3.0, "restore": 0.3, "update": 0.05, "save": 0.12}[phase]
     return Fault(kind, phase, 1 if phase in ("start", "restore") else rng.randint(1, 6), rng.uniform(0.0, delay))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pathlib
 import re
@@ -108,3 +109,18 @@ def test_every_key_of_a_config_is_read_somewhere(path):
         if not re.search(rf"""(\.|["']){key.split(".")[-1]}\b""", source)
     ]
     assert not unread, f"no code reads {unread}: such keys only mislead"
+
+
+def test_a_full_disk_is_named_and_other_faults_stay_faults(capsys):
+    def fails(number):
+        def main(argv):
+            raise OSError(number, "as the system says it", "runs/x/rows.jsonl")
+
+        return main
+
+    with pytest.raises(SystemExit) as ended:
+        configs.run_command(fails(errno.ENOSPC))
+    told = capsys.readouterr().err
+    assert ended.value.code == 1 and "runs/x/rows.jsonl" in told and "Free some space" in told
+    with pytest.raises(OSError, match="as the system says it"):
+        configs.run_command(fails(errno.EIO))

@@ -37,6 +37,7 @@ MACHINERY = {
     "optim",
     "sharding",
     "checkpoint",
+    "curves",
     "report",
     "watchdog",
     "meter",

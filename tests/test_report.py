@@ -1,13 +1,16 @@
 """Reports: every row once, readable by others, and never a reason for a run to end."""
 
 import builtins
+import contextlib
 import json
 import math
+import resource
 
 import numpy as np
 import pytest
 
 from w2v_jax import report
+from w2v_jax.config import UserError
 
 LEVELS = {"loss_chance": math.log(101), "accuracy_chance": 1 / 101, "perplexity_floor": 2.0, "perplexity_max": 640.0}
 
@@ -89,6 +92,46 @@ def test_a_full_disk_costs_no_row(tmp_path, monkeypatch, capsys):
     assert [r["step"] for r in lines(tmp_path)] == [1, 2, 3, 4]
 
 
+def test_a_full_disk_ends_no_run(tmp_path, capsys):
+    """With real refusals: a limit on the size of files, which curves.png and the event file reach."""
+    out = report.Report(tmp_path, 4000, levels=LEVELS)
+    out.log(row(1))
+    out.draw()
+    before = (tmp_path / "curves.png").read_bytes()
+    with refusing(20_000):
+        for step in range(2, 400):
+            out.log(row(step))
+        out.draw()
+        out.close()
+    told = capsys.readouterr().err
+    assert told.count("TensorBoard's file cannot be written ([Errno 27] File too large) and ends here") == 1
+    assert "curves.png cannot be written ([Errno 27] File too large)" in told
+    assert (tmp_path / "curves.png").read_bytes() == before, "the old curves stay"
+    out.log(row(400))
+    assert [r["step"] for r in lines(tmp_path)] == list(range(1, 401))
+
+
+def test_a_summary_that_does_not_fit_is_a_clear_error_and_is_written_later(tmp_path):
+    out = report.Report(tmp_path, 1)
+    out.log(row(1))
+    with refusing(20_000), pytest.raises(UserError, match="done.json cannot be written: .*the same command writes"):
+        out.finish(notes="x" * 30_000)
+    assert not (tmp_path / "done.json").exists()
+    report.Report(tmp_path, 1, start_step=1).finish()
+    assert json.loads((tmp_path / "done.json").read_text())["step"] == 1
+
+
+@contextlib.contextmanager
+def refusing(size):
+    """No file can grow beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_lines_are_written_whole_or_not_at_all(tmp_path):
     """/dev/full refuses every byte, as a full disk does; a file that took part of a line is cut back."""
     with pytest.raises(OSError, match="No space left"):
@@ -124,11 +167,33 @@ def test_other_processes_write_nothing(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_tensorboard_files_are_written(tmp_path):
-    out = report.Report(tmp_path, 3)
-    out.log(row(1))
-    out.close()
-    assert [p.name.split(".")[0] for p in (tmp_path / "tensorboard").iterdir()] == ["events"]
+def test_tensorboard_gets_the_rows_and_is_told_from_where_a_run_began_again(tmp_path):
+    first = report.Report(tmp_path, 40)
+    for step in (1, 2, 3):
+        first.log(row(step, loss=1.0, said="word"))
+    first.close()
+    (begun,) = (tmp_path / "tensorboard").iterdir()
+    assert [(e.step, scalars(e)["loss/train"]) for e in events(begun) if scalars(e)] == [(1, 1.0), (2, 1.0), (3, 1.0)]
+    begun.unlink()  # a second file of the same second would have its name
+    second = report.Report(tmp_path, 40, start_step=2)
+    second.log(row(3, "eval", loss=2.5))
+    second.close()
+    (again,) = (tmp_path / "tensorboard").iterdir()
+    version, start, last = events(again)
+    assert version.file_version == "brain.Event:2" and start.step == 3 and start.session_log.status == 1
+    assert scalars(last)["loss/eval"] == 2.5 and "step/eval" not in scalars(last)
+
+
+def events(path):
+    """The events of a file, as TensorBoard reads them: records whose checksums hold."""
+    import tensorflow as tf
+    from tensorboardX.proto.event_pb2 import Event
+
+    return [Event.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(path))]
+
+
+def scalars(event):
+    return {value.tag: value.simple_value for value in event.summary.value}
 
 
 def test_without_tensorboardx_one_notice_and_everything_else(tmp_path, monkeypatch, capsys):
@@ -186,50 +251,3 @@ def test_durations_are_for_people(seconds, text):
 def test_table_aligns_its_second_column():
     text = report.table({"batch": "1.56 h\n64 units", "effective batch": 3}, title="Run")
     assert text.split("\n") == ["Run", "---", f"  {'batch':<15}  1.56 h", " " * 19 + "64 units", "  effective batch  3"]
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 500])
-def test_curves_are_drawn_for_any_number_of_rows(tmp_path, count):
-    rows = [row(s, data_wait_share=0.1, audio_hours_per_hour=5.0, skipped_updates=1) for s in range(1, count + 1)]
-    rows += [row(count, "eval"), row(count, loss=None)]
-    report.draw_curves(rows, tmp_path / "curves.png", LEVELS, title="a run")
-    assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
-
-
-def test_curves_show_the_levels_and_both_splits(tmp_path, monkeypatch):
-    from matplotlib.figure import Figure
-
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), open(path, "w").close()))
-    report.draw_curves([row(1), row(2), row(2, "eval")], tmp_path / "curves.png", LEVELS)
-    texts = {text.get_text() for ax in figures[0].axes for text in ax.texts}
-    assert {"chance 4.615", "chance 0.0099", "collapse 2", "maximum 640"} <= texts
-    titles = [ax.get_title(loc="left") for ax in figures[0].axes]
-    assert [t.split(",")[0].split()[0] for t in titles if t] == "Loss Accuracy Codebook Gradient Learning Speed".split()
-    assert [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()] == ["train", "eval"]
-
-
-def test_panels_are_those_of_what_was_logged(tmp_path, monkeypatch):
-    """A model over codes has no perplexity; its loss stands beside that of counting."""
-    from matplotlib.figure import Figure
-
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), open(path, "w").close()))
-    rows = [
-        dict(step=s, split="train", loss=4.0, unigram_loss=5.0, masked_share=0.4, unknown_share=0.0) for s in (1, 2)
-    ]
-    report.draw_curves(rows, tmp_path / "curves.png", {"loss_chance": 6.0, "accuracy_chance": 0.1})
-    titles = [ax.get_title(loc="left") for ax in figures[0].axes]
-    assert "Share of frames" in titles and "Codebook perplexity" not in titles
-    assert [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()] == ["train", "unigram train"]
-    assert "unigram  5.000" in report.progress_line(rows[0], 2)
-    rows = [{"step": 1, "split": "train", "accuracy_step_01": 0.5}]
-    report.draw_curves(rows, tmp_path / "curves.png")
-    assert "Accuracy by how many steps ahead" in [ax.get_title(loc="left") for ax in figures[1].axes]
-    rows = [dict(step=1, split="eval", loss=2.0, blank_share=0.9, token_error=0.4)]
-    report.draw_curves(rows, tmp_path / "curves.png", {"error_silent": 1.0})
-    titles = [ax.get_title(loc="left") for ax in figures[2].axes]
-    assert {"Loss, nats per token", "Token error rate of the best path", "Share of frames"} <= set(titles)
-    assert figures[2].axes[1].get_ylim()[1] > 1.0, "the level of saying nothing is in the panel"
-    assert "blank 0.90  err 0.400" in report.progress_line(rows[0], 2)
-    assert "saying nothing 1.000" in report.legend({"error_silent": 1.0})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import errno
 import importlib.util
 import json
 import pathlib
@@ -274,4 +275,9 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(f"error: the disk takes no more: {error}. Free some space, then give the same command", file=sys.stderr)
+        sys.exit(1)
     sys.exit(code or 0)

@@ -16,14 +16,14 @@ import math
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-Row = Mapping[str, Any]
-Levels = Mapping[str, float]
+from w2v_jax.config import UserError
+from w2v_jax.curves import PROBE, Levels, Row, draw_curves
 
 SHARES = (("data_wait_share", "wait"), ("padding_share", "pad"))
-PROBE = "probe_"
 PERPLEXITY_LEVELS = (("perplexity_floor", "collapse"), ("perplexity_max", "maximum"))
 
 
@@ -55,7 +55,7 @@ class Report:
             self.workdir.mkdir(parents=True, exist_ok=True)
             trim_steps(self.workdir / "metrics.jsonl", start_step)
             (self.workdir / "done.json").unlink(missing_ok=True)
-            self._board = _open_tensorboard(self.workdir / "tensorboard", start_step) if tensorboard else None
+            self._board = _open_board(self.workdir / "tensorboard", start_step) if tensorboard else None
 
     def log(self, row: Row) -> None:
         """Writes one row everywhere. A disk that refuses is told once per try; the row is kept and written later."""
@@ -64,9 +64,8 @@ class Report:
         row = {name: _plain(value) for name, value in row.items()}
         self._unwritten.append(json.dumps(row))
         self._write()
-        for name, value in row.items():
-            if self._board is not None and name != "step" and isinstance(value, (int, float)):
-                self._board.add_scalar(f"{name}/{row['split']}", value, row["step"])
+        if self._board is not None:
+            self._board.add(row)
         if row["split"] == "train":
             if not self._legend_shown:
                 self.say(legend(self.levels))
@@ -81,19 +80,32 @@ class Report:
             print(text, flush=True)
 
     def draw(self) -> None:
-        """Draws curves.png anew from metrics.jsonl."""
-        if self.active:
+        """Draws curves.png anew from metrics.jsonl; a disk that refuses is told, and the old curves stay."""
+        if not self.active:
+            return
+        try:
             draw_curves(read_metrics(self.workdir / "metrics.jsonl"), self.workdir / "curves.png", self.levels)
+        except OSError as error:
+            _warn(f"curves.png cannot be written ({error}); it is drawn again at the next evaluation")
 
     def finish(self, **fields: Any) -> None:
-        """Draws the curves and writes done.json: the last row of each split under `metrics`, and the given fields."""
+        """Draws the curves and writes done.json: the last row of each split under `metrics`, and the given fields.
+
+        Raises UserError where the disk refuses done.json.
+        """
         if self.active:
             last = {row["split"]: row for row in read_metrics(self.workdir / "metrics.jsonl")}
             step = max((row["step"] for row in last.values()), default=0)
             done = {"step": step, "metrics": last} | {name: _plain(value) for name, value in fields.items()}
             self.draw()
-            write_whole(self.workdir / "done.json", json.dumps(done, indent=2) + "\n")
-        self.close()
+            self.close()
+            try:
+                write_whole(self.workdir / "done.json", json.dumps(done, indent=2) + "\n")
+            except OSError as error:
+                raise UserError(
+                    f"{self.workdir / 'done.json'} cannot be written: {error}. The run is complete and its checkpoint "
+                    "whole; free some space, and the same command writes the summary"
+                ) from None
 
     def close(self) -> None:
         """Flushes and closes what is open; a second call does nothing."""
@@ -110,12 +122,7 @@ class Report:
             append_lines(self.workdir / "metrics.jsonl", self._unwritten)
             self._unwritten.clear()
         except OSError as error:
-            rows = len(self._unwritten)
-            print(
-                f"warning: metrics.jsonl cannot be written ({error}); {rows} rows are kept for the next try",
-                file=sys.stderr,
-                flush=True,
-            )
+            _warn(f"metrics.jsonl cannot be written ({error}); {len(self._unwritten)} rows are kept for the next try")
 
 
 # metrics.jsonl
@@ -192,14 +199,69 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _open_tensorboard(directory: pathlib.Path, start_step: int):
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+# TensorBoard
+
+
+class Board:
+    """The event file of a run, written row by row as they come.
+
+    Not by tensorboardX's SummaryWriter: a full disk ends its thread, and whoever hands it more rows waits for ever.
+    """
+
+    def __init__(self, directory: pathlib.Path, start_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+
+        directory.mkdir(parents=True, exist_ok=True)
+        self._event, self._writer, self._flushed = event_pb2.Event, EventsWriter(str(directory / "events")), 0.0
+        if start_step:  # TensorBoard hides what an earlier attempt wrote from here on
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(step=start_step + 1, session_log=start)
+
+    def add(self, row: Row) -> None:
+        """The numbers of a row, as NAME/SPLIT. A disk that refuses is told once, and ends this file."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=f"{name}/{row['split']}", simple_value=value)
+            for name, value in row.items()
+            if name != "step" and isinstance(value, (int, float))
+        ]
+        self._write(step=row["step"], summary=Summary(value=values))
+
+    def close(self) -> None:
+        self._try(lambda writer: writer.close())
+        self._writer = None
+
+    def _write(self, **fields: Any) -> None:
+        event = self._event(wall_time=time.time(), **fields)
+        self._try(lambda writer: writer.write_event(event))
+        if time.time() - self._flushed > 10:  # flushing waits for the disk
+            self._try(lambda writer: writer.flush())
+            self._flushed = time.time()
+
+    def _try(self, do: Callable[[Any], Any]) -> None:
+        if self._writer is None:
+            return
+        try:
+            do(self._writer)
+        except OSError as error:
+            self._writer = None
+            _warn(f"TensorBoard's file cannot be written ({error}) and ends here; metrics.jsonl has all rows")
+
+
+def _open_board(directory: pathlib.Path, start_step: int) -> Board | None:
     try:
-        from tensorboardX import SummaryWriter
+        return Board(directory, start_step)
     except ImportError:
         print("note: no TensorBoard files (pip install tensorboardX); metrics.jsonl and curves.png hold the same")
-        return None
-    # what an earlier attempt wrote after the step it is resumed from is hidden by TensorBoard
-    return SummaryWriter(logdir=str(directory), purge_step=start_step + 1 if start_step else None)
+    except OSError as error:
+        _warn(f"no TensorBoard files: {error}")
+    return None
 
 
 # The console
@@ -282,191 +344,3 @@ def table(rows: Mapping[str, Any] | Iterable[tuple[str, Any]], title: str = "") 
         lines.append(f"  {name:<{width}}  {first}".rstrip())
         lines += [f"  {'':<{width}}  {other}" for other in others]
     return "\n".join(lines)
-
-
-# curves.png
-
-TRAIN, EVAL, SECOND, LEVEL = "#2b6cb0", "#c05621", "#2f855a", "#718096"
-MAX_POINTS = 2000
-
-
-def draw_curves(rows: Sequence[Row], path, levels: Levels | None = None, title: str = "") -> None:
-    """Draws the curves of a run: loss, accuracy, perplexities, gradient norm, schedules and speed, with `levels`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    levels = levels or {}
-    figure = Figure(figsize=(12, 11), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(3, 2)
-    _draw_loss(axes[0, 0], rows, levels)
-    _draw_accuracy(axes[0, 1], rows, levels)
-    _panel_of_method(rows)(axes[1, 0], rows, levels)
-    _draw_gradient(axes[1, 1], rows)
-    _draw_schedules(axes[2, 0], rows)
-    _draw_speed(axes[2, 1], rows)
-    for ax in axes.flat:
-        ax.set_xlabel("step", color="#4a5568")
-        ax.grid(color="#e2e8f0", linewidth=0.8)
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-        if not ax.lines and not ax.collections:
-            ax.text(0.5, 0.5, "nothing logged yet", transform=ax.transAxes, ha="center", color=LEVEL)
-        elif ax.get_legend_handles_labels()[0]:
-            ax.legend(frameon=False, fontsize=9, loc="best")
-    if title:
-        figure.suptitle(title, fontsize=13)
-    partial = pathlib.Path(path).with_name(pathlib.Path(path).name + ".partial")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
-
-
-def _panel_of_method(rows: Sequence[Row]) -> Callable[[Any, Sequence[Row], Levels], None]:
-    """The panel for what only some methods log: perplexities, else the steps ahead, else shares of frames."""
-    names = {name for row in rows for name in row}
-    if "code_perplexity" in names or not names & {"accuracy_step_01", "masked_share", "blank_share"}:
-        return _draw_perplexity
-    return _draw_steps if "accuracy_step_01" in names else _draw_shares
-
-
-def _series(rows: Sequence[Row], name: str, split: str) -> tuple[list[int], list[float]]:
-    points = [(r["step"], r[name]) for r in rows if r.get("split") == split and r.get(name) is not None]
-    points = points[:: len(points) // MAX_POINTS + 1]
-    return [step for step, _ in points], [float(value) for _, value in points]
-
-
-def _smooth(values: Sequence[float]) -> list[float]:
-    """A centred running mean over about a thirtieth of the points."""
-    half = len(values) // 60
-    return [math.fsum(v := values[max(0, i - half) : i + half + 1]) / len(v) for i in range(len(values))]
-
-
-def _plot(ax, rows: Sequence[Row], name: str, label: str = "", color: str = TRAIN) -> None:
-    """The training series, faint with its running mean where it is long, and the evaluations as dots."""
-    steps, values = _series(rows, name, "train")
-    if len(steps) >= 120:
-        ax.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-        ax.plot(steps, _smooth(values), color=color, linewidth=1.8, label=f"{label} train".strip())
-    elif steps:
-        marker = "o" if len(steps) < 3 else ""
-        ax.plot(steps, values, color=color, linewidth=1.6, marker=marker, markersize=3, label=f"{label} train".strip())
-    steps, values = _series(rows, name, "eval")
-    if steps:
-        color = EVAL if color == TRAIN else color
-        style = {"linestyle": "--", "linewidth": 1.2, "marker": "o", "markersize": 3.5}
-        ax.plot(steps, values, color=color, label=f"{label} eval".strip(), **style)
-
-
-def _level(ax, value: float | None, text: str) -> None:
-    """A dashed line across the panel with its name above it."""
-    if value is not None:
-        ax.axhline(value, color=LEVEL, linestyle=(0, (4, 3)), linewidth=1.2)
-        place = {"textcoords": "offset points", "xytext": (-3, 3), "xycoords": ("axes fraction", "data")}
-        ax.annotate(text, (1.0, value), ha="right", va="bottom", fontsize=9, color=LEVEL, **place)
-
-
-def _draw_loss(ax, rows: Sequence[Row], levels: Levels) -> None:
-    ax.set_title(f"Loss, nats per {'token' if 'error_silent' in levels else 'prediction'}", loc="left")
-    _plot(ax, rows, "loss")
-    _plot(ax, rows, "unigram_loss", "unigram", SECOND)
-    chance = levels.get("loss_chance")
-    _level(ax, chance, f"chance {chance:.3f}" if chance is not None else "")
-
-
-def _draw_accuracy(ax, rows: Sequence[Row], levels: Levels) -> None:
-    if "error_silent" in levels:
-        return _draw_error(ax, rows, levels)
-    ax.set_title("Accuracy of the predictions", loc="left")
-    _plot(ax, rows, "accuracy")
-    for name in sorted({name for row in rows for name in row if name.startswith(PROBE)}):
-        style = {"color": LEVEL, "linestyle": ":"} if name == "probe_log-mel" else {"color": SECOND, "marker": "o"}
-        ax.plot(*_series(rows, name, "probe"), label=f"probe: {name[len(PROBE) :]}", markersize=3.5, **style)
-    ax.set_ylim(-0.02, 1.02)
-    chance = levels.get("accuracy_chance")
-    _level(ax, chance, f"chance {chance:.3g}" if chance is not None else "")
-
-
-def _draw_error(ax, rows: Sequence[Row], levels: Levels) -> None:
-    ax.set_title("Token error rate of the best path", loc="left")
-    _plot(ax, rows, "token_error")
-    ax.set_ylim(0, max(1.1, ax.get_ylim()[1]))
-    _level(ax, levels["error_silent"], "saying nothing")
-
-
-def _draw_perplexity(ax, rows: Sequence[Row], levels: Levels) -> None:
-    ax.set_title("Codebook perplexity", loc="left")
-    _plot(ax, rows, "prob_perplexity", "prob")
-    _plot(ax, rows, "code_perplexity", "code", SECOND)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    floor, most = levels.get("perplexity_floor"), levels.get("perplexity_max")
-    _level(ax, floor, f"collapse {floor:g}" if floor is not None else "")
-    _level(ax, most, f"maximum {most:g}" if most is not None else "")
-
-
-def _steps_ahead(rows: Sequence[Row]) -> list[str]:
-    """The metrics "accuracy_step_01", ... of methods that predict several frames ahead."""
-    return sorted({name for row in rows for name in row if name.startswith("accuracy_step_")})
-
-
-def _draw_steps(ax, rows: Sequence[Row], levels: Levels) -> None:
-    ax.set_title("Accuracy by how many steps ahead", loc="left")
-    names = _steps_ahead(rows)
-    for name in names[:: max(1, len(names) // 4)]:
-        steps, values = _series(rows, name, "train")
-        label = name.removeprefix("accuracy_step_").lstrip("0")
-        ax.plot(steps, _smooth(values), linewidth=1.6, label=label, alpha=1 - 0.7 * names.index(name) / len(names))
-    ax.set_ylim(-0.02, 1.02)
-    chance = levels.get("accuracy_chance")
-    _level(ax, chance, f"chance {chance:.3g}" if chance is not None else "")
-
-
-def _draw_shares(ax, rows: Sequence[Row], levels: Levels) -> None:
-    ax.set_title("Share of frames", loc="left")
-    _plot(ax, rows, "masked_share", "masked")
-    _plot(ax, rows, "unknown_share", "unknown", SECOND)
-    _plot(ax, rows, "blank_share", "blank")
-    ax.set_ylim(-0.02, 1.02)
-
-
-def _draw_gradient(ax, rows: Sequence[Row]) -> None:
-    ax.set_title("Gradient norm", loc="left")
-    _plot(ax, rows, "grad_norm")
-    if any(value > 0 for value in _series(rows, "grad_norm", "train")[1]):
-        ax.set_yscale("log", subs=(2, 5))
-        for formatted in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-            formatted(lambda value, _: f"{value:g}")
-    skipped = _series(rows, "skipped_updates", "train")[1]
-    if skipped and skipped[-1]:
-        ax.text(0.02, 0.04, f"{skipped[-1]:.0f} updates skipped", transform=ax.transAxes, color=EVAL, fontsize=9)
-
-
-def _draw_schedules(ax, rows: Sequence[Row]) -> None:
-    ax.set_title("Learning rate and temperature", loc="left")
-    _draw_two(ax, rows, ("learning_rate", "learning rate"), ("temperature", "temperature"))
-    ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-
-
-def _draw_speed(ax, rows: Sequence[Row]) -> None:
-    ax.set_title("Speed and time waiting for data", loc="left")
-    waiting = [
-        dict(row, waiting=100 * row["data_wait_share"]) for row in rows if row.get("data_wait_share") is not None
-    ]
-    right = _draw_two(ax, rows, ("audio_hours_per_hour", "hours of audio per hour"), ("waiting", "% waiting"), waiting)
-    ax.set_ylim(bottom=0)
-    if right is not None:
-        right.set_ylim(0, 100)
-
-
-def _draw_two(ax, rows: Sequence[Row], left: tuple[str, str], right: tuple[str, str], right_rows: Sequence[Row] = ()):
-    """Two series of different units: the left axis in the training colour, the right one, if logged, in another."""
-    ax.plot(*_series(rows, left[0], "train"), color=TRAIN, linewidth=1.6)
-    ax.set_ylabel(left[1], color=TRAIN)
-    steps, values = _series(right_rows or rows, right[0], "train")
-    if not steps:
-        return None
-    twin = ax.twinx()
-    twin.plot(steps, values, color=SECOND, linewidth=1.6)
-    twin.set_ylabel(right[1], color=SECOND)
-    twin.spines[["top"]].set_visible(False)
-    return twin
