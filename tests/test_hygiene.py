@@ -28,6 +28,7 @@ MATHS = {
     "logmel",
     "prediction",
     "acoustic",
+    "products",
     "masking",
     "losses",
     "noise",

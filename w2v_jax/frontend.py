@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from w2v_jax.config import UserError
+from w2v_jax.products import product, strided_conv
 
 part: Any = nn.with_logical_partitioning
 
@@ -217,13 +218,7 @@ class ConvLayer(nn.Module):
             # jnp.pad's "edge" would also touch the batch axis, and devices would exchange zeros for it
             first = jnp.zeros_like(x[:, :1]) if self.zero_pad else x[:, :1]
             x = jnp.concatenate([jnp.repeat(first, self.pad, axis=1), x], axis=1)
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            (self.stride,),
-            "VALID",
-            dimension_numbers=("NWC", "WIO", "NWC"),
-        )
+        y = strided_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
         if self.use_bias:
             y = y + self.param("bias", part(uniform, ("conv",)), (self.channels,)).astype(self.dtype)
         if self.norm in ("group", "utterance"):
@@ -297,8 +292,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", part(self.kernel_init, self.axes), (x.shape[-1], self.features))
         bias = self.param("bias", part(self.bias_init, self.axes[1:]), (self.features,))
         kernel, bias = gathered(kernel, self.axes), gathered(bias, self.axes[1:])
-        along = (((x.ndim - 1,), (0,)), ((), ()))
-        return jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), along) + bias.astype(self.dtype)
+        return product(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 def linear(features: int, fan_in: int, axes: Axes, dtype: Any, name: str | None = None) -> Dense:

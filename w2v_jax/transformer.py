@@ -19,6 +19,7 @@ from w2v_jax import noise as noises
 from w2v_jax.attention import attention
 from w2v_jax.config import UserError
 from w2v_jax.frontend import LayerNorm, gathered, gelu, part, symmetric_uniform, valid_frames
+from w2v_jax.products import along_last
 
 
 class PositionalConv(nn.Module):
@@ -145,8 +146,14 @@ class Block(nn.Module):
 
     def _dense(self, features: int, axes: tuple[str, str], name: str) -> nn.Dense:
         init = part(nn.initializers.normal(0.02), axes)
+        bias_init = part(nn.initializers.zeros, axes[1:])
         return nn.Dense(
-            features, dtype=self.dtype, kernel_init=init, bias_init=part(nn.initializers.zeros, axes[1:]), name=name
+            features,
+            dtype=self.dtype,
+            kernel_init=init,
+            bias_init=bias_init,
+            dot_general=along_last,
+            name=name,
         )
 
 

@@ -1,0 +1,147 @@
+"""Matrix products and strided convolutions, by the formulation that suits a CPU; other platforms keep XLA's own.
+
+Of bfloat16, XLA reaches a CPU's matrix unit (AMX) only where the result is asked for in float32, and for sums over
+rows, of which gradients of weights are made, only where the columns of one operand are in two axes; otherwise it widens
+the operands. Gradients of strided convolutions are products in float32, too: XLA convolves the gradient spread by
+zeros, which takes longer, and makes and gives back large arrays at each call.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+LAST_FIRST = (((1,), (0,)), ((), ()))
+LAST_LAST = (((1,), (1,)), ((), ()))
+FIRST_FIRST = (((0,), (0,)), ((), ()))
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [... I] by kernel [I O], of one type -> [... O] of that type."""
+    if x.dtype != jnp.bfloat16:
+        return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+    return _half(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[1])
+
+
+def along_last(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None, **_: Any) -> jax.Array:
+    """`product` as the `dot_general` of `flax.linen.Dense`, whose dimensions are these and whose precision is None."""
+    del dimensions, precision
+    return product(x, kernel)
+
+
+def strided_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """x [B T I] by kernel [K I O], no padding -> [B F O].
+
+    By products only kernels of one to two strides; the first layer, of one channel, is left to XLA.
+    """
+    taps, channels, _ = kernel.shape
+    if channels > 1 and stride <= taps <= 2 * stride:
+        return _strided(stride, x, kernel)
+    return _convolution(stride, x, kernel)
+
+
+# Products in bfloat16
+
+
+def _plain(x, kernel):
+    return jax.lax.dot_general(x, kernel, LAST_FIRST)
+
+
+def _wide(a: jax.Array, b: jax.Array, dimensions: Any = LAST_FIRST) -> jax.Array:
+    """The product in float32. XLA would fold what is done to it into one that it then has no program for."""
+    return jax.lax.optimization_barrier(jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32))
+
+
+def _over_rows(x: jax.Array, g: jax.Array) -> jax.Array:
+    """x [R I], g [R O] -> the sum over the rows [I O] float32."""
+    rows, width, outputs = *x.shape, g.shape[1]
+    if x.dtype == jnp.bfloat16 and width % 2 == 0:
+        return _wide(x.reshape(rows, 2, width // 2), g, FIRST_FIRST).reshape(width, outputs)
+    return _wide(x, g, FIRST_FIRST)
+
+
+@jax.custom_vjp
+def _half(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [R I] by kernel [I O], bfloat16."""
+    return jax.lax.platform_dependent(x, kernel, cpu=lambda *a: _wide(*a).astype(x.dtype), default=_plain)
+
+
+def _half_backward(kept, g):
+    def products(x, kernel, g):
+        return _wide(g, kernel, LAST_LAST).astype(x.dtype), _over_rows(x, g).astype(kernel.dtype)
+
+    return jax.lax.platform_dependent(*kept, g, cpu=products, default=functools.partial(_gradients, _plain))
+
+
+_half.defvjp(lambda x, kernel: (_half(x, kernel), (x, kernel)), _half_backward)
+
+
+def _gradients(function, x, kernel, g):
+    return jax.vjp(function, x, kernel)[1](g)
+
+
+# Strided convolutions
+
+
+def _convolution(stride: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jax.lax.conv_general_dilated(x, kernel, (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _strided(stride: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    plain = functools.partial(_convolution, stride)
+    if x.dtype != jnp.bfloat16:
+        return plain(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=functools.partial(_by_products, stride), default=plain)
+
+
+def _strided_backward(stride, kept, g):
+    plain = functools.partial(_gradients, functools.partial(_convolution, stride))
+    products = functools.partial(_gradients_by_products, stride)
+    return jax.lax.platform_dependent(*kept, g, cpu=products, default=plain)
+
+
+_strided.defvjp(lambda stride, x, kernel: (_strided(stride, x, kernel), (x, kernel)), _strided_backward)
+
+
+# x is seen as blocks of S frames. Output f reads block f with the taps up to S, and the K - S first frames of block
+# f + 1 with the others, which are taken tap by tap.
+
+
+def _by_products(stride: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    taps, channels, outputs = kernel.shape
+    batch, frames = x.shape[0], (x.shape[1] - taps) // stride + 1
+    blocks = x[:, : frames * stride].reshape(batch * frames, stride * channels)
+    y = _wide(blocks, kernel[:stride].reshape(stride * channels, outputs))
+    for tap in range(stride, taps):
+        y = y + _wide(_every(stride, tap, frames, x), kernel[tap])
+    return y.astype(x.dtype).reshape(batch, frames, outputs)
+
+
+def _gradients_by_products(stride: int, x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gradients of x [B T I] and kernel [K I O], K = S to 2 S, from that of the output, g [B F O]."""
+    taps, channels, outputs = kernel.shape
+    batch, length, _ = x.shape
+    frames, near, far = g.shape[1], stride * channels, (taps - stride) * channels
+    rows = g.reshape(
+        batch * frames, outputs
+    )  # two axes for the products: contracting over B and F takes a third longer
+    of_taps = _wide(rows, kernel.reshape(taps * channels, outputs), LAST_LAST).astype(x.dtype)
+    of_taps = of_taps.reshape(batch, frames, near + far)
+    of_x = jnp.pad(of_taps[..., :near], ((0, 0), (0, 1), (0, 0)))
+    if far:
+        of_x = of_x + jnp.pad(of_taps[..., near:], ((0, 0), (1, 0), (0, near - far)))
+    of_x = of_x.reshape(batch, (frames + 1) * stride, channels)[:, :length]
+    of_x = jnp.pad(of_x, ((0, 0), (0, length - of_x.shape[1]), (0, 0)))
+
+    pieces = [_over_rows(x[:, : frames * stride].reshape(batch * frames, near), rows)]
+    pieces += [_over_rows(_every(stride, tap, frames, x), rows) for tap in range(stride, taps)]
+    return of_x, jnp.concatenate(pieces).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _every(stride: int, first: int, frames: int, x: jax.Array) -> jax.Array:
+    """Frames first, first + stride, ... of x [B T I], `frames` of them -> [B frames, I]."""
+    return x[:, first : first + stride * (frames - 1) + 1 : stride].reshape(-1, x.shape[-1])
