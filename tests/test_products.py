@@ -72,14 +72,14 @@ def test_formulations_of_cpu_are_for_cpu_alone():
 
 
 FOLLOWED = """
-import itertools, jax, jax.numpy as jnp, numpy as np
+import jax, jax.numpy as jnp, numpy as np
 from w2v_jax.products import product, strided_conv
 
 def gradients(function, *inputs):
     value, back = jax.vjp(function, *inputs)
     return value, *back(value)
 
-for rows, width, outputs in itertools.product((1, 33, 500), (2, 7, 256), (1, 6, 256)):
+for rows, width, outputs in ((1, 2, 1), (33, 7, 6), (500, 256, 1), (500, 256, 256)):
     x, kernel = jnp.ones((2, rows, width), jnp.bfloat16), jnp.ones((width, outputs), jnp.bfloat16)
     for after in (lambda y: y, lambda y: y.T, lambda y: y.astype(jnp.float32).T, lambda y: y.reshape(-1)):
         for out in jax.jit(lambda *a: [after(y) for y in gradients(product, *a)])(x, kernel):

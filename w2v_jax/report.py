@@ -214,24 +214,21 @@ class Board:
 
     def __init__(self, directory: pathlib.Path, start_step: int):
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
         directory.mkdir(parents=True, exist_ok=True)
-        self._event, self._writer, self._flushed = event_pb2.Event, EventsWriter(str(directory / "events")), 0.0
+        self._event, self._writer, self._flushed = Event, EventsWriter(str(directory / "events")), 0.0
         if start_step:  # TensorBoard hides what an earlier attempt wrote from here on
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(step=start_step + 1, session_log=start)
+            self._write(step=start_step + 1, session_log={"status": "START"})
 
     def add(self, row: Row) -> None:
         """The numbers of a row, as NAME/SPLIT. A disk that refuses is told once, and ends this file."""
-        from tensorboardX.proto.summary_pb2 import Summary
-
         values = [
-            Summary.Value(tag=f"{name}/{row['split']}", simple_value=value)
+            {"tag": f"{name}/{row['split']}", "simple_value": value}
             for name, value in row.items()
             if name != "step" and isinstance(value, (int, float))
         ]
-        self._write(step=row["step"], summary=Summary(value=values))
+        self._write(step=row["step"], summary={"value": values})
 
     def close(self) -> None:
         self._try(lambda writer: writer.close())
