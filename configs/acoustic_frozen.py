@@ -7,9 +7,10 @@ The encoder of the run stays as it is; a weighted sum of its layers, whose weigh
 of `acoustic_logmel.py`, which is the baseline. An empty `init.run` gives the features of a random encoder. The encoder
 section is that of wav2vec 2.0 Base; that of another run must be copied here, and the error names what differs.
 
-Variants: `:features` reads what `python -m w2v_jax.extract` has written, from any run (vq-wav2vec, BERT from audio), so
-that the encoder runs once instead of every epoch; `:demo` (after the demo of w2v2_base) and `:features_demo` take
-minutes on two CPU cores; `:tiny` is for tests.
+Variants: `:features` reads what `python -m w2v_jax.extract` has written, from any run (vq-wav2vec, BERT from audio),
+so that the encoder runs once instead of every epoch; `:cpc` reads a run of `cpc.py`. `:demo` (after the demo of
+w2v2_base), `:cpc_demo` (after that of cpc) and `:features_demo` take minutes on two CPU cores; `:tiny` is for tests.
+The encoder is fine-tuned together with the acoustic model by `--config.encoder.frozen=false --config.optim.rules="()"`.
 """
 
 from ml_collections import ConfigDict
@@ -129,10 +130,11 @@ def get_config(variant: str = "") -> ConfigDict:
         compile_cache="",  # folder; empty: WORKDIR/compile_cache
     )
     if variant:
-        small = {"features": features, "features_demo": features_demo, "demo": demo, "tiny": tiny}.get(variant)
-        if small is None:
-            raise ValueError(f"there is no variant {variant!r}; there are features, features_demo, demo and tiny")
-        small(config)
+        variants = {"features": features, "cpc": cpc, "demo": demo, "tiny": tiny}
+        variants |= {"features_demo": features_demo, "cpc_demo": cpc_demo}
+        if variant not in variants:
+            raise ValueError(f"there is no variant {variant!r}; there are {', '.join(variants)}")
+        variants[variant](config)
     return config
 
 
@@ -143,6 +145,41 @@ def features(config: ConfigDict) -> None:
     config.acoustic.update(input="context", stride=2)
     config.acoustic.conv_layers = tuple((c, k, 2 if c == 400 else s) for c, k, s in config.acoustic.conv_layers)
     config.optim.update(rules=())
+
+
+def cpc(config: ConfigDict) -> None:
+    """The encoder of `cpc.py`, whose frames are 10 ms apart; the acoustic model's own are 20 ms."""
+    config.encoder = dict(
+        kind="causal",
+        conv_layers=tuple((512, k, s) for k, s in ((10, 5), (8, 4), (4, 2), (4, 2), (4, 2))),
+        conv_norm="frame",
+        conv_bias=True,
+        activation="relu",
+        log_compression=False,
+        padding_aware=True,
+        context="gru",
+        context_kernels=(),
+        context_skip=False,
+        context_zero_pad=False,
+        width=256,
+        layers=1,
+        remat_frontend=False,
+        frozen=True,
+        frozen_steps=0,  # without `frozen`: first updates that leave the encoder as it is
+    )
+    config.acoustic.update(input="context", stride=2)
+    config.acoustic.conv_layers = tuple((c, k, 2 if c == 400 else s) for c, k, s in config.acoustic.conv_layers)
+
+
+def cpc_demo(config: ConfigDict) -> None:
+    """The demo of `cpc.py`, and the acoustic model of the log-mel demo."""
+    demo(config)
+    cpc(config)
+    config.init.update(run="runs/cpc")
+    widths = (32, 32, 64, 64, 64)
+    layers = tuple((c, k, s) for c, (_, k, s) in zip(widths, config.encoder.conv_layers))
+    config.encoder.update(conv_layers=layers, width=96)
+    config.acoustic.update(conv_layers=((192, 13, 1),) + ((192, 5, 1),) * 2 + ((256, 7, 2),) + ((256, 7, 1),) * 2)
 
 
 def features_demo(config: ConfigDict) -> None:

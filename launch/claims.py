@@ -67,7 +67,12 @@ def main(argv: Sequence[str]) -> int:
     add("--pretrain-seconds", type=float, default=1.0, metavar="S", help="length of the crops (default: 1)")
     add("--minutes", nargs="+", type=float, default=[10.0], help="labelled speech; several for `labels` (default: 10)")
     add("--hours", nargs="+", type=float, default=[0.1, 0.5, 0.0], help="for `unlabelled`; 0: all (default: 0.1 0.5 0)")
-    add("--inputs", nargs="+", choices=INPUTS, help="which features (default: all; for `unlabelled` cpc and wav2vec)")
+    add(
+        "--inputs",
+        nargs="+",
+        choices=INPUTS,
+        help="which features (default: all; `unlabelled`: cpc wav2vec; `labels`: w2v2)",
+    )
     add(
         "--acoustic",
         choices=("transformer", "conv"),
@@ -80,6 +85,8 @@ def main(argv: Sequence[str]) -> int:
     claim = args.pop("claim")
     args["seconds"] = tuple(args["seconds"])
     plan = Plan(**args)
+    if claim == "labels" and set(plan.inputs or ()) - {"cpc", "w2v2"}:
+        parser.error("--inputs of `labels` are cpc and w2v2: the others are not fine-tuned here")
     plan.out.mkdir(parents=True, exist_ok=True)
     rows = {"inputs": inputs, "unlabelled": unlabelled, "labels": labels}[claim](plan)
     (plan.out / f"{claim}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
@@ -116,14 +123,15 @@ def unlabelled(plan: Plan) -> list[dict[str, Any]]:
 
 
 def labels(plan: Plan) -> list[dict[str, Any]]:
-    """(c) wav2vec 2.0, fine-tuned and from scratch, with more and more labels."""
+    """(c) A pretrained model, fine-tuned, and the same from scratch, with more and more labels."""
     rows = []
     for seed in plan.seeds:
-        for minutes in plan.minutes:
-            for scratch in (False, True):
-                label = "from scratch" if scratch else "pretrained"
-                result = finetune(plan, seed, minutes, scratch=scratch)
-                rows.append({"row": label, "x": minutes, "seed": seed} | result)
+        for name in plan.inputs or ("w2v2",):
+            for minutes in plan.minutes:
+                for scratch in (False, True):
+                    label = f"{name}, {'from scratch' if scratch else 'pretrained'}"
+                    result = finetune(plan, name, seed, minutes, scratch=scratch)
+                    rows.append({"row": label, "x": minutes, "seed": seed} | result)
     return rows
 
 
@@ -187,16 +195,27 @@ def acoustic(plan: Plan, hop: int) -> list[str]:
     return [f"--config.acoustic.{key}={value}" for key, value in flags.items()]
 
 
-def finetune(plan: Plan, seed: int, minutes: float, *, scratch: bool) -> dict[str, Any]:
-    """Scores of wav2vec 2.0 after fine-tuning; from scratch everything is trained from the first update."""
-    folder = plan.out / f"ctc-{seed}-{minutes:g}min{'-scratch' if scratch else ''}"
-    run = pretrain(plan, "w2v2", seed)
+def finetune(plan: Plan, name: str, seed: int, minutes: float, *, scratch: bool) -> dict[str, Any]:
+    """Scores after fine-tuning: wav2vec 2.0 with a linear layer on it, CPC with the acoustic model of `inputs`.
+
+    From scratch everything is trained from the first update, at one learning rate.
+    """
+    tag = "ctc" if name == "w2v2" else f"ctc-{name}"
+    folder = plan.out / f"{tag}-{seed}-{minutes:g}min{'-scratch' if scratch else ''}"
+    run = "" if scratch else pretrain(plan, name, seed)
     flags = [*labelled(plan, seed, minutes), "--config.data.name=folder", f"--config.data.root={plan.train}"]
-    flags += [f"--config.init.run={'' if scratch else run}"]
+    flags += [f"--config.init.run={run}"]
     if scratch:
-        flags += ["--config.encoder.frozen_steps=0", "--config.encoder.conv_grad_scale=1.0", "--config.optim.rules=()"]
-    train("finetune.py:demo", folder, flags)
-    return evaluate(folder, plan.test, "folder") | {"pretrain_minutes": 0.0 if scratch else minutes_of(run)}
+        flags += ["--config.encoder.frozen_steps=0", "--config.optim.rules=()"]
+    elif name == "cpc":
+        flags += [f"--config.encoder.frozen_steps={plan.steps // 3}"]
+        flags += ["--config.optim.rules=((r'^encoder/', 0.3, 0.0),)"]
+    if name == "cpc":
+        flags += ["--config.encoder.frozen=false", *acoustic(plan, 160)]
+    elif scratch:
+        flags += ["--config.encoder.conv_grad_scale=1.0"]
+    train("finetune.py:demo" if name == "w2v2" else "acoustic_frozen.py:cpc_demo", folder, flags)
+    return evaluate(folder, plan.test, "folder") | {"pretrain_minutes": minutes_of(run) if run else 0.0}
 
 
 def labelled(plan: Plan, seed: int, minutes: float) -> list[str]:
