@@ -185,3 +185,18 @@ def test_distractors_that_the_other_side_lacks_are_refused():
     config = load("configs/w2v2_base.py:tiny", [("loss.cross_negatives", "5")])
     with pytest.raises(UserError, match="cross_negatives"):
         rival.their_config(config)
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        ((), "float32"),
+        (("--dtype", "bfloat16"), "bfloat16"),
+        (("--config.train.dtype=bfloat16",), "bfloat16"),
+    ],
+)
+def test_a_dtype_that_is_asked_for_is_the_one_that_is_timed(given, dtype, monkeypatch, capsys):
+    """Beside torch on CPU the default is float32, whatever the config's is."""
+    monkeypatch.setattr(bench, "measure", lambda config, samples, args: {"dtype": config.train.dtype})
+    assert bench.main(["--config=configs/w2v2_base.py:demo", "--against=torch", "--json", *given]) == 0
+    assert json.loads(capsys.readouterr().out)["dtype"] == dtype

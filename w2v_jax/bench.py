@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16"],
-        help="of the computation; default: the config's train.dtype, but float32 with --against on CPU",
+        help="of the computation; default: train.dtype as given or, with --against on CPU, float32",
     )
     parser.add_argument("--runs", type=int, default=5, help="timed steps of each side (default 5)")
     parser.add_argument("--warmup", type=int, default=1, help="steps after the first that are not timed (default 1)")
@@ -86,7 +86,7 @@ def _config(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> tuple
 
     samples = round(args.seconds * SAMPLE_RATE)
     dtype = args.dtype
-    if dtype is None and args.against and jax.default_backend() == "cpu":
+    if dtype is None and args.against and jax.default_backend() == "cpu" and "train.dtype" not in dict(overrides):
         dtype = "float32"
     overrides = [*overrides, ("data.unit_seconds", repr(args.batch * samples / SAMPLE_RATE))]
     config = load(args.config, overrides + ([("train.dtype", dtype)] if dtype else []))
