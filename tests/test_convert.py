@@ -182,6 +182,14 @@ def damage_data2vec(folder, theirs, tensors):
     write(folder, theirs | stack | {"conv_pos_kernel_size": 19}, tensors)
 
 
+def damage_integers(folder, theirs, tensors):
+    write(folder, theirs, tensors | {"project_q.bias": np.ones(20, np.int8)})
+
+
+def damage_head(folder, theirs, tensors):
+    write(folder, theirs | {"architectures": ["Wav2Vec2ForCTC"]}, tensors)
+
+
 def damage_json(folder, theirs, tensors):
     (folder / "config.json").write_text("{")
 
@@ -205,6 +213,8 @@ DAMAGE = {
     damage_kind: "'whisper'",
     damage_wavlm: "gated relative position bias",
     damage_data2vec: r"unexpected[\s\S]*pos_conv_embed.conv.bias",
+    damage_integers: "quantised weights",
+    damage_head: "the architecture is Wav2Vec2ForCTC, and no tensor is named lm_head",
     damage_json: "not readable as JSON",
     damage_activation: "hidden_act='relu'",
     damage_weights: "none of model.safetensors",
@@ -230,8 +240,88 @@ def test_folder_that_exists_is_never_overwritten(tmp_path):
     assert (tmp_path / "run" / "mine").read_text() == "x" and not (tmp_path / "run.partial").exists()
     with pytest.raises(UserError, match="does not exist"):
         convert.main(["--from", str(tmp_path / "nowhere"), "--to", str(tmp_path / "x")])
-    with pytest.raises(UserError, match="for runs"):
-        convert.main(["--from", str(tmp_path / "hf"), "--to", str(tmp_path / "x"), "--encoder-only"])
+    for target in (".", "/", "", str(tmp_path / ("x" * 300))):
+        with pytest.raises(UserError, match="names no new folder|cannot be written"):
+            convert.main(["--from", str(tmp_path / "hf"), "--to", target])
+    for flags, words in ((("--step", "1"), "for runs"), (("--dictionary", "x"), "for .pt files of fairseq")):
+        with pytest.raises(UserError, match=words):
+            convert.main(["--from", str(tmp_path / "hf"), "--to", str(tmp_path / "x"), *flags])
+
+
+def test_vector_of_masks_that_a_recogniser_lacks_is_said_and_one_that_a_pretraining_lacks_is_an_error(tmp_path):
+    for head in ("ctc", "encoder"):
+        theirs, tensors = made(head, BASE)
+        less = {name: x for name, x in tensors.items() if not name.endswith("masked_spec_embed")}
+        found = huggingface.read(write(tmp_path / head, theirs, less))
+        assert any("masked_spec_embed is not in the file" in note for note in found.notes)
+        assert not found.params["encoder"]["mask_vector"].any()
+    theirs, tensors = made("pretraining", BASE)
+    del tensors["wav2vec2.masked_spec_embed"]
+    with pytest.raises(UserError, match=r"missing \(1\)[\s\S]*masked_spec_embed"):
+        huggingface.read(write(tmp_path / "pretraining", theirs, tensors))
+
+
+def test_encoder_of_a_model_with_any_head_comes_in_alone(tmp_path):
+    theirs, tensors = made("ctc", LARGE)
+    encoder = {name: x for name, x in tensors.items() if name.startswith("wav2vec2.")}
+    other = encoder | {"classifier.weight": np.ones((2, 3), np.float32)}
+    write(tmp_path / "hf", theirs | {"architectures": ["Wav2Vec2ForSequenceClassification"]}, other)
+    with pytest.raises(UserError, match=r"unexpected \(1\)[\s\S]*classifier.weight"):
+        huggingface.read(tmp_path / "hf")
+    found = huggingface.read(tmp_path / "hf", encoder_only=True)
+    assert any("left out, as no part of the encoder: classifier.weight" in note for note in found.notes)
+    assert found.params.keys() == {"encoder"} and found.config.method == "wav2vec2"
+    write(tmp_path / "ctc", theirs, tensors)
+    assert huggingface.read(tmp_path / "ctc", encoder_only=True).params.keys() == {"encoder"}
+
+
+def test_normalisation_is_what_the_extractor_or_the_processor_was_saved_with(tmp_path):
+    folder = write(tmp_path / "hf", *made("ctc", BASE))
+    saved = {"feature_extractor": {"do_normalize": False, "sampling_rate": 16_000}}
+    (folder / "processor_config.json").write_text(json.dumps(saved))
+    assert huggingface.read(folder).config.data.normalize, "the extractor's own file comes first"
+    (folder / "preprocessor_config.json").unlink()
+    assert not huggingface.read(folder).config.data.normalize
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": "Wav2Vec2Processor"}))
+    found = huggingface.read(folder)
+    assert found.config.data.normalize and any("nothing says" in note for note in found.notes)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True, "sampling_rate": 8000}))
+    with pytest.raises(UserError, match="hears 8000 Hz"):
+        huggingface.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("conv_dim", [24] * 6, "conv_dim has 6, conv_kernel has 7"),
+        ("conv_dim", 24, "conv_dim is 24; it must be whole numbers"),
+        ("conv_stride", [0] * 7, "conv_stride is .*; it must be whole numbers"),
+        ("hidden_size", "abc", "hidden_size is 'abc'; it must be a whole number of at least 1"),
+        ("hidden_size", None, "hidden_size is None"),
+        ("num_attention_heads", 0, "num_attention_heads is 0"),
+        ("num_attention_heads", 5, "num_attention_heads=5 does not divide hidden_size=32"),
+        ("vocab_size", "8", "vocab_size is '8'"),
+        ("mask_time_prob", "x", "mask_time_prob is 'x'; it must be a number"),
+        ("conv_bias", "no", "conv_bias is 'no'; it must be true or false"),
+    ],
+)
+def test_settings_of_another_type_are_named_with_the_file(tmp_path, key, value, words):
+    theirs, tensors = made("ctc", BASE)
+    write(tmp_path / "hf", theirs | {key: value}, tensors)
+    with pytest.raises(UserError, match=f"config.json: .*{words}"):
+        imported(tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_model_that_was_not_converted_is_no_run_and_the_command_is_told(tmp_path):
+    folder = write(tmp_path / "hf", *made("encoder", BASE))
+    with pytest.raises(
+        UserError, match=r"model of transformers; make it a run first: python -m w2v_jax.convert --from"
+    ):
+        runs.open_run(folder)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="config.json is not that of a run"):
+        runs.open_run(folder)
 
 
 def a_run(folder: pathlib.Path, name: str, changes: dict) -> pathlib.Path:
@@ -287,7 +377,19 @@ def test_model_card_holds_what_the_run_says(tmp_path):
     convert.main(["--from", str(run), "--to", str(tmp_path / "out")])
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| updates | 7 |" in card and "held-out `loss` | 3.25" in card and "Wav2Vec2ForPreTraining" in card
-    assert str(tmp_path) not in card
+    assert str(tmp_path) not in card and "trained with w2v_jax" in card and "from the run" not in card
+    config = from_json((run / "config.json").read_text())
+    with config.unlocked():
+        config.init.run = str(tmp_path / "before")
+    (run / "config.json").write_text(to_json(config))
+    convert.main(["--from", str(run), "--to", str(tmp_path / "on")])
+    assert "from the run `before` on" in (tmp_path / "on" / "README.md").read_text()
+    assert convert.main(["--from", str(tmp_path / "out"), "--to", str(tmp_path / "in")]) == 0
+    convert.main(["--from", str(tmp_path / "in"), "--to", str(tmp_path / "again")])
+    again = (tmp_path / "again" / "README.md").read_text()
+    assert (
+        "converted by w2v_jax" in again and "not trained further" in again and "`model.safetensors`, SHA-256" in again
+    )
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["Wav2Vec2ForPreTraining"]
 
 

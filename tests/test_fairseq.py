@@ -27,7 +27,7 @@ def golden(name: str) -> tuple[dict, dict[str, np.ndarray], dict[str, np.ndarray
     return json.loads(str(arrays["config"])), params, arrays
 
 
-def checkpoint(path, params, *, args=None, cfg=None, old=False, dtype=np.float32) -> pathlib.Path:
+def checkpoint(path, params, *, args=None, cfg=None, old=False, dtype=np.float32, more=None) -> pathlib.Path:
     """A checkpoint as fairseq saves it: tensors by name beside settings, optimizer and other objects."""
     kind = {np.float32: "FloatStorage", np.float16: "HalfStorage"}[dtype]
     model, storages = {}, {}
@@ -35,6 +35,7 @@ def checkpoint(path, params, *, args=None, cfg=None, old=False, dtype=np.float32
         strides = tuple(int(np.prod(array.shape[i + 1 :])) for i in range(array.ndim))
         model[name] = tensor(str(number), kind, array.size, 0, array.shape, strides)
         storages[str(number)] = np.ascontiguousarray(array, dtype).tobytes()
+    model |= more or {}
     saved = {"model": model, "args": args, "cfg": cfg, "extra_state": {"train_iterator": {"epoch": 3}}}
     saved |= {"optimizer_history": [Call("fairseq.optim", "History", 1)], "last_optimizer_state": None}
     if old:
@@ -143,6 +144,21 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path):
         with pytest.raises(UserError, match=match):
             convert.main(["--from", str(path), "--to", str(tmp_path / "run")])
         assert not (tmp_path / "run").exists() and not (tmp_path / "run.partial").exists()
+    for key, value, match in [
+        ("activation_fn", "relu", "activation_fn='relu' cannot be read"),
+        ("layer_type", "conformer", "layer_type="),
+        ("target_glu", True, "target_glu="),
+        ("negatives_from_everywhere", True, "negatives_from_everywhere="),
+        ("encoder_layers", "x", "num_hidden_layers is 'x'"),
+        ("encoder_attention_heads", 0, "num_attention_heads is 0"),
+        ("latent_temp", "x", "its settings cannot be used"),
+        ("loss_weights", [0.1], "its settings cannot be used"),
+    ]:
+        path = checkpoint(tmp_path / f"{key}.pt", params, args=namespace(settings | {key: value}))
+        with pytest.raises(UserError, match=rf"{key}\.pt.*{match}"):
+            fairseq.read(path)
+    with pytest.raises(UserError, match="in its model more is no tensor"):
+        fairseq.read(checkpoint(tmp_path / "more.pt", params, args=namespace(settings), more={"more": 3}))
     with pytest.raises(UserError, match="neither 'cfg' nor 'args'"):
         fairseq.read(checkpoint(tmp_path / "bare.pt", params))
     with pytest.raises(UserError, match="no 'model'"):

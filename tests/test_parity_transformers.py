@@ -6,17 +6,20 @@ Needs the extra `parity` (CPU torch, transformers). Without it the tests are ski
 from __future__ import annotations
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from w2v_jax import huggingface, masking
+from w2v_jax import convert, huggingface, masking
 from w2v_jax.config import flatten
+from w2v_jax.data.index import WAVE
 from w2v_jax.foreign import parameter_shapes, take_over
 from w2v_jax.frontend import num_frames
 from w2v_jax.methods import wav2vec2
+from w2v_jax.warmstart import warm_params
 
 pytestmark = pytest.mark.parity
 MISSING = "live parity with PyTorch did NOT run: torch or transformers is not installed (extra `parity`)"
@@ -117,7 +120,8 @@ class Case:
         named = dict(model.named_parameters())
         places = huggingface.places(self.config, "wav2vec2.", "pretraining")
         shapes = parameter_shapes(self.config)
-        self.params, _ = take_over({n: numpy(p) for n, p in named.items()}, places, shapes, "parameters")
+        self.tensors = {n: numpy(p) for n, p in named.items()}
+        self.params, _ = take_over(self.tensors, places, shapes, "parameters")
         self.theirs_gradient, _ = take_over({n: numpy(p.grad) for n, p in named.items()}, places, shapes, "gradients")
         self.theirs_hidden = [numpy(h) for h in self.theirs.hidden_states]
 
@@ -141,6 +145,7 @@ class Case:
         quick = {"xla_backend_optimization_level": 0}  # each runs once
         both = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=quick)
         (self.total, (self.metrics, self.prediction)), self.gradient = both(self.params)
+        self.loss = lambda params: both(params)[0][0]
         self.encoded = jax.jit(hidden, compiler_options=quick)(self.params)
 
 
@@ -197,3 +202,23 @@ def test_parity_of_every_gradient(case):
             assert np.abs(ours[name]).max() < 1e-5 * largest, name
         else:
             assert relative_error(ours[name], gradient) < 1e-3, name
+
+
+def test_parity_holds_for_a_pretraining_that_goes_on_from_the_converted_model(case, tmp_path):
+    """A folder as transformers writes it -> convert -> init.run: the very parameters of the loss that is compared."""
+    from safetensors.numpy import save_file
+
+    (tmp_path / "hf").mkdir()
+    save_file(
+        {name: np.ascontiguousarray(x) for name, x in case.tensors.items()}, tmp_path / "hf" / "model.safetensors"
+    )
+    told = case.theirs_config.to_dict() | {"architectures": ["Wav2Vec2ForPreTraining"]}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(told))
+    (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False}))
+    assert convert.main(["--from", str(tmp_path / "hf"), "--to", str(tmp_path / "run")]) == 0
+    config = case.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.init = dict(run=str(tmp_path / "run"), step="", fresh=())
+    begun = warm_params(config, case.params, WAVE)
+    jax.tree.map(np.testing.assert_array_equal, begun, case.params)
+    assert relative_error(case.loss(begun), case.theirs.loss.item()) < 1e-4

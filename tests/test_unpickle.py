@@ -166,7 +166,9 @@ ATTACKS = list(attacks(pathlib.Path("x")))
 
 @pytest.mark.parametrize("form", ["zip", "stream"])
 @pytest.mark.parametrize("name", ATTACKS)
-def test_nothing_that_a_file_names_is_called(tmp_path, name, form):
+@pytest.mark.parametrize("known", [True, False], ids=["refused", "inert"])
+def test_nothing_that_a_file_names_is_called(tmp_path, name, form, known, monkeypatch):
+    """A file with code is refused by what it names; with names that the list does not have, they stay inert."""
     mark = tmp_path / "called"
     data = attacks(mark)[name]
     pickle.loads(data) if name == "os.system" else None
@@ -179,8 +181,14 @@ def test_nothing_that_a_file_names_is_called(tmp_path, name, form):
     else:
         head = [pickle.dumps(x, 2) for x in (unpickle.MAGIC, 1001, {})]
         path.write_bytes(b"".join([*head, data, pickle.dumps([], 2)]))
-    found = unpickle.load(path)
-    assert not mark.exists() and (isinstance(found, unpickle.Inert))
+    if known:
+        with pytest.raises(UserError, match="x.pt: it holds code, which names (os|posix|builtins)[.]"):
+            unpickle.load(path)
+    else:
+        monkeypatch.setattr(unpickle, "CODE_MODULES", ())
+        monkeypatch.setattr(unpickle, "CODE_BUILTINS", ())
+        assert isinstance(unpickle.load(path), unpickle.Inert)
+    assert not mark.exists()
 
 
 def test_functions_of_the_reader_cannot_be_changed_by_a_file(tmp_path):

@@ -62,7 +62,7 @@ def test_codes_that_k_means_moved_are_taken_over_where_they_are(tiny_run):
     np.testing.assert_array_equal(found["quantizer"]["codebook"], moved)
 
 
-def test_what_does_not_fit_must_be_named_as_fresh(pretrained):
+def test_what_does_not_fit_must_be_named_as_fresh(pretrained, tmp_path):
     changes = dict(init__run=pretrained, quantizer__codes=24)
     with pytest.raises(UserError, match=r"quantizer/codebook: \(2, 16, 8\) there, \(2, 24, 8\) here[\s\S]*init.fresh"):
         config = config_of("w2v2_base.py:tiny", **changes)
@@ -71,6 +71,7 @@ def test_what_does_not_fit_must_be_named_as_fresh(pretrained):
     assert "quantizer" not in warm_params(config, shapes_of(config), WAVE)
     for changes, word in (
         (dict(init__fresh=("(",)), "not a regular expression"),
+        (dict(init__fresh=("^quantiser/",)), "'.quantiser/' names no parameter; they are in .*encoder, quantizer"),
         (dict(encoder__pre_norm=True), "encoder.pre_norm: False in"),
         (dict(data__normalize=True), "data.normalize"),
     ):
@@ -79,6 +80,10 @@ def test_what_does_not_fit_must_be_named_as_fresh(pretrained):
             warm_params(config, shapes_of(config), WAVE)
     config = config_of("cpc.py:tiny", init__run=pretrained)
     with pytest.raises(UserError, match="a run of wav2vec2, and this is one of cpc"):
+        warm_params(config, shapes_of(config), WAVE)
+    (tmp_path / "config.json").write_text('{"model_type": "wav2vec2"}')
+    config = config_of("w2v2_base.py:tiny", init__run=tmp_path)
+    with pytest.raises(UserError, match="init.run: .*make it a run first"):
         warm_params(config, shapes_of(config), WAVE)
 
 

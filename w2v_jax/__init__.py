@@ -25,9 +25,10 @@ def load(path: Any, *, step: int | str | None = None, quantizer: Any = None):
     >>> len(one.hidden), len(other.hidden), one.context
     (49, 24, None)
 
-    Runs of CTC give `record.text` and `record.log_probs`, too. step: a checkpoint's number, "best", or None for the
-    newest. quantizer: the run of vq-wav2vec that makes the codes which a BERT reads. The fields of a record, and what
-    a model is given, are described in `w2v_jax/inference.py`. Raises w2v_jax.config.UserError.
+    Runs of CTC give `record.text` and `record.log_probs`, too. path: the folder, or what `runs.open_run` made of it.
+    step: a checkpoint's number, "best", or None for the newest. quantizer: the run of vq-wav2vec that makes the codes
+    which a BERT reads. The fields of a record, and what a model is given, are described in `w2v_jax/inference.py`.
+    Raises w2v_jax.config.UserError.
     """
     from w2v_jax.inference import open_model
 

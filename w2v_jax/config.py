@@ -12,6 +12,7 @@ import difflib
 import errno
 import importlib.util
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -266,7 +267,10 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs a command's `main(argv)` and exits: 0 success, 1 a person's mistake, 2 usage, 130 Ctrl-C, others faults."""
+    """Runs a command's `main(argv)` and exits.
+
+    0 success, 1 a person's mistake or a full disk, 2 usage, 130 Ctrl-C, 141 nobody reads the output, others faults.
+    """
     try:
         code = main(sys.argv[1:])
     except UserError as error:
@@ -275,6 +279,9 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise

@@ -27,7 +27,7 @@ from w2v_jax.data.labels import FILE as ALPHABET
 from w2v_jax.data.labels import Alphabet
 from w2v_jax.foreign import Imported, file_digest, new_folder, write_run
 from w2v_jax.report import write_whole
-from w2v_jax.runs import step_argument
+from w2v_jax.runs import read_config, step_argument
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,22 +39,27 @@ def main(argv: Sequence[str]) -> int:
     add("--from", dest="source", required=True, metavar="PATH", help="a run, or a folder or weights of transformers")
     add("--to", required=True, metavar="FOLDER", help="is made; must not exist")
     add("--step", type=step_argument, metavar="N|best", help="of a run, which checkpoint (default: the newest)")
-    add("--encoder-only", action="store_true", help="of a run, leave the quantizer and the heads behind")
+    add("--encoder-only", action="store_true", help="leave the quantizer and the heads behind (not of fairseq)")
     add("--dictionary", metavar="FILE", help="of a fine-tuned model of fairseq, its dict.ltr.txt")
     add("--tensors", action="store_true", help="print the place of every tensor")
     args = parser.parse_args(argv)
     source, target = (pathlib.Path(p).expanduser() for p in (args.source, args.to))
     if not source.exists():
         raise UserError(f"--from {source} does not exist")
+    if args.dictionary and source.suffix != ".pt":
+        raise UserError("--dictionary is for .pt files of fairseq; --from is none")
     if (source / "checkpoints").is_dir():
         return export(source, target, args)
-    if args.encoder_only or args.step is not None:
-        raise UserError("--encoder-only and --step are for runs of this package; --from is none")
+    if args.step is not None:
+        raise UserError(f"--step is for runs of this package; --from {source} has no checkpoints/ and is none")
     if source.suffix == ".pt":
+        if args.encoder_only:
+            raise UserError("--encoder-only is for runs and models of transformers; --from is a file of fairseq")
         dictionary = pathlib.Path(args.dictionary).expanduser() if args.dictionary else None
         imported, files = fairseq.read(source, dictionary), [source, *([dictionary] if dictionary else [])]
     else:
-        imported, folder = huggingface.read(source), source if source.is_dir() else source.parent
+        imported = huggingface.read(source, encoder_only=args.encoder_only)
+        folder = source if source.is_dir() else source.parent
         files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors", ".bin") and f.is_file())
     write_run(target, imported, {"files": {f.name: file_digest(f) for f in files}})
     tell(imported, source, target, args.tensors)
@@ -90,7 +95,7 @@ def tell(imported: Imported, source: pathlib.Path, target: pathlib.Path, every: 
 
 def export(source: pathlib.Path, target: pathlib.Path, args: argparse.Namespace) -> int:
     """Writes a run for transformers."""
-    config: Any = configs.from_json((source / "config.json").read_text(encoding="utf-8"))
+    config = read_config(source)
     alphabet = Alphabet.load(source / ALPHABET) if (source / ALPHABET).exists() else None
     if alphabet is not None:
         config = configs.with_outputs(config, len(alphabet))
@@ -141,10 +146,11 @@ def model_card(source: pathlib.Path, config: Any, head: str, step: int, name: st
     """README.md for the model: what the run says of itself, and places for what it cannot know."""
     family = "data2vec-audio" if huggingface.is_stack(config) else "wav2vec 2.0"
     lines = ["---", "library_name: transformers", "tags: [speech, wav2vec2, w2v_jax]", "license: other", "---", ""]
-    lines += [f"# {name}", "", f"A {family} model trained with w2v_jax {__version__}."]
+    lines += [f"# {name}", "", *_origin(source, config, family)]
     lines += ["License, data and intended use: to be filled in by its authors.", "", "| | |", "| --- | --- |"]
     flat = configs.flatten(config)
-    shown = ("method", "encoder.layers", "encoder.width", "data.normalize", "data.batch_hours", "optim.peak", "seed")
+    shown = ("method", "encoder.layers", "encoder.width", "data.name", "data.normalize", "data.batch_hours")
+    shown += ("optim.peak", "seed")
     lines += [f"| `{key}` | {flat[key]} |" for key in shown if key in flat]
     lines += [f"| updates | {step} |"]
     for key, value in _last_scores(source, step).items():
@@ -163,6 +169,16 @@ def model_card(source: pathlib.Path, config: Any, head: str, step: int, name: st
     lines += [f'extractor = AutoFeatureExtractor.from_pretrained("{name}")  # 16 kHz audio', "```", ""]
     lines += [line[0].upper() + line[1:] + "." for line in consequences(config)]
     return "\n".join(lines) + "\n"
+
+
+def _origin(source: pathlib.Path, config: Any, family: str) -> list[str]:
+    """Where the weights come from: other files, a training, or a training that went on from another run."""
+    if (source / "imported.json").exists():
+        files = json.loads((source / "imported.json").read_text(encoding="utf-8"))["files"]
+        told = [f"- `{name}`, SHA-256 `{digest}`" for name, digest in files.items()]
+        return [f"A {family} model, converted by w2v_jax {__version__} and not trained further, from:", "", *told, ""]
+    begun = pathlib.Path(configs.flatten(config).get("init.run") or "").name
+    return [f"A {family} model trained with w2v_jax {__version__}{f', from the run `{begun}` on' if begun else ''}."]
 
 
 def _last_scores(source: pathlib.Path, step: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ import ast
 import functools
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,18 @@ WAV2VEC_ONLY = dict(
     no_conv_bias=False,
     non_affine_group_norm=False,
     project_features="none",
+    sample_distance=None,
 )
 """Settings of wav2vec that this package has one value of."""
+WAV2VEC2_ONLY = dict(activation_fn="gelu", layer_type="transformer", pos_conv_depth=1, quantize_input=False)
+"""The same of wav2vec 2.0; and of its pretraining:"""
+PRETRAINING_ONLY = dict(
+    quantize_targets=True,
+    same_quantizer=False,
+    target_glu=False,
+    quantizer_depth=1,
+    negatives_from_everywhere=False,
+)
 IGNORED = {r"(^|\.)_ema$": "a teacher's copy", r"(^|\.)num_updates$": "a counter", r"\.version$": "a version number"}
 
 WAV2VEC2_NAMES = (
@@ -58,7 +68,9 @@ def read(path: pathlib.Path, dictionary: pathlib.Path | None = None) -> Imported
     found = unpickle.load(path)
     if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
         raise UserError(f"{path} has no 'model': it is not a checkpoint of fairseq")
-    tensors = {name: x for name, x in found["model"].items() if isinstance(x, np.ndarray)}
+    tensors = dict(found["model"])
+    if odd := [str(name) for name, x in tensors.items() if not isinstance(x, np.ndarray)]:
+        raise UserError(f"{path}: in its model {', '.join(odd[:3])} is no tensor; nothing was written")
     settings = settings_of(found, path)
     notes = []
     for pattern, reason in IGNORED.items():
@@ -72,18 +84,28 @@ def read(path: pathlib.Path, dictionary: pathlib.Path | None = None) -> Imported
         if dictionary is None:
             raise UserError(f"{path} is fine-tuned, and its letters are not in it: --dictionary dict.ltr.txt")
         alphabet = read_dictionary(dictionary)
-        config = wav2vec2_config(settings, len(alphabet))
+        config = _from_settings(wav2vec2_config, path, settings, len(alphabet))
         places = wav2vec2_places(config, "w2v_encoder.w2v_model.", "ctc")
     elif "post_extract_proj.weight" in tensors or any(name.startswith("encoder.layers.") for name in tensors):
-        config = wav2vec2_config(settings)
+        config = _from_settings(wav2vec2_config, path, settings)
         places = wav2vec2_places(config, "", "pretraining")
     elif any(name.startswith("feature_aggregator.") for name in tensors):
-        config = wav2vec_config(settings)
+        config = _from_settings(wav2vec_config, path, settings)
         places = wav2vec_places(config)
     else:
         raise UserError(f"{path}: neither wav2vec, vq-wav2vec nor wav2vec 2.0; it has {', '.join(sorted(tensors)[:3])}")
     params, table = take_over(tensors, places, parameter_shapes(config), str(path))
     return Imported(config, params, alphabet, notes, table)
+
+
+def _from_settings(make: Callable[..., Any], path: pathlib.Path, *given: Any) -> Any:
+    """The config; settings of another type than they should be are a UserError with the file."""
+    try:
+        return make(*given)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (TypeError, ValueError, SyntaxError, AttributeError) as error:
+        raise UserError(f"{path}: its settings cannot be used ({error})") from None
 
 
 def settings_of(found: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
@@ -152,6 +174,7 @@ def wav2vec2_places(config: Any, prefix: str, head: str) -> list[Place]:
 def wav2vec2_config(settings: Mapping[str, Any], outputs: int = 0) -> Any:
     """The sections of the config that the method reads; with outputs that of a recogniser."""
     one = functools.partial(_setting, settings)
+    _check_only(settings, WAV2VEC2_ONLY if outputs else WAV2VEC2_ONLY | PRETRAINING_ONLY)
     layers = conv_layers(one("conv_feature_layers", "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]"))
     final = one("final_dim", 0) or one("encoder_embed_dim", 768)
     theirs: dict[str, Any] = huggingface.DEFAULTS | dict(
@@ -178,6 +201,7 @@ def wav2vec2_config(settings: Mapping[str, Any], outputs: int = 0) -> Any:
         mask_feature_prob=one("mask_channel_prob", 0.0),
         mask_feature_length=one("mask_channel_length", 64),
     )
+    huggingface.check_values(theirs, "the settings of the checkpoint, by the names of transformers")
     config = huggingface.our_config(theirs, "ctc" if outputs else "pretraining", bool(settings["normalize"]), outputs)
     if not outputs:
         with config.unlocked():
@@ -236,9 +260,7 @@ def wav2vec_config(settings: Mapping[str, Any]) -> Any:
 
     one = functools.partial(_setting, settings)
     kind = one("vq_type", "none")
-    for key, value in WAV2VEC_ONLY.items():
-        if one(key, value) != value:
-            raise UserError(f"{key}={settings[key]!r} cannot be read; only {value!r} is known here")
+    _check_only(settings, WAV2VEC_ONLY)
     layers = conv_layers(one("conv_feature_layers", ""))
     channels, groups, codes = layers[-1][0], int(one("vq_groups", 2)), int(one("vq_vars", 320))
     weights = one("loss_weights", None) or [0.0]
@@ -286,6 +308,13 @@ def wav2vec_config(settings: Mapping[str, Any]) -> Any:
         loss |= dict(diversity_weight=float(weights[0]) * groups * codes if kind == "gumbel" else 0.0)
         loss |= dict(commitment_weight=float(weights[0]), commitment_gamma=float(one("vq_gamma", 0.25)))
     return ml_collections.ConfigDict(config).lock()
+
+
+def _check_only(settings: Mapping[str, Any], only: Mapping[str, Any]) -> None:
+    for key, value in only.items():
+        found = _setting(settings, key, value)
+        if getattr(found, "value", found) != value:
+            raise UserError(f"{key}={found!r} cannot be read; only {value!r} is known here")
 
 
 def _setting(settings: Mapping[str, Any], key: str, default: Any) -> Any:

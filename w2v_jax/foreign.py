@@ -176,12 +176,14 @@ class new_folder:
     """A context that gives a folder beside `path`, which becomes `path` at the end, or vanishes with an error."""
 
     def __init__(self, path: pathlib.Path):
+        if not path.name:
+            raise UserError(f"--to {path} names no new folder")
         self.path, self.partial = path, path.with_name(f"{path.name}.partial")
 
     def __enter__(self) -> pathlib.Path:
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise UserError(f"{self.path} exists already; choose another --to, or remove it")
         try:
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise UserError(f"{self.path} exists already; choose another --to, or remove it")
             shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir(parents=True)
         except OSError as error:

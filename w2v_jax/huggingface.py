@@ -27,6 +27,8 @@ from w2v_jax.data.labels import FILE as ALPHABET
 from w2v_jax.foreign import Imported, Place, give_out, parameter_shapes, take_over
 
 HEADS = {"pretraining": "ForPreTraining", "encoder": "Model", "ctc": "ForCTC"}
+HEAD_TENSORS = {"pretraining": "quantizer.", "ctc": "lm_head."}
+"""What the tensors of a head begin with, by which it is known."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 OLD_WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 
@@ -147,29 +149,32 @@ def their_class(config: Any, head: str) -> str:
 # In
 
 
-def read(path: pathlib.Path) -> Imported:
-    """The checkpoint in a folder that `save_pretrained` wrote (or a file of weights in it). Raises UserError."""
+def read(path: pathlib.Path, *, encoder_only: bool = False) -> Imported:
+    """The checkpoint in a folder that `save_pretrained` wrote (or a file of weights in it). Raises UserError.
+
+    encoder_only: without the heads, of whatever kind they are.
+    """
     folder = path if path.is_dir() else path.parent
     told = _json(folder / "config.json")
     theirs = DEFAULTS | (DATA2VEC if told.get("model_type") == "data2vec-audio" else {}) | told
     _check_settings(theirs, folder)
     tensors, notes = read_tensors(path)
-    names = tensors.keys()
-    head = "ctc" if any(n.startswith("lm_head.") for n in names) else "encoder"
-    head = "pretraining" if any(n.startswith("quantizer.") for n in names) else head
-    prefix = (
-        ""
-        if head == "encoder" and "encoder.layer_norm.weight" in names
-        else f"{theirs['model_type'].replace('-', '_')}."
-    )
-    _check_architecture(theirs, names, prefix, folder)
+    bare, prefix = "encoder.layer_norm.weight" in tensors, f"{theirs['model_type'].replace('-', '_')}."
+    if encoder_only and not bare:
+        left = sorted(name for name in tensors if not name.startswith(prefix))
+        tensors = {name: x for name, x in tensors.items() if name.startswith(prefix)}
+        notes += [f"left out, as no part of the encoder: {', '.join(left)}"] if left else []
+    head = next((h for h, stem in HEAD_TENSORS.items() if any(n.startswith(stem) for n in tensors)), "encoder")
+    prefix = "" if bare and head == "encoder" else prefix
+    _check_architecture(theirs, tensors.keys(), prefix, folder)
+    if not encoder_only:
+        _check_head(theirs, head, folder)
     alphabet = read_alphabet(folder, theirs) if head == "ctc" else None
-    normalize = _normalize(folder, notes)
-    config = our_config(theirs, head, normalize, 0 if alphabet is None else len(alphabet))
+    config = our_config(theirs, head, _normalize(folder, notes), 0 if alphabet is None else len(alphabet))
     embed = f"{prefix}masked_spec_embed"
-    if embed not in tensors and not (theirs["mask_time_prob"] or theirs["mask_feature_prob"]):
+    if embed not in tensors and head != "pretraining":  # wav2vec2-base-960h lacks it, for one
         tensors[embed] = np.zeros(theirs["hidden_size"], np.float32)
-        notes.append(f"{embed} is not in the file, because the settings mask nothing: zeros stand for it")
+        notes.append(f"{embed} is not in the file: zeros stand for it, which are only seen where a training masks")
     params, table = take_over(tensors, places(config, prefix, head), parameter_shapes(config), str(path))
     if alphabet is not None:
         params["head"] = _blank_first(params["head"], theirs["pad_token_id"])
@@ -186,7 +191,9 @@ def read_tensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
         file = present[0]
     parts = [file]
     if file.name.endswith(".index.json"):
-        shards = _json(file).get("weight_map", {})
+        shards = _json(file).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise UserError(f"{file}: weight_map must name the file of each tensor")
         parts = [file.parent / name for name in sorted(set(shards.values()))]
         if absent := [part.name for part in parts if not part.exists()]:
             raise UserError(f"{file} names files that are not there: {', '.join(absent)}")
@@ -200,6 +207,8 @@ def read_tensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
             tensors[name] = array
     if not tensors:
         raise UserError(f"{file} holds no tensors")
+    if whole := sorted(name for name, x in tensors.items() if x.dtype.kind in "iub"):
+        raise UserError(f"{file}: {whole[0]} holds integers; quantised weights cannot be read, take the model in float")
     narrow = sorted({str(x.dtype) for x in tensors.values()} - {"float32"})
     return tensors, [f"tensors of {', '.join(narrow)} were made float32"] if narrow else []
 
@@ -336,10 +345,48 @@ def _check_settings(theirs: Mapping[str, Any], folder: pathlib.Path) -> None:
     for key, (value, meaning) in ONLY.items():
         if theirs.get(key, value) != value:
             raise UserError(f"{folder / 'config.json'}: {key}={theirs[key]!r} ({meaning}) is not in this package")
+    check_values(theirs, str(folder / "config.json"))
     if kind == "data2vec-audio" and theirs["num_conv_pos_embeddings"] < 2:
         raise UserError(f"{folder / 'config.json'}: num_conv_pos_embeddings is below 2, where data2vec has a stack")
     if theirs["feat_extract_norm"] not in ("group", "layer"):
         raise UserError(f"{folder / 'config.json'}: feat_extract_norm is {theirs['feat_extract_norm']!r}")
+
+
+def check_values(theirs: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for a setting of another type than its default, out of range, or that another one rules out."""
+    others = {"conv_pos_kernel_size": 19, "vocab_size": 32}
+    for key, default in (DEFAULTS | {key: value for key, value in others.items() if key in theirs}).items():
+        value, least = theirs[key], 0 if key in ("pad_token_id", "mask_time_min_masks") else 1
+        whole = lambda x, least=least: isinstance(x, int) and not isinstance(x, bool) and x >= least
+        fits, wanted = {
+            bool: (isinstance(value, bool), "true or false"),
+            int: (whole(value), f"a whole number of at least {least}"),
+            float: (
+                isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0,
+                "a number from 0 on",
+            ),
+            str: (isinstance(value, str), "a word"),
+            list: (isinstance(value, (list, tuple)) and len(value) > 0 and all(map(whole, value)), "whole numbers"),
+        }[type(default)]
+        if not fits:
+            raise UserError(f"{where}: {key} is {value!r}; it must be {wanted}")
+    sizes = {key: len(theirs[key]) for key in ("conv_dim", "conv_kernel", "conv_stride")}
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"{where}: not as many values each: {', '.join(f'{k} has {n}' for k, n in sizes.items())}")
+    for key in ("num_attention_heads", "num_conv_pos_embedding_groups"):
+        if theirs["hidden_size"] % theirs[key]:
+            raise UserError(f"{where}: {key}={theirs[key]} does not divide hidden_size={theirs['hidden_size']}")
+
+
+def _check_head(theirs: Mapping[str, Any], head: str, folder: pathlib.Path) -> None:
+    """The head that config.json names must be in the file."""
+    for name in theirs.get("architectures") or ():
+        for other, stem in HEAD_TENSORS.items():
+            if str(name).endswith(HEADS[other]) and head != other:
+                raise UserError(
+                    f"{folder / 'config.json'}: the architecture is {name}, and no tensor is named {stem}...; "
+                    "--encoder-only reads the encoder alone"
+                )
 
 
 def _check_architecture(theirs: Mapping[str, Any], names: Any, prefix: str, folder: pathlib.Path) -> None:
@@ -361,10 +408,20 @@ def _check_architecture(theirs: Mapping[str, Any], names: Any, prefix: str, fold
 
 
 def _normalize(folder: pathlib.Path, notes: list[str]) -> bool:
-    file = folder / "preprocessor_config.json"
-    if file.exists():
-        return bool(_json(file).get("do_normalize", True))
-    notes.append(f"{file.name} is not there: audio is normalised per utterance, which is the default of transformers")
+    """Whether audio is normalised, by what the extractor or (since transformers 5) the processor was saved with."""
+    for name, section in (("preprocessor_config.json", None), ("processor_config.json", "feature_extractor")):
+        if not (folder / name).exists():
+            continue
+        found = _json(folder / name)
+        found = found if section is None else found.get(section)
+        if not isinstance(found, dict):
+            continue
+        if (rate := found.get("sampling_rate", configs.SAMPLE_RATE)) != configs.SAMPLE_RATE:
+            raise UserError(f"{folder / name}: the model hears {rate} Hz; {configs.SAMPLE_RATE} Hz can be read")
+        if not isinstance(normalize := found.get("do_normalize", True), bool):
+            raise UserError(f"{folder / name}: do_normalize is {normalize!r}; it must be true or false")
+        return normalize
+    notes.append("nothing says whether audio is normalised: it is, per utterance, which is the default of transformers")
     return True
 
 

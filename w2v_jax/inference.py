@@ -133,7 +133,7 @@ class Model:
 
 def open_model(path: Any, *, step: int | str | None = None, quantizer: Any = None) -> Model:
     """What `w2v_jax.load` returns. Raises UserError."""
-    run = runs.open_run(path, step=step)
+    run = path if isinstance(path, runs.Run) else runs.open_run(path, step=step)
     if run.form != WAVE and quantizer is None:
         raise UserError(
             f"{run.path} ({run.config.method}) reads {run.form.name}, not audio: name the run that makes its codes, "

@@ -131,13 +131,7 @@ def open_run(path: Any, step: int | str | None = None, random: bool = False) -> 
     run started from, for comparison; needs no checkpoint. Raises UserError.
     """
     path = pathlib.Path(path).expanduser()
-    if not (path / "config.json").is_file():
-        what = "is not the folder of a run: config.json is missing" if path.is_dir() else "does not exist"
-        raise UserError(f"{path} {what}; give the --workdir of a training")
-    try:
-        config: Any = configs.from_json((path / "config.json").read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(f"{path / 'config.json'} is not readable as JSON") from None
+    config = read_config(path)
     with config.unlocked():
         config.encoder.padding_aware = True
     if (path / ALPHABET).exists():
@@ -155,6 +149,25 @@ def open_run(path: Any, step: int | str | None = None, random: bool = False) -> 
     digest = digest_of((params, extra))
     params, extra = jax.device_put((params, extra))
     return Run(config, method, params, extra, int(step), digest, path, form)
+
+
+def read_config(path: pathlib.Path) -> Any:
+    """The config that a run was made with. Raises UserError where the folder is none of a run."""
+    if not (path / "config.json").is_file():
+        what = "is not the folder of a run: config.json is missing" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}; give the --workdir of a training")
+    try:
+        config = configs.from_json((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path / 'config.json'} is not readable as JSON") from None
+    if "model_type" in config:
+        raise UserError(
+            f"{path} is a model of transformers; make it a run first: "
+            f"python -m w2v_jax.convert --from {path} --to runs/imported"
+        )
+    if "method" not in config or "encoder" not in config:
+        raise UserError(f"{path / 'config.json'} is not that of a run; give the --workdir of a training")
+    return config
 
 
 def step_argument(text: str) -> int | str:

@@ -2,6 +2,7 @@
 
 A pickle is a program that may call any function of any package. Here it can call nothing: what it names is either one
 of a few known things (dictionaries, tensors) or becomes an `Inert` object that remembers its name, arguments and state.
+A file that names what only an attack has a use for is refused, and the person told.
 Both forms are read: the zip archive of torch 1.6 and later, and the older stream of pickles.
 """
 
@@ -35,6 +36,9 @@ STORAGES = dict(
     ByteStorage=np.uint8,
     BoolStorage=np.bool_,
 )
+CODE_MODULES = ("os", "posix", "nt", "subprocess", "sys", "importlib", "runpy", "shutil", "socket", "ctypes", "pty")
+CODE_BUILTINS = ("eval", "exec", "execfile", "compile", "open", "input", "__import__", "breakpoint")
+"""Modules and built-in functions that no weights of a model need: a file that names them holds a program."""
 
 
 class Inert:
@@ -138,6 +142,7 @@ class _Unpickler(pickle.Unpickler):
         self.storages = storages
 
     def find_class(self, module: str, name: str) -> Any:
+        _refuse_code(module, name)
         if module == "torch" and name in STORAGES:
             return name
         known = {
@@ -159,6 +164,15 @@ class _Unpickler(pickle.Unpickler):
             raise UserError(f"a tensor of an unknown kind is in it ({kind}, {name})")
         self.storages[str(key)] = (np.dtype(STORAGES[name]), int(count))
         return str(key)
+
+
+def _refuse_code(module: str, name: str) -> None:
+    builtin = module in ("builtins", "__builtin__") and name in CODE_BUILTINS
+    if builtin or module.partition(".")[0] in CODE_MODULES:
+        raise UserError(
+            f"it holds code, which names {module}.{name}: weights have no use for it. Nothing of it was run; "
+            "do not open the file with other programs, and ask those who gave it to you"
+        )
 
 
 def _from_zip(file: Any) -> Any:

@@ -16,7 +16,7 @@ from w2v_jax.api import PyTree
 from w2v_jax.config import UserError
 from w2v_jax.data.index import WAVE, Form
 from w2v_jax.foreign import by_path, nest
-from w2v_jax.runs import form_of
+from w2v_jax.runs import form_of, read_config
 
 ENCODER_OF = {"wav2vec2": "wav2vec2", "cpc": "causal", "wav2vec": "causal", "bert_codes": "codes", "ctc": ""}
 """Methods whose encoder another model can start from, and its `encoder.kind`; "" where the run says it itself."""
@@ -33,9 +33,10 @@ def warm_params(config: Any, params: PyTree, form: Form) -> PyTree:
     were normalised otherwise, codes of another vocabulary), or when parameters do not fit.
     """
     path = pathlib.Path(config.init.run).expanduser()
-    if not (path / "config.json").is_file():
-        raise UserError(f"init.run: {path} is not the folder of a run; give the --workdir of a pretraining")
-    other: Any = configs.from_json((path / "config.json").read_text(encoding="utf-8"))
+    try:
+        other = read_config(path)
+    except UserError as error:
+        raise UserError(f"init.run: {error}") from None
     whole = "fresh" in config.init
     if whole and other.method != config.method:
         raise UserError(f"init.run: {path} is a run of {other.method}, and this is one of {config.method}")
@@ -53,6 +54,9 @@ def warm_params(config: Any, params: PyTree, form: Form) -> PyTree:
         found["quantizer/codebook"] = found["quantizer/codebook"] + weights.extra["moved"]
     if whole:
         fresh = [_pattern(text) for text in config.init.fresh]
+        if idle := [p.pattern for p in fresh if not any(p.search(name) for name in wanted)]:
+            parts = sorted({name.partition("/")[0] for name in wanted})
+            raise UserError(f"init.fresh: {idle[0]!r} names no parameter; they are in {', '.join(parts)}")
         named = lambda name: any(pattern.search(name) for pattern in fresh)
         found, wanted = ({k: v for k, v in tree.items() if not named(k)} for tree in (found, wanted))
     else:
