@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from w2v_jax import checkpoint, convert, foreign, huggingface, runs
+from w2v_jax import checkpoint, convert, evaluate, foreign, huggingface, runs
 from w2v_jax.api import State
 from w2v_jax.config import UserError, from_json, load, to_json
+from w2v_jax.data import open_source
 from w2v_jax.data.labels import FILE, Alphabet
 
 SMALL = dict(conv_dim=[24] * 7, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48)
@@ -525,6 +526,28 @@ def test_exported_models_load_in_transformers_with_every_tensor(transformers, tm
     ids = [2, 2, 0, 1, 3, 0, 3, 1, 2]
     alphabet = Alphabet.load(run / FILE)
     assert tokenizer.decode(ids) == alphabet.decode([2, 1, 3, 3, 1, 2]) == "a bb a"
+
+
+def test_exported_recogniser_writes_the_same_texts_in_transformers(transformers, random_run, tiny_corpus, tmp_path):
+    """And so has the same error rates: each recording of the self-made corpus alone, by the best path."""
+    import librosa
+    import torch
+
+    run, out = random_run("finetune.py:tiny", data__normalize=True), tmp_path / "hf"
+    assert evaluate.main(["--run", str(run), "--root", str(tiny_corpus / "train"), "--out", str(tmp_path / "ours")]) == 0
+    rows = map(json.loads, (tmp_path / "ours" / "hypotheses.jsonl").read_text().splitlines())
+    ours = {row["id"]: row["hypothesis"] for row in rows}
+    assert convert.main(["--from", str(run), "--to", str(out)]) == 0
+    model = transformers.Wav2Vec2ForCTC.from_pretrained(out).eval()
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(out)
+    tokenizer = transformers.Wav2Vec2CTCTokenizer.from_pretrained(out)
+    index, theirs = open_source("folder", (str(tiny_corpus / "train"),)).index, {}
+    for name, path in zip(index.ids, index.paths, strict=True):
+        wave = librosa.load(path, sr=16_000)[0]
+        with torch.no_grad():
+            logits = model(extractor(wave, sampling_rate=16_000, return_tensors="pt").input_values).logits
+        theirs[str(name)] = tokenizer.decode(logits[0].argmax(-1).tolist())
+    assert theirs == ours and len(set(ours.values())) > 1 and all(ours.values())
 
 
 def test_imported_config_is_that_of_a_run(tmp_path):

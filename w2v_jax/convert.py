@@ -174,7 +174,7 @@ def model_card(source: pathlib.Path, config: Any, head: str, step: int, name: st
 def _origin(source: pathlib.Path, config: Any, family: str) -> list[str]:
     """Where the weights come from: other files, a training, or a training that went on from another run."""
     if (source / "imported.json").exists():
-        files = json.loads((source / "imported.json").read_text(encoding="utf-8"))["files"]
+        files = json.loads((source / "imported.json").read_text(encoding="utf-8")).get("files", {})
         told = [f"- `{name}`, SHA-256 `{digest}`" for name, digest in files.items()]
         return [f"A {family} model, converted by w2v_jax {__version__} and not trained further, from:", "", *told, ""]
     begun = pathlib.Path(configs.flatten(config).get("init.run") or "").name
