@@ -534,14 +534,15 @@ def test_exported_recogniser_writes_the_same_texts_in_transformers(transformers,
     import torch
 
     run, out = random_run("finetune.py:tiny", data__normalize=True), tmp_path / "hf"
-    assert evaluate.main(["--run", str(run), "--root", str(tiny_corpus / "train"), "--out", str(tmp_path / "ours")]) == 0
+    corpus = str(tiny_corpus / "train")
+    assert evaluate.main(["--run", str(run), "--root", corpus, "--out", str(tmp_path / "ours")]) == 0
     rows = map(json.loads, (tmp_path / "ours" / "hypotheses.jsonl").read_text().splitlines())
     ours = {row["id"]: row["hypothesis"] for row in rows}
     assert convert.main(["--from", str(run), "--to", str(out)]) == 0
     model = transformers.Wav2Vec2ForCTC.from_pretrained(out).eval()
     extractor = transformers.AutoFeatureExtractor.from_pretrained(out)
     tokenizer = transformers.Wav2Vec2CTCTokenizer.from_pretrained(out)
-    index, theirs = open_source("folder", (str(tiny_corpus / "train"),)).index, {}
+    index, theirs = open_source("folder", (corpus,)).index, {}
     for name, path in zip(index.ids, index.paths, strict=True):
         wave = librosa.load(path, sr=16_000)[0]
         with torch.no_grad():
