@@ -314,6 +314,15 @@ def test_settings_of_another_type_are_named_with_the_file(tmp_path, key, value, 
     assert not (tmp_path / "run").exists()
 
 
+def test_settings_that_only_a_recogniser_needs_may_be_null_in_other_models(tmp_path):
+    none = {"vocab_size": None, "pad_token_id": None}
+    theirs, tensors = made("encoder", BASE)
+    assert huggingface.read(write(tmp_path / "encoder", theirs | none, tensors)).config.method == "wav2vec2"
+    theirs, tensors = made("ctc", BASE)
+    with pytest.raises(UserError, match="the blank is None"):
+        huggingface.read(write(tmp_path / "ctc", theirs | none, tensors))
+
+
 def test_model_that_was_not_converted_is_no_run_and_the_command_is_told(tmp_path):
     folder = write(tmp_path / "hf", *made("encoder", BASE))
     with pytest.raises(

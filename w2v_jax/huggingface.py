@@ -300,7 +300,7 @@ def read_alphabet(folder: pathlib.Path, theirs: Mapping[str, Any]) -> Alphabet:
     numbers = _json(folder / "vocab.json")
     if (folder / "added_tokens.json").exists():
         numbers |= _json(folder / "added_tokens.json")
-    size, blank = theirs.get("vocab_size", len(numbers)), theirs["pad_token_id"]
+    size, blank = theirs.get("vocab_size") or len(numbers), theirs["pad_token_id"]
     tokens = {i: token for token, i in numbers.items() if isinstance(i, int) and i < size}
     if sorted(tokens) != list(range(size)) or blank not in tokens:
         raise UserError(
@@ -354,8 +354,10 @@ def _check_settings(theirs: Mapping[str, Any], folder: pathlib.Path) -> None:
 
 def check_values(theirs: Mapping[str, Any], where: str) -> None:
     """Raises UserError for a setting of another type than its default, out of range, or that another one rules out."""
-    others = {"conv_pos_kernel_size": 19, "vocab_size": 32}
-    for key, default in (DEFAULTS | {key: value for key, value in others.items() if key in theirs}).items():
+    absent = ("conv_pos_kernel_size", "vocab_size", "pad_token_id")  # in models that need none of them
+    for key, default in (DEFAULTS | {"conv_pos_kernel_size": 19, "vocab_size": 32}).items():
+        if key in absent and theirs.get(key) is None:
+            continue
         value, least = theirs[key], 0 if key in ("pad_token_id", "mask_time_min_masks") else 1
         whole = lambda x, least=least: isinstance(x, int) and not isinstance(x, bool) and x >= least
         fits, wanted = {
