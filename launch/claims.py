@@ -306,15 +306,16 @@ def draw(rows: Sequence[dict[str, Any]], claim: str, path: pathlib.Path) -> None
         ax.barh(names, [v[0] for v in values], xerr=[v[1] for v in values], color=colors)
         ax.set_xlabel("character error rate on unseen speakers")
     else:
+        amounts = sorted({x for _, x in found}, key=lambda x: x or np.inf)
+        places = {x: x or 2 * max(amounts) or 1.0 for x in amounts}  # 0 is all of it
         for name in dict.fromkeys(row for row, _ in found):
-            points = [(x, *found[r, x]) for r, x in found if r == name]
-            most = max(x for x, *_ in points)
-            points = sorted((2 * most if x == 0 else x, mean, spread) for x, mean, spread, _ in points)
-            ax.errorbar(
-                *zip(*[(x, m) for x, m, _ in points], strict=True), yerr=[s for *_, s in points], marker="o", label=name
-            )
+            xs = [x for x in amounts if (name, x) in found]
+            means, spreads, _ = zip(*[found[name, x] for x in xs], strict=True)
+            ax.errorbar([places[x] for x in xs], means, yerr=spreads, marker="o", label=name)
         ax.set_xscale("log")
-        ax.set_xlabel("hours of unlabelled audio (right: all)" if claim == "unlabelled" else "labelled minutes")
+        ax.set_xticks(list(places.values()), [f"{x:g}" if x else "all" for x in amounts])
+        ax.minorticks_off()
+        ax.set_xlabel("hours of unlabelled audio" if claim == "unlabelled" else "labelled minutes")
         ax.set_ylabel("character error rate on unseen speakers")
         ax.set_ylim(bottom=0)
         ax.legend(frameon=False)
