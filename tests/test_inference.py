@@ -29,6 +29,11 @@ def model(random_run):
     return w2v_jax.load(random_run(data__normalize=True))
 
 
+def test_a_run_that_is_open_is_taken_as_it_is(random_run):
+    run = runs.open_run(random_run(data__normalize=True))
+    assert w2v_jax.load(run).run is run
+
+
 def noise(*shape, seed=0):
     return 0.1 * np.random.default_rng(seed).normal(size=shape)
 
