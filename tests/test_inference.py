@@ -32,6 +32,8 @@ def model(random_run):
 def test_a_run_that_is_open_is_taken_as_it_is(random_run):
     run = runs.open_run(random_run(data__normalize=True))
     assert w2v_jax.load(run).run is run
+    with pytest.raises(UserError, match="step=3: an open run is that of step 0"):
+        w2v_jax.load(run, step=3)
 
 
 def noise(*shape, seed=0):

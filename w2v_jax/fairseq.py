@@ -312,8 +312,7 @@ def wav2vec_config(settings: Mapping[str, Any]) -> Any:
 
 def _check_only(settings: Mapping[str, Any], only: Mapping[str, Any]) -> None:
     for key, value in only.items():
-        found = _setting(settings, key, value)
-        if getattr(found, "value", found) != value:
+        if (found := _setting(settings, key, value)) != value:
             raise UserError(f"{key}={found!r} cannot be read; only {value!r} is known here")
 
 

@@ -133,6 +133,8 @@ class Model:
 
 def open_model(path: Any, *, step: int | str | None = None, quantizer: Any = None) -> Model:
     """What `w2v_jax.load` returns. Raises UserError."""
+    if isinstance(path, runs.Run) and step is not None:
+        raise UserError(f"step={step}: an open run is that of step {path.step}; give its folder to choose another")
     run = path if isinstance(path, runs.Run) else runs.open_run(path, step=step)
     if run.form != WAVE and quantizer is None:
         raise UserError(

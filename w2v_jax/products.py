@@ -126,9 +126,7 @@ def _gradients_by_products(stride: int, x: jax.Array, kernel: jax.Array, g: jax.
     taps, channels, outputs = kernel.shape
     batch, length, _ = x.shape
     frames, near, far = g.shape[1], stride * channels, (taps - stride) * channels
-    rows = g.reshape(
-        batch * frames, outputs
-    )  # two axes for the products: contracting over B and F takes a third longer
+    rows = g.reshape(batch * frames, outputs)  # in two axes: contracting over B and F takes a third longer
     of_taps = _wide(rows, kernel.reshape(taps * channels, outputs), LAST_LAST).astype(x.dtype)
     of_taps = of_taps.reshape(batch, frames, near + far)
     of_x = jnp.pad(of_taps[..., :near], ((0, 0), (0, 1), (0, 0)))
