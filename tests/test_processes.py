@@ -52,8 +52,8 @@ class Group:
             self.said[number] += line
 
     def at_step(self, step: int) -> Group:
-        """Waits until process 0 has reported the step."""
-        while not re.search(rf"^train +{step}/", self.said[0], re.MULTILINE):
+        """Waits until process 0 has reported the step; a line of Gloo's threads may stand before it."""
+        while not re.search(rf"\btrain +{step}/", self.said[0]):
             assert self.running[0].poll() is None, self.said
             time.sleep(0.05)
         return self
