@@ -3,8 +3,9 @@
     python -m w2v_jax.bench --config=configs/cpc.py --batch=8 --seconds=1.28 --stages
     python -m w2v_jax.bench --config=configs/w2v2_base.py --batch=2 --seconds=10 --against=torch
 
-Both sides run in turn in one process (A B A B ...), so that a busy machine slows both; the figure to trust is the
-ratio of medians, theirs / ours. Reads no data: loading and decoding are not part of the time. One device.
+Both sides run in turn in one process, so that a busy machine slows both; the figure to trust is the ratio of medians,
+theirs / ours. A turn begins with steps that are not timed: in training a step follows its own kind, and finds memory
+and caches as that left them. Reads no data: loading and decoding are not part of the time. One device.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of the computation; default: train.dtype as given or, with --against on CPU, float32",
     )
     parser.add_argument("--runs", type=int, default=5, help="timed steps of each side (default 5)")
-    parser.add_argument("--warmup", type=int, default=1, help="steps after the first that are not timed (default 1)")
+    parser.add_argument("--warmup", type=int, default=1, help="untimed steps that begin a turn (default 1)")
     parser.add_argument("--stages", action="store_true", help="also time the parts of a step (four more programs)")
     parser.add_argument("--profile", metavar="DIR", help="write a trace of three steps for TensorBoard or Perfetto")
     parser.add_argument("--torch-compile", action="store_true", help="let torch.compile the other side (minutes)")
@@ -111,14 +112,13 @@ def measure(config: Any, samples: int, args: argparse.Namespace) -> dict[str, An
     sides = {"ours": ours}
     if args.against:
         sides["theirs"] = their_side(config, batch, args.torch_compile)
-    for side in sides.values():
-        for _ in range(args.warmup):
-            side.run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     parts: dict[str, list[float]] = {name: [] for name in ours.parts}
     losses: dict[str, float] = {}
-    for _ in range(args.runs):
+    for turn in range(args.runs):
         for name, side in sides.items():
+            for _ in range(args.warmup if turn == 0 or args.against else 0):
+                side.run()
             losses[name] = _timed(side.run, seconds[name])
         for name, run in ours.parts.items():
             _timed(run, parts[name])
