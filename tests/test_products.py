@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from commands import environment
 
-from w2v_jax.products import product, strided_conv
+from w2v_jax.products import plus, product, strided_conv
 
 CONVOLUTIONS = [(11, 3, 2), (12, 3, 2), (13, 2, 2), (10, 4, 2), (13, 4, 2), (31, 8, 4), (7, 1, 1)]
 
@@ -44,6 +44,15 @@ def test_a_product_of_float32_is_the_plain_one():
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
+def test_a_bias_is_added_in_the_type_of_the_frames_and_its_gradient_summed_in_float32():
+    x, bias = draw((3, 333, 8), dtype=jnp.bfloat16)[0], draw((8,))[0]
+    value, back = jax.vjp(jax.jit(plus), x, bias)
+    assert value.dtype == jnp.bfloat16 and (value == x + bias.astype(jnp.bfloat16)).all()
+    of_x, of_bias = back(jnp.ones_like(value))
+    assert of_x.dtype == jnp.bfloat16 and of_bias.dtype == jnp.float32
+    np.testing.assert_array_equal(of_bias, 999.0)  # 1000 in bfloat16
+
+
 @pytest.mark.parametrize(("length", "taps", "stride"), CONVOLUTIONS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2**-5)])
 def test_strided_convolutions_and_their_gradients_are_those_of_xla(length, taps, stride, dtype, tolerance):
@@ -73,7 +82,7 @@ def test_formulations_of_cpu_are_for_cpu_alone():
 
 FOLLOWED = """
 import jax, jax.numpy as jnp, numpy as np
-from w2v_jax.products import product, strided_conv
+from w2v_jax.products import plus, product, strided_conv
 
 def gradients(function, *inputs):
     value, back = jax.vjp(function, *inputs)

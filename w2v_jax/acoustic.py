@@ -22,6 +22,7 @@ import numpy as np
 from w2v_jax import noise as noises
 from w2v_jax.config import UserError
 from w2v_jax.frontend import gathered, linear, part, valid_frames
+from w2v_jax.products import plus
 from w2v_jax.transformer import Transformer
 
 GatedSpec = Sequence[tuple[int, int, int]]
@@ -53,7 +54,7 @@ class GatedConvLayer(nn.Module):
             padding=[(self.kernel // 2, self.kernel // 2)],
             dimension_numbers=("NWC", "WIO", "NWC"),
         )
-        return nn.glu(y + bias.astype(self.dtype))
+        return nn.glu(plus(y, bias))
 
 
 class GatedConv(nn.Module):

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from w2v_jax.config import UserError
-from w2v_jax.products import product, strided_conv
+from w2v_jax.products import plus, product, strided_conv
 
 part: Any = nn.with_logical_partitioning
 
@@ -220,7 +220,7 @@ class ConvLayer(nn.Module):
             x = jnp.concatenate([jnp.repeat(first, self.pad, axis=1), x], axis=1)
         y = strided_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
         if self.use_bias:
-            y = y + self.param("bias", part(uniform, ("conv",)), (self.channels,)).astype(self.dtype)
+            y = plus(y, self.param("bias", part(uniform, ("conv",)), (self.channels,)))
         if self.norm in ("group", "utterance"):
             norm = ChannelNorm if self.norm == "group" else UtteranceNorm
             y = norm(self.dtype, name="norm")(y, valid)
@@ -279,20 +279,25 @@ def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
 
 
 class Dense(nn.Module):
-    """x @ kernel + bias over the last axis, with logical `axes` of the kernel: `nn.Dense` of a `gathered` kernel."""
+    """x @ kernel + bias over the last axis, with logical `axes` of the kernel.
+
+    Both are `gathered` but with `gather=False`, in layers that XLA's partitioner is left to gather one by one.
+    """
 
     features: int
     axes: Axes
     kernel_init: nn.initializers.Initializer
     bias_init: nn.initializers.Initializer
     dtype: Any = jnp.float32
+    gather: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", part(self.kernel_init, self.axes), (x.shape[-1], self.features))
         bias = self.param("bias", part(self.bias_init, self.axes[1:]), (self.features,))
-        kernel, bias = gathered(kernel, self.axes), gathered(bias, self.axes[1:])
-        return product(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        if self.gather:
+            kernel, bias = gathered(kernel, self.axes), gathered(bias, self.axes[1:])
+        return plus(product(x.astype(self.dtype), kernel.astype(self.dtype)), bias)
 
 
 def linear(features: int, fan_in: int, axes: Axes, dtype: Any, name: str | None = None) -> Dense:

@@ -19,6 +19,7 @@ from w2v_jax import noise as noises
 from w2v_jax.api import Batch, Mean
 from w2v_jax.config import UserError, unit_rows
 from w2v_jax.frontend import gathered, num_frames, part, receptive_field, symmetric_uniform, valid_frames
+from w2v_jax.products import plus
 
 
 def first_offset(config: Any) -> int:
@@ -51,7 +52,7 @@ class FuturePredictor(nn.Module):
         kernel = gathered(kernel, (None, "embed", "proj"))
         y = jnp.einsum("bfd,sdc->bfsc", context.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
-            y = y + self.param("bias", part(init, ("proj",)), (self.width,)).astype(self.dtype)
+            y = plus(y, self.param("bias", part(init, ("proj",)), (self.width,)))
         frames = y.shape[1]
         later = [
             jnp.pad(y[:, : max(frames - offset - s, 0), s], ((0, 0), (min(offset + s, frames), 0), (0, 0)))

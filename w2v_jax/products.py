@@ -1,15 +1,15 @@
-"""Matrix products and strided convolutions, by the formulation that suits a CPU; other platforms keep XLA's own.
+"""Matrix products, strided convolutions and biases, by the formulation that suits a CPU; others keep XLA's products.
 
 Of bfloat16, XLA reaches a CPU's matrix unit (AMX) only where the result is asked for in float32, and for sums over
 rows, of which gradients of weights are made, only where the columns of one operand are in two axes; otherwise it widens
 the operands. Gradients of strided convolutions are products in float32, too: XLA convolves the gradient spread by
-zeros, which takes longer, and makes and gives back large arrays at each call.
+zeros, which takes longer, and makes and gives back large arrays at each call. A sum in bfloat16 over rows, as the
+gradient of a bias is, takes it some thirty times longer than one in float32.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +26,17 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _half(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[1])
 
 
-def along_last(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None, **_: Any) -> jax.Array:
-    """`product` as the `dot_general` of `flax.linen.Dense`, whose dimensions are these and whose precision is None."""
-    del dimensions, precision
-    return product(x, kernel)
+@jax.custom_vjp
+def plus(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """x [... C] with bias [C] added in x's type; the gradient of the bias is summed in float32, on all platforms."""
+    return x + bias.astype(x.dtype)
+
+
+def _plus_backward(bias, g):
+    return g, g.astype(jnp.float32).sum(axis=tuple(range(g.ndim - 1))).astype(bias.dtype)
+
+
+plus.defvjp(lambda x, bias: (plus(x, bias), bias), _plus_backward)
 
 
 def strided_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -50,7 +57,7 @@ def _plain(x, kernel):
     return jax.lax.dot_general(x, kernel, LAST_FIRST)
 
 
-def _wide(a: jax.Array, b: jax.Array, dimensions: Any = LAST_FIRST) -> jax.Array:
+def _wide(a: jax.Array, b: jax.Array, dimensions: jax.lax.DotDimensionNumbers = LAST_FIRST) -> jax.Array:
     """The product in float32. XLA would fold what is done to it into one that it then has no program for."""
     return jax.lax.optimization_barrier(jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32))
 

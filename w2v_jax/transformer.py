@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from w2v_jax import noise as noises
 from w2v_jax.attention import attention
 from w2v_jax.config import UserError
-from w2v_jax.frontend import LayerNorm, gathered, gelu, part, symmetric_uniform, valid_frames
-from w2v_jax.products import along_last
+from w2v_jax.frontend import Dense, LayerNorm, gathered, gelu, part, symmetric_uniform, valid_frames
+from w2v_jax.products import plus
 
 
 class PositionalConv(nn.Module):
@@ -45,7 +45,7 @@ class PositionalConv(nn.Module):
         v, bias = gathered(v, (None, None, "embed")), gathered(bias, ("embed",))
         norm = jnp.sqrt(jnp.sum(v * v, axis=(1, 2), keepdims=True))
         weight = (v * (g[:, None, None] / norm)).astype(self.dtype)
-        return gelu(convolved(x.astype(self.dtype), weight, self.groups, self.split) + bias.astype(self.dtype))
+        return gelu(plus(convolved(x.astype(self.dtype), weight, self.groups, self.split), bias))
 
 
 class PositionalStack(nn.Module):
@@ -72,7 +72,7 @@ class PositionalStack(nn.Module):
             bias = self.param(f"bias{i}", part(init, ("embed",)), (width,))
             kernel, bias = gathered(kernel, (None, None, "embed")), gathered(bias, ("embed",))
             x = jnp.where(valid, x, 0).astype(self.dtype)
-            x = convolved(x, kernel.astype(self.dtype), self.groups, self.split) + bias.astype(self.dtype)
+            x = plus(convolved(x, kernel.astype(self.dtype), self.groups, self.split), bias)
             x = gelu(LayerNorm(affine=False, dtype=self.dtype, name=f"norm{i}")(x))
         return x
 
@@ -144,17 +144,9 @@ class Block(nn.Module):
         )
         return self._dense(width, ("heads", "embed"), "out")(y.reshape(x.shape))
 
-    def _dense(self, features: int, axes: tuple[str, str], name: str) -> nn.Dense:
-        init = part(nn.initializers.normal(0.02), axes)
-        bias_init = part(nn.initializers.zeros, axes[1:])
-        return nn.Dense(
-            features,
-            dtype=self.dtype,
-            kernel_init=init,
-            bias_init=bias_init,
-            dot_general=along_last,
-            name=name,
-        )
+    def _dense(self, features: int, axes: tuple[str, str], name: str) -> Dense:
+        init, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
+        return Dense(features, axes, init, zeros, self.dtype, gather=False, name=name)
 
 
 class Transformer(nn.Module):
