@@ -7,7 +7,9 @@ import pathlib
 import sys
 
 import jax
+import numpy as np
 import pytest
+import soundfile
 
 from w2v_jax import batches, bench, flops, rival
 from w2v_jax.config import UserError, load
@@ -112,7 +114,19 @@ def test_json_is_one_object_and_all_that_stdout_gets(capsys):
     assert bench.main([*TINY, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     check_result(result)
-    assert "theirs_seconds" not in result and "ratio" not in result
+    assert "theirs_seconds" not in result and "ratio" not in result and result["padding_share"] is None
+
+
+def test_padding_is_that_of_the_buckets_on_the_recordings(tmp_path, capsys):
+    for speaker, seconds in enumerate((1.0, 0.9, 1.5, 1.2)):
+        soundfile.write(tmp_path / f"{speaker}.wav", np.zeros(round(seconds * 16_000)), 16_000)
+    data = ["--config.data.name=folder", f"--config.data.root={tmp_path}", f"--config.data.eval_root={tmp_path}"]
+    law = {"bucket_seconds": "(1.0,1.6)", "unit_seconds": 1.6, "batch_hours": 1.6 / 3600, "min_seconds": 0.5}
+    data += [f"--config.data.{key}={value}" for key, value in law.items()]
+    assert bench.main([*TINY, "--json", "--data", *data]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["padding_share"] == pytest.approx(1 - 4.6 / (1.0 + 1.0 + 1.6 + 1.6))
+    assert "11.5% of the samples" in bench.describe(result)
 
 
 @pytest.mark.parity

@@ -5,7 +5,8 @@
 
 Both sides run in turn in one process, so that a busy machine slows both; the figure to trust is the ratio of medians,
 theirs / ours. A turn begins with steps that are not timed: in training a step follows its own kind, and finds memory
-and caches as that left them. Reads no data: loading and decoding are not part of the time. One device.
+and caches as that left them. Loading and decoding are not part of the time, and the rows are full: --data tells what
+padding the config's buckets would leave on its data. One device.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import pathlib
 import platform
 import resource
 import statistics
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Sequence
@@ -52,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--runs and --batch must be at least 1, --warmup at least 0")
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         config, samples = _config(args, overrides)
-        result = measure(config, samples, args)
+        padding = _padding(args.config, overrides) if args.data else None
+        result = measure(config, samples, args) | {"padding_share": padding}
     print(json.dumps(result) if args.json else describe(result))
     return 0
 
@@ -73,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=int, default=5, help="timed steps of each side (default 5)")
     parser.add_argument("--warmup", type=int, default=1, help="untimed steps that begin a turn (default 1)")
     parser.add_argument("--stages", action="store_true", help="also time the parts of a step (four more programs)")
+    parser.add_argument("--data", action="store_true", help="also tell the padding of the config's data (lists them)")
     parser.add_argument("--profile", metavar="DIR", help="write a trace of three steps for TensorBoard or Perfetto")
     parser.add_argument("--torch-compile", action="store_true", help="let torch.compile the other side (minutes)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, all else on stderr")
@@ -100,6 +105,18 @@ def _config(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> tuple
         if frames <= (law.length + 1 if law is not None and "length" in law else 1):
             raise UserError(f"--seconds={args.seconds:g} makes {frames} frames; the config's masks need more")
     return config, samples
+
+
+def _padding(path: str, overrides: list[tuple[str, str]]) -> float:
+    """The share of an epoch's samples that is padding, with the config's buckets on its data."""
+    from w2v_jax.train import open_data
+
+    config = load(path, overrides)
+    with tempfile.TemporaryDirectory() as scratch:
+        data = open_data(
+            config, round(config.data.batch_hours * 3600 / config.data.unit_seconds), 1, pathlib.Path(scratch)
+        )
+    return data.train_plan.padding_share
 
 
 def measure(config: Any, samples: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -273,12 +290,19 @@ def describe(result: dict[str, Any]) -> str:
         f"parameters   {result['ours_parameters'] / 1e6:.2f} M{size}",
         f"throughput   {result['audio_hours_per_hour']:.4g} audio-hours per hour",
         f"peak memory  {_memory_words(result)}",
+        f"padding      {_padding_words(result['padding_share'])}",
         f"work         {result['flops'] / 1e9:.4g} GFLOP per step, {result['flops_per_second'] / 1e9:.4g} GFLOP/s",
         *(f"             {flop / 1e9:9.3f} forward, {part}" for part, flop in result["forward_flops"].items()),
     ]
     if "peak_share" in result:
         lines.append(f"             {100 * result['peak_share']:.1f} % of the device's peak")
     return "\n".join(lines)
+
+
+def _padding_words(share: float | None) -> str:
+    if share is None:
+        return "none, the rows are full; --data tells that of the config's data"
+    return f"{share:.1%} of the samples of an epoch, with the config's buckets on its data; none in the timed rows"
 
 
 def _memory_words(result: dict[str, Any]) -> str:
