@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from w2v_jax import checkpoint, convert, evaluate, foreign, huggingface, runs
+from w2v_jax import checkpoint, convert, evaluate, foreign, huggingface, huggingface_config, runs
 from w2v_jax.api import State
 from w2v_jax.config import UserError, from_json, load, to_json
 from w2v_jax.data import open_source
@@ -29,8 +29,8 @@ LETTERS = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "E": 5, "T": 6, 
 def made(head: str, fields: dict) -> tuple[dict, dict[str, np.ndarray]]:
     """(config.json, tensors with random values) of a small model, by this package's own list of tensors."""
     kind = "data2vec-audio" if "conv_pos_kernel_size" in fields else "wav2vec2"
-    theirs = huggingface.DEFAULTS | SMALL | fields | {"model_type": kind, "vocab_size": len(LETTERS)}
-    config = huggingface.our_config(theirs, head, True, len(LETTERS))
+    theirs = huggingface_config.DEFAULTS | SMALL | fields | {"model_type": kind, "vocab_size": len(LETTERS)}
+    config = huggingface_config.our_config(theirs, head, True, len(LETTERS))
     rng, shapes = np.random.default_rng(0), foreign.parameter_shapes(config)
     params = foreign.nest({path: rng.normal(size=s).astype(np.float32) for path, s in shapes.items()})
     return theirs, huggingface.tensors_of(config, params, head)
@@ -52,7 +52,7 @@ def imported(tmp_path, *arguments, **kwargs) -> runs.Run:
     return runs.open_run(tmp_path / "run", **kwargs)
 
 
-KINDS = [(head, fields) for head in huggingface.HEADS for fields in (BASE, LARGE, MIXED)]
+KINDS = [(head, fields) for head in huggingface_config.HEADS for fields in (BASE, LARGE, MIXED)]
 
 
 @pytest.mark.parametrize(("head", "fields"), [*KINDS, ("encoder", MIXED | DATA2VEC), ("ctc", MIXED | DATA2VEC)])

@@ -59,6 +59,7 @@ LIBRARY = {
     "reference",
     "foreign",
     "huggingface",
+    "huggingface_config",
     "fairseq",
     "warmstart",
     "unpickle",

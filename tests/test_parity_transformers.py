@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from w2v_jax import convert, huggingface, masking
+from w2v_jax import convert, huggingface, huggingface_config, masking
 from w2v_jax.config import flatten
 from w2v_jax.data.index import WAVE
 from w2v_jax.foreign import parameter_shapes, take_over
@@ -45,7 +45,7 @@ CASES = {
 def our_config(theirs, samples: int):
     """Our config of theirs as `convert` makes it, for one unit of so many samples; theirs has no masked norm."""
     fields = theirs.to_dict() | {"model_type": "wav2vec2"}
-    config = huggingface.our_config(fields, "pretraining", False, 0)
+    config = huggingface_config.our_config(fields, "pretraining", False, 0)
     with config.unlocked():
         config.data.unit_seconds = samples / 16_000
         config.encoder.padding_aware = False

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax import __version__, checkpoint, fairseq, huggingface
+from w2v_jax import __version__, checkpoint, fairseq, huggingface, huggingface_config
 from w2v_jax import config as configs
 from w2v_jax.config import UserError, run_command
 from w2v_jax.data.labels import FILE as ALPHABET
@@ -73,7 +73,7 @@ def tell(imported: Imported, source: pathlib.Path, target: pathlib.Path, every: 
     print(f"{source}: {len(imported.table)} tensors, {weights / 1e6:.1f} M parameters, all of them mapped")
     if "mlp" in e:
         blocks = "pre" if e.pre_norm else "post"
-        stack = f", {e.pos_layers} positional convolutions" if huggingface.is_stack(config) else ""
+        stack = f", {e.pos_layers} positional convolutions" if huggingface_config.is_stack(config) else ""
         print(f"  encoder   {e.layers} layers of {e.width}, {e.conv_norm} norm, {blocks}-norm blocks{stack}")
     else:
         print(f"  encoder   {len(e.conv_layers)} convolutions, {len(e.context_kernels)} of context, {e.activation}")
@@ -101,11 +101,11 @@ def export(source: pathlib.Path, target: pathlib.Path, args: argparse.Namespace)
         config = configs.with_outputs(config, len(alphabet))
     bare = config.method == "wav2vec2" and not config.quantizer.groups
     head = "encoder" if args.encoder_only or bare else "ctc" if config.method == "ctc" else "pretraining"
-    huggingface.check_export(config, head)
+    huggingface_config.check_export(config, head)
     weights = checkpoint.restore_params(source, step=args.step)
     tensors = huggingface.tensors_of(config, weights.params, head)
-    files = {"config.json": huggingface.their_config(config, head)}
-    files["preprocessor_config.json"] = huggingface.their_preprocessor(config)
+    files = {"config.json": huggingface_config.their_config(config, head)}
+    files["preprocessor_config.json"] = huggingface_config.their_preprocessor(config)
     if head == "ctc" and alphabet is not None:
         files |= huggingface.their_tokenizer(alphabet)
     try:
@@ -122,14 +122,14 @@ def export(source: pathlib.Path, target: pathlib.Path, args: argparse.Namespace)
     print(f"{source} at step {weights.step}: {len(tensors)} tensors, {_count(tensors) / 1e6:.1f} M parameters")
     for line in consequences(config):
         print(f"  note      {line}")
-    name = huggingface.their_class(config, head)
+    name = huggingface_config.their_class(config, head)
     print(f"done: {target} loads with transformers.{name}.from_pretrained({str(target)!r})")
     return 0
 
 
 def consequences(config: Any) -> list[str]:
     """What differs in transformers although the parameters are the same."""
-    if huggingface.is_stack(config):
+    if huggingface_config.is_stack(config):
         return [
             "the stack of positional convolutions of transformers lets padding into the last frames of a recording: "
             "there, features of a padded batch differ; here padding never enters a feature"
@@ -144,7 +144,7 @@ def consequences(config: Any) -> list[str]:
 
 def model_card(source: pathlib.Path, config: Any, head: str, step: int, name: str) -> str:
     """README.md for the model: what the run says of itself, and places for what it cannot know."""
-    family = "data2vec-audio" if huggingface.is_stack(config) else "wav2vec 2.0"
+    family = "data2vec-audio" if huggingface_config.is_stack(config) else "wav2vec 2.0"
     lines = ["---", "library_name: transformers", "tags: [speech, wav2vec2, w2v_jax]", "license: other", "---", ""]
     lines += [f"# {name}", "", *_origin(source, config, family)]
     lines += ["License, data and intended use: to be filled in by its authors.", "", "| | |", "| --- | --- |"]
@@ -162,10 +162,10 @@ def model_card(source: pathlib.Path, config: Any, head: str, step: int, name: st
     lines += [
         "",
         "```python",
-        "from transformers import AutoFeatureExtractor, " + huggingface.their_class(config, head),
+        "from transformers import AutoFeatureExtractor, " + huggingface_config.their_class(config, head),
         "",
     ]
-    lines += [f'model = {huggingface.their_class(config, head)}.from_pretrained("{name}")']
+    lines += [f'model = {huggingface_config.their_class(config, head)}.from_pretrained("{name}")']
     lines += [f'extractor = AutoFeatureExtractor.from_pretrained("{name}")  # 16 kHz audio', "```", ""]
     lines += [line[0].upper() + line[1:] + "." for line in consequences(config)]
     return "\n".join(lines) + "\n"

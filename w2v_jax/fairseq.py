@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax import huggingface, unpickle
+from w2v_jax import huggingface, huggingface_config, unpickle
 from w2v_jax.config import UserError
 from w2v_jax.data.labels import BLANK, Alphabet
 from w2v_jax.foreign import Imported, Place, parameter_shapes, take_over
@@ -177,7 +177,7 @@ def wav2vec2_config(settings: Mapping[str, Any], outputs: int = 0) -> Any:
     _check_only(settings, WAV2VEC2_ONLY if outputs else WAV2VEC2_ONLY | PRETRAINING_ONLY)
     layers = conv_layers(one("conv_feature_layers", "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]"))
     final = one("final_dim", 0) or one("encoder_embed_dim", 768)
-    theirs: dict[str, Any] = huggingface.DEFAULTS | dict(
+    theirs: dict[str, Any] = huggingface_config.DEFAULTS | dict(
         conv_dim=[c for c, _, _ in layers],
         conv_kernel=[k for _, k, _ in layers],
         conv_stride=[s for _, _, s in layers],
@@ -201,8 +201,10 @@ def wav2vec2_config(settings: Mapping[str, Any], outputs: int = 0) -> Any:
         mask_feature_prob=one("mask_channel_prob", 0.0),
         mask_feature_length=one("mask_channel_length", 64),
     )
-    huggingface.check_values(theirs, "the settings of the checkpoint, by the names of transformers")
-    config = huggingface.our_config(theirs, "ctc" if outputs else "pretraining", bool(settings["normalize"]), outputs)
+    huggingface_config.check_values(theirs, "the settings of the checkpoint, by the names of transformers")
+    config = huggingface_config.our_config(
+        theirs, "ctc" if outputs else "pretraining", bool(settings["normalize"]), outputs
+    )
     if not outputs:
         with config.unlocked():
             config.quantizer.temperature = _numbers(one("latent_temp", (2.0, 0.5, 0.999995)))
