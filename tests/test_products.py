@@ -82,7 +82,7 @@ def test_formulations_of_cpu_are_for_cpu_alone():
 
 FOLLOWED = """
 import jax, jax.numpy as jnp, numpy as np
-from w2v_jax.products import plus, product, strided_conv
+from w2v_jax.products import product, strided_conv
 
 def gradients(function, *inputs):
     value, back = jax.vjp(function, *inputs)

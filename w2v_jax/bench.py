@@ -34,6 +34,7 @@ from w2v_jax.config import (
     SAMPLE_RATE,
     UserError,
     add_config_argument,
+    batch_units,
     load,
     run_command,
     split_overrides,
@@ -113,9 +114,7 @@ def _padding(path: str, overrides: list[tuple[str, str]]) -> float:
 
     config = load(path, overrides)
     with tempfile.TemporaryDirectory() as scratch:
-        data = open_data(
-            config, round(config.data.batch_hours * 3600 / config.data.unit_seconds), 1, pathlib.Path(scratch)
-        )
+        data = open_data(config, batch_units(config.data), 1, pathlib.Path(scratch))
     return data.train_plan.padding_share
 
 

@@ -39,6 +39,11 @@ def unit_rows(unit_seconds: float, num_samples: int) -> int:
     return max(1, int(unit_seconds * SAMPLE_RATE + 0.5) // num_samples)
 
 
+def batch_units(data: Any) -> int:
+    """Units in the batch of one update, by the config's section `data`."""
+    return round(data.batch_hours * 3600 / data.unit_seconds)
+
+
 def num_units(unit_seconds: float, rows: int, num_samples: int) -> int:
     """Units in a batch of `rows` rows of `num_samples` samples. Raises ValueError when a unit would be cut."""
     per_unit = unit_rows(unit_seconds, num_samples)

@@ -29,6 +29,7 @@ from w2v_jax.config import (
     SAMPLE_RATE,
     UserError,
     add_config_argument,
+    batch_units,
     load,
     portable,
     run_command,
@@ -134,7 +135,7 @@ def estimated(config: Any, target: Target) -> Estimate:
     config, d = with_alphabet(portable(config)), config.data
     sizes = sharding.mesh_shape(config.sharding, target.devices)
     mesh = AbstractMesh(sizes, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
-    units, shards = round(d.batch_hours * 3600 / d.unit_seconds), sharding.batch_shards(mesh)
+    units, shards = batch_units(d), sharding.batch_shards(mesh)
     parts = sharding.accumulation(units, d.unit_seconds, d.device_seconds, shards)
     samples = round(max(d.bucket_seconds) * SAMPLE_RATE)
     rows = units // shards // parts * unit_rows(d.unit_seconds, samples)
@@ -283,7 +284,7 @@ def roomier(config: Any, target: Target, estimate: Estimate) -> list[str]:
     """The flag that fills a device's memory, so that an update has fewer micro-batches; empty if it is full."""
     room = ROOM * target.memory - estimate.state - estimate.gradients
     per_unit = estimate.activations * config.data.unit_seconds / (estimate.rows * estimate.samples / SAMPLE_RATE)
-    units = round(config.data.batch_hours * 3600 / config.data.unit_seconds) // math.prod(estimate.mesh[:2])
+    units = batch_units(config.data) // math.prod(estimate.mesh[:2])
     most = max((n for n in range(1, units + 1) if units % n == 0 and n * per_unit <= room), default=1)
     if units // most >= estimate.parts:
         return []

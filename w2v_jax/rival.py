@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from w2v_jax import reference
+from w2v_jax import huggingface_config, reference
 from w2v_jax.config import UserError
 
 THEIRS = {
@@ -108,37 +108,10 @@ def their_config(config: Any) -> Any:
     """transformers.Wav2Vec2Config of the same model, dropouts and loss. UserError where it has no such choice."""
     from transformers import Wav2Vec2Config
 
-    e, q, contrast = config.encoder, config.quantizer, config.loss
-    if contrast.cross_negatives or contrast.codebook_negatives:
+    if config.loss.cross_negatives or config.loss.codebook_negatives:
         raise UserError("transformers has neither loss.cross_negatives nor loss.codebook_negatives: set both to 0")
-    channels, kernels, strides = zip(*e.conv_layers, strict=True)
-    return Wav2Vec2Config(
-        hidden_size=e.width,
-        num_hidden_layers=e.layers,
-        num_attention_heads=e.heads,
-        intermediate_size=e.mlp,
-        hidden_dropout=e.dropout,
-        activation_dropout=e.mlp_dropout,
-        attention_dropout=e.attention_dropout,
-        feat_proj_dropout=e.input_dropout,
-        feat_quantizer_dropout=q.input_dropout,
-        layerdrop=e.layer_drop,
-        feat_extract_norm=e.conv_norm,
-        do_stable_layer_norm=e.pre_norm,
-        conv_dim=channels,
-        conv_kernel=kernels,
-        conv_stride=strides,
-        conv_bias=e.conv_bias,
-        num_conv_pos_embeddings=e.pos_kernel,
-        num_conv_pos_embedding_groups=e.pos_groups,
-        num_codevector_groups=q.groups,
-        num_codevectors_per_group=q.codes,
-        codevector_dim=q.dim,
-        proj_codevector_dim=contrast.proj,
-        num_negatives=contrast.negatives,
-        contrastive_logits_temperature=contrast.temperature,
-        diversity_loss_weight=contrast.diversity_weight,
-    )
+    huggingface_config.check_export(config, "pretraining")
+    return Wav2Vec2Config.from_dict(huggingface_config.their_config(config, "pretraining"))
 
 
 def _their_draws(config: Any, wave: Any, torch: Any):

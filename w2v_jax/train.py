@@ -122,7 +122,7 @@ def run(config: Any, path: pathlib.Path) -> int:
     active = jax.process_index() == 0
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES), workdir.open_workdir(path, config, active=active):
         jax.config.update("jax_compilation_cache_dir", config.train.compile_cache or str(path / "compile_cache"))
-        units = round(config.data.batch_hours * 3600 / config.data.unit_seconds)
+        units = configs.batch_units(config.data)
         shards = sharding.batch_shards(mesh)
         parts = sharding.accumulation(units, config.data.unit_seconds, config.data.device_seconds, shards)
         data = open_data(config, units, shards, path)
