@@ -97,7 +97,8 @@ def test_weight_decay_is_decoupled_and_falls_on_every_parameter(params):
 def test_clip_norm_limits_the_gradient_and_0_never_clips(params):
     def first_moments(clip_norm, scale):
         tx = optim.optimizer(settings(clip_norm=clip_norm), lambda n: 1e-3, params)
-        _, opt = tx.update(gradient(params, 0, scale), tx.init(params), params, count=jnp.int32(0))
+        grads = gradient(params, 0, scale)
+        _, opt = tx.update(grads, tx.init(params), params, count=jnp.int32(0), norm=optax.tree.norm(grads))
         return next(s for s in opt if isinstance(s, optim.AdamState)).mu
 
     raw = optax.tree.norm(gradient(params, 0, 1.0))

@@ -69,20 +69,36 @@ def adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation
 
     update = m * sqrt(1 - beta2^t) / (1 - beta1^t) / (sqrt(v) + eps). Differs from `optax.scale_by_adam`, which adds
     eps after the correction: the effective eps is larger in the first updates.
+
+    `finite` (a scalar; False: the state stays as it is, the update has no meaning) is decided here, not afterwards: an
+    update made of the moments that are kept lets XLA write them over the old ones instead of copying those first.
     """
 
     def init(params: PyTree) -> AdamState:
         zeros = jax.tree.map(jnp.zeros_like, params)
         return AdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.zeros_like, params))
 
-    def update(grads: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
-        count = state.count + 1
-        t = count.astype(jnp.float32)
+    def update(grads: Any, state: Any, params: Any = None, *, finite: Any = True, **_: Any) -> tuple[Any, Any]:
+        t = (state.count + 1).astype(jnp.float32)
         correction = jnp.sqrt(1.0 - beta2**t) / (1.0 - beta1**t)
-        mu = jax.tree.map(lambda m, g: beta1 * m + (1.0 - beta1) * g, state.mu, grads)
-        nu = jax.tree.map(lambda v, g: beta2 * v + (1.0 - beta2) * g * g, state.nu, grads)
+        kept = lambda new, old: jnp.where(finite, new, old)
+        mu = jax.tree.map(lambda m, g: kept(beta1 * m + (1.0 - beta1) * g, m), state.mu, grads)
+        nu = jax.tree.map(lambda v, g: kept(beta2 * v + (1.0 - beta2) * g * g, v), state.nu, grads)
         updates = jax.tree.map(lambda m, v: correction * m / (jnp.sqrt(v) + eps), mu, nu)
-        return updates, AdamState(count, mu, nu)
+        return updates, AdamState(kept(state.count + 1, state.count), mu, nu)
+
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def clip(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """Scales a gradient whose norm is above max_norm down to it. Its update is given the gradient's `norm`."""
+
+    def init(params: PyTree) -> optax.EmptyState:
+        return optax.EmptyState()
+
+    def update(grads: Any, state: Any, params: Any = None, *, norm: jax.Array, **_: Any) -> tuple[Any, Any]:
+        scale = jnp.minimum(1.0, max_norm / norm)
+        return jax.tree.map(lambda g: g * scale, grads), state
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
@@ -122,7 +138,8 @@ def optimizer(optim: Any, rate: Schedule, params: PyTree) -> optax.GradientTrans
     """Clip (optim.clip_norm, 0 = never), Adam, decoupled weight decay of every parameter, learning rate.
 
     p <- p - lr * scale * (adam + decay * p). Frozen parameters (scale 0) stay bit-equal. params, which may be
-    abstract, gives the parameters' paths.
+    abstract, gives the parameters' paths. Its update is given `count` (of updates before), the gradient's `norm` if it
+    clips, and `finite` (see `adam`).
     """
     scale, decay = apply_rules(params, optim.rules, optim.weight_decay)
 
@@ -133,7 +150,7 @@ def optimizer(optim: Any, rate: Schedule, params: PyTree) -> optax.GradientTrans
         lr = rate(extra["count"])
         return jax.tree.map(lambda u, p, s, d: -lr * s * (u + d * p), updates, params, scale, decay), state
 
-    clip = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm > 0 else []
+    first = [clip(optim.clip_norm)] if optim.clip_norm > 0 else []
     beta1, beta2 = optim.betas
     tail = optax.GradientTransformationExtraArgs(init, step)
-    return optax.chain(*clip, adam(beta1, beta2, optim.eps), tail)
+    return optax.chain(*first, adam(beta1, beta2, optim.eps), tail)

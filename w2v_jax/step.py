@@ -52,9 +52,10 @@ def zeros_like(batch: PyTree) -> PyTree:
 
 
 def gradients(method: Method, state: State, batches: Batch, key: jax.Array) -> tuple[PyTree, PyTree, dict[str, Mean]]:
-    """(mean gradient, extra, metrics) over A micro-batches: leaves of batches are [A B ...].
+    """(gradient of the summed loss, extra, metrics) over A micro-batches: leaves of batches are [A B ...].
 
-    The gradient of the summed loss divided by the summed weight: exact, however unevenly frames are masked.
+    Divided by the weight of metrics["objective"], summed as well, it is the gradient of the mean: exact, however
+    unevenly frames are masked.
     """
 
     def micro(extra: PyTree, batch: Batch):
@@ -74,8 +75,7 @@ def gradients(method: Method, state: State, batches: Batch, key: jax.Array) -> t
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         (grads, extra), metrics = jax.lax.scan(body, (zeros, state.extra), batches)
         metrics = jax.tree.map(lambda x: x.sum(axis=0), metrics)
-    weight = jnp.maximum(metrics["objective"].weight, 1e-8)
-    return jax.tree.map(lambda g: g / weight, grads), extra, metrics
+    return grads, extra, metrics
 
 
 def train_step(
@@ -89,14 +89,18 @@ def train_step(
     """One update from micro-batches [A B ...] and the run's key. Step n's randomness is fold_in(key, n).
 
     A loss or gradient that is not finite leaves params, extra and optimizer as they were; "skipped" is then 1.
+    The norm is that of the summed gradient, scaled: XLA would keep a scaled gradient that is reduced, too, in memory.
     """
     grads, extra, metrics = gradients(method, state, batches, jax.random.fold_in(key, state.step))
-    norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(norm) & jnp.isfinite(metrics["objective"].total)
-    updates, opt = tx.update(grads, state.opt, state.params, count=state.step)
+    objective = metrics["objective"]
+    share = 1.0 / jnp.maximum(objective.weight, 1e-8)
+    norm = optax.tree.norm(grads) * share
+    finite = jnp.isfinite(norm) & jnp.isfinite(objective.total)
+    mean = jax.tree.map(lambda g: g * share, grads)
+    updates, opt = tx.update(mean, state.opt, state.params, count=state.step, norm=norm, finite=finite)
     params = optax.apply_updates(state.params, updates)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-    new = State(state.step + 1, keep(params, state.params), keep(extra, state.extra), keep(opt, state.opt))
+    new = State(state.step + 1, keep(params, state.params), keep(extra, state.extra), opt)
     values = {name: mean.value() for name, mean in metrics.items()}
     values |= {"grad_norm": norm, "learning_rate": rate(state.step), "skipped": 1.0 - finite.astype(jnp.float32)}
     return new, values
