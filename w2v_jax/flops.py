@@ -1,4 +1,4 @@
-"""How many floating-point operations a program takes, counted on its text, and what accelerators can do at best.
+"""How many floating-point operations a program takes, counted on its text, and what devices can do at best.
 
 Matrix products and convolutions are counted, no norms or activations; a multiply-add counts as two. What is counted is
 the program that is given, before XLA: of a loss, the work of the model in one forward pass.
@@ -6,12 +6,15 @@ the program that is given, before XLA: of a loss, the work of the model in one f
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 STEP_FACTOR = 3
 """A training step is about three forward passes: the backward pass forms a gradient for both factors of a product."""
@@ -87,3 +90,20 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
     if dtype != "bfloat16":
         return None
     return next((peak for name, peak in PEAKS if name in device_kind), None)
+
+
+def product_flops(dtype: str) -> float:
+    """FLOP/s of a large matrix product on the first device, measured now: what a program could reach at best.
+
+    The product is that of `products.py`: of `dtype`, summed in float32. The fastest of five.
+    """
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
+    product(x, x).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)

@@ -75,6 +75,7 @@ def real_pairs(config: Any, batch: Batch) -> jax.Array:
     return real[..., None] & reached
 
 
+@jax.named_scope("draws")
 def draw(config: Any, batch: Batch, key: jax.Array) -> jax.Array:
     """Distractors [K J N] of every frame, as indices into the J frames of its block.
 
@@ -107,6 +108,7 @@ def candidate_logits(predictions: jax.Array, targets: jax.Array, distractors: ja
     return logits.reshape(*predictions.shape[:3], -1)
 
 
+@jax.named_scope("loss")
 def objective(
     config: Any, batch: Batch, targets: jax.Array, predictions: jax.Array, distractors: jax.Array
 ) -> tuple[Mean, dict[str, Mean]]:

@@ -1,7 +1,7 @@
 """The other side of `bench`: the same training step in PyTorch, with the same sizes, dropouts and loss.
 
-wav2vec 2.0 is Hugging Face's; the other methods are the reference's formulations (`reference.py`). Needs the extra
-`parity`; torch and transformers are imported when a function is called.
+wav2vec 2.0 and CTC on it are Hugging Face's; the other methods are the reference's formulations (`reference.py`). Needs
+the extra `parity`; torch and transformers are imported when a function is called.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ THEIRS = {
     "torch.cdist, Gumbel's vectors by one product",
     "cpc": "CPC after Riviere et al. 2020: torch's recurrent network, distractors gathered for every present frame",
     "bert_codes": "transformers RobertaForMaskedLM with the head on masked frames only; masks are drawn in NumPy",
+    "ctc": "transformers Wav2Vec2ForCTC in training mode with the same sizes, dropouts, LayerDrop and masks, which it "
+    "draws in NumPy within the step",
 }
 
 
@@ -39,6 +41,7 @@ class Side(NamedTuple):
     first_seconds: float  # compilation and first step
     run: Callable[[], float]
     parameters: int
+    compile_seconds: float | None = None  # where it can be told apart
     program_bytes: int | None = None
     parts: Mapping[str, Callable[[], Any]] = MappingProxyType({})
 
@@ -53,7 +56,7 @@ def their_side(config: Any, batch: dict[str, np.ndarray], compiled: bool) -> Sid
         raise UserError("JAX has a GPU and torch has none: install a CUDA build of torch, or set JAX_PLATFORMS=cpu")
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(config.seed)
-    builders = {"wav2vec2": wav2vec2, "cpc": reference.cpc, "bert_codes": reference.bert}
+    builders = {"wav2vec2": wav2vec2, "ctc": ctc, "cpc": reference.cpc, "bert_codes": reference.bert}
     model, loss = builders.get(config.method, reference.wav2vec)(torch, config)
     model.to(device).train()
     o = config.optim
@@ -73,8 +76,10 @@ def their_side(config: Any, batch: dict[str, np.ndarray], compiled: bool) -> Sid
 
     start = time.perf_counter()
     run()
-    words = f"{THEIRS[config.method]}; torch.optim.AdamW(fused=True); {'torch.compile' if compiled else 'eager'}"
-    return Side(words, time.perf_counter() - start, run, sum(p.numel() for p in model.parameters()))
+    words = [THEIRS[config.method], "torch.optim.AdamW(fused=True)", "torch.compile" if compiled else "eager"]
+    if hasattr(model, "config"):
+        words.insert(1, f"attention by {model.config._attn_implementation}")
+    return Side("; ".join(words), time.perf_counter() - start, run, sum(p.numel() for p in model.parameters()))
 
 
 def _import_torch() -> Any:
@@ -90,7 +95,7 @@ def wav2vec2(torch: Any, config: Any) -> tuple[Any, reference.Loss]:
     """Hugging Face's model, and its loss per masked frame; what is shown is the contrastive part."""
     import transformers
 
-    model = transformers.Wav2Vec2ForPreTraining(their_config(config))
+    model = transformers.Wav2Vec2ForPreTraining(their_config(config, "pretraining"))
     model.set_gumbel_temperature(config.quantizer.temperature[0])
     draws = None
 
@@ -104,14 +109,29 @@ def wav2vec2(torch: Any, config: Any) -> tuple[Any, reference.Loss]:
     return model, loss
 
 
-def their_config(config: Any) -> Any:
+def ctc(torch: Any, config: Any) -> tuple[Any, reference.Loss]:
+    """Hugging Face's recogniser, with a feature encoder that is trained where ours is; what is shown is per token."""
+    import transformers
+
+    model = transformers.Wav2Vec2ForCTC(their_config(config, "ctc"))
+    if not config.encoder.conv_grad_scale:
+        model.freeze_feature_encoder()
+
+    def loss(batch: dict[str, Any]) -> tuple[Any, Any]:
+        total = model(batch["wave"], labels=batch["tokens"].long()).loss
+        return total / len(batch["wave"]), total.detach() / batch["num_tokens"].sum()
+
+    return model, loss
+
+
+def their_config(config: Any, head: str) -> Any:
     """transformers.Wav2Vec2Config of the same model, dropouts and loss. UserError where it has no such choice."""
     from transformers import Wav2Vec2Config
 
-    if config.loss.cross_negatives or config.loss.codebook_negatives:
+    if head == "pretraining" and (config.loss.cross_negatives or config.loss.codebook_negatives):
         raise UserError("transformers has neither loss.cross_negatives nor loss.codebook_negatives: set both to 0")
-    huggingface_config.check_export(config, "pretraining")
-    return Wav2Vec2Config.from_dict(huggingface_config.their_config(config, "pretraining"))
+    huggingface_config.check_export(config, head)
+    return Wav2Vec2Config.from_dict(huggingface_config.their_config(config, head))
 
 
 def _their_draws(config: Any, wave: Any, torch: Any):

@@ -93,14 +93,15 @@ def train_step(
     """
     grads, extra, metrics = gradients(method, state, batches, jax.random.fold_in(key, state.step))
     objective = metrics["objective"]
-    share = 1.0 / jnp.maximum(objective.weight, 1e-8)
-    norm = optax.tree.norm(grads) * share
-    finite = jnp.isfinite(norm) & jnp.isfinite(objective.total)
-    mean = jax.tree.map(lambda g: g * share, grads)
-    updates, opt = tx.update(mean, state.opt, state.params, count=state.step, norm=norm, finite=finite)
-    params = optax.apply_updates(state.params, updates)
-    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-    new = State(state.step + 1, keep(params, state.params), keep(extra, state.extra), opt)
+    with jax.named_scope("optimizer"):
+        share = 1.0 / jnp.maximum(objective.weight, 1e-8)
+        norm = optax.tree.norm(grads) * share
+        finite = jnp.isfinite(norm) & jnp.isfinite(objective.total)
+        mean = jax.tree.map(lambda g: g * share, grads)
+        updates, opt = tx.update(mean, state.opt, state.params, count=state.step, norm=norm, finite=finite)
+        params = optax.apply_updates(state.params, updates)
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        new = State(state.step + 1, keep(params, state.params), keep(extra, state.extra), opt)
     values = {name: mean.value() for name, mean in metrics.items()}
     values |= {"grad_norm": norm, "learning_rate": rate(state.step), "skipped": 1.0 - finite.astype(jnp.float32)}
     return new, values

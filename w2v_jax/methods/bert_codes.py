@@ -91,6 +91,7 @@ def num_frames(config: Any, batch: CodeBatch) -> jax.Array:
     return jnp.minimum(batch["num_samples"] // config.encoder.hop, batch["codes"].shape[1])
 
 
+@jax.named_scope("draws")
 def draw(config: Any, batch: CodeBatch, key: jax.Array) -> Draws:
     """The draws of one pass; each row's depend on (key, its number, its length) alone."""
     m, codes = config.masking, batch["codes"]
@@ -107,6 +108,7 @@ def draw(config: Any, batch: CodeBatch, key: jax.Array) -> Draws:
     return Draws(masked, slots, used, jnp.where(masked, given, codes))
 
 
+@jax.named_scope("loss")
 def objective(
     config: Any, batch: CodeBatch, draws: Draws, logits: jax.Array, counts: jax.Array
 ) -> tuple[Mean, dict[str, Mean]]:

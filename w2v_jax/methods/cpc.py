@@ -59,6 +59,7 @@ class CPC(nn.Module):
         }
 
 
+@jax.named_scope("draws")
 def draw(config: Any, batch: Batch, key: jax.Array) -> jax.Array:
     """Distractors [K J N] int32 of every frame, into the J frames of its block: a row ("same"), else a unit.
 
@@ -81,6 +82,7 @@ def draw(config: Any, batch: Batch, key: jax.Array) -> jax.Array:
     return index.reshape(-1, rows * real.shape[1], index.shape[-1])
 
 
+@jax.named_scope("loss")
 def objective(
     config: Any, batch: Batch, local: jax.Array, predictions: jax.Array, distractors: jax.Array
 ) -> tuple[Mean, dict[str, Mean]]:

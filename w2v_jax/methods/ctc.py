@@ -114,6 +114,7 @@ def hidden_states(encoder: Any) -> int:
     raise UserError(f"acoustic.input='weighted' needs an encoder with layers; encoder.kind is {encoder.kind!r}")
 
 
+@jax.named_scope("draws")
 def draw_masks(law: Any, noise: jax.Array, frames: jax.Array, total: int, width: int) -> tuple[jax.Array, jax.Array]:
     """(frames [B F], channels [B D]) to hide in training: spans over time, and over neighbouring channels."""
     rows = len(frames)
@@ -135,6 +136,7 @@ def output_frames(config: Any, num_samples: Any) -> Any:
     return -(-frames // acoustic_stride(config.acoustic))
 
 
+@jax.named_scope("loss")
 def objective(logits: jax.Array, frames: jax.Array, batch: Any, *, train: bool) -> tuple[Mean, dict[str, Mean]]:
     """The summed loss of the utterances that can be aligned, and their number; and the metrics."""
     nll, possible = losses.ctc(logits, frames, batch["tokens"], batch["num_tokens"])

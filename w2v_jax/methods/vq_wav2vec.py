@@ -84,6 +84,7 @@ class VQWav2Vec(nn.Module):
         }
 
 
+@jax.named_scope("loss")
 def objective(
     config: Any, batch: Batch, quantized: Quantized, predictions: jax.Array, distractors: jax.Array
 ) -> tuple[Mean, dict[str, Mean]]:

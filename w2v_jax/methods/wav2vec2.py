@@ -98,6 +98,7 @@ class Wav2Vec2(nn.Module):
         return found
 
 
+@jax.named_scope("draws")
 def draw(config: Any, batch: Batch, key: jax.Array, *, train: bool) -> Draws:
     """The draws of one pass; each row's depend on (key, its number, its length) alone."""
     m, q, contrast = config.masking, config.quantizer, config.loss
@@ -126,6 +127,7 @@ def draw(config: Any, batch: Batch, key: jax.Array, *, train: bool) -> Draws:
     return Draws(masked, slots, used, gumbel, distractors, codebook)
 
 
+@jax.named_scope("loss")
 def objective(config: Any, batch: Batch, draws: Draws, prediction: Prediction) -> tuple[Mean, dict[str, Mean]]:
     """The summed loss and its weight, the number of masked frames; and the metrics."""
     units = num_units(config.data.unit_seconds, *batch["wave"].shape)
