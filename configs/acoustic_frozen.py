@@ -8,9 +8,10 @@ of `acoustic_logmel.py`, which is the baseline. An empty `init.run` gives the fe
 section is that of wav2vec 2.0 Base; that of another run must be copied here, and the error names what differs.
 
 Variants: `:features` reads what `python -m w2v_jax.extract` has written, from any run (vq-wav2vec, BERT from audio),
-so that the encoder runs once instead of every epoch; `:cpc` reads a run of `cpc.py`. `:demo` (after the demo of
-w2v2_base), `:cpc_demo` (after that of cpc) and `:features_demo` take minutes on two CPU cores; `:tiny` is for tests.
-The encoder is fine-tuned together with the acoustic model by `--config.encoder.frozen=false --config.optim.rules="()"`.
+so that the encoder runs once instead of every epoch; `:cpc` reads a run of `cpc.py`, `:wav2vec` one of
+`wav2vec_large.py`. `:demo` (after the demo of w2v2_base), `:cpc_demo` (after that of cpc), `:wav2vec_demo` (after that
+of wav2vec_large) and `:features_demo` take minutes on two CPU cores; `:tiny` is for tests. The
+encoder is fine-tuned together with the acoustic model by `--config.encoder.frozen=false --config.optim.rules="()"`.
 """
 
 from ml_collections import ConfigDict
@@ -132,6 +133,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant:
         variants = {"features": features, "cpc": cpc, "demo": demo, "tiny": tiny}
         variants |= {"features_demo": features_demo, "cpc_demo": cpc_demo}
+        variants |= {"wav2vec": wav2vec, "wav2vec_demo": wav2vec_demo}
         if variant not in variants:
             raise ValueError(f"there is no variant {variant!r}; there are {', '.join(variants)}")
         variants[variant](config)
@@ -142,8 +144,7 @@ def features(config: ConfigDict) -> None:
     """Any features that extraction has written; their hop and width are theirs."""
     config.data.update(name="features", normalize=False)
     config.encoder = dict(kind="features", hop=160, padding_aware=True, frozen=True, frozen_steps=0)
-    config.acoustic.update(input="context", stride=2)
-    config.acoustic.conv_layers = tuple((c, k, 2 if c == 400 else s) for c, k, s in config.acoustic.conv_layers)
+    halve(config)
     config.optim.update(rules=())
 
 
@@ -167,6 +168,35 @@ def cpc(config: ConfigDict) -> None:
         frozen=True,
         frozen_steps=0,  # without `frozen`: first updates that leave the encoder as it is
     )
+    halve(config)
+
+
+def wav2vec(config: ConfigDict) -> None:
+    """The encoder of `wav2vec_large.py`, whose frames are 10 ms apart; the acoustic model's own are 20 ms."""
+    kernels = ((10, 5), (8, 4), (4, 2), (4, 2), (4, 2), (1, 1), (1, 1))
+    config.encoder = dict(
+        kind="causal",
+        conv_layers=tuple((512, k, s) for k, s in kernels),
+        conv_norm="utterance",
+        conv_bias=False,
+        activation="relu",
+        log_compression=True,
+        padding_aware=True,
+        context="conv",
+        context_kernels=tuple(range(2, 14)),
+        context_skip=True,
+        context_zero_pad=False,
+        width=512,
+        layers=1,
+        remat_frontend=False,
+        frozen=True,
+        frozen_steps=0,
+    )
+    halve(config)
+
+
+def halve(config: ConfigDict) -> None:
+    """An acoustic model on the context network's output, with half as many frames."""
     config.acoustic.update(input="context", stride=2)
     config.acoustic.conv_layers = tuple((c, k, 2 if c == 400 else s) for c, k, s in config.acoustic.conv_layers)
 
@@ -179,6 +209,17 @@ def cpc_demo(config: ConfigDict) -> None:
     widths = (32, 32, 64, 64, 64)
     layers = tuple((c, k, s) for c, (_, k, s) in zip(widths, config.encoder.conv_layers))
     config.encoder.update(conv_layers=layers, width=96)
+    config.acoustic.update(conv_layers=((192, 13, 1),) + ((192, 5, 1),) * 2 + ((256, 7, 2),) + ((256, 7, 1),) * 2)
+
+
+def wav2vec_demo(config: ConfigDict) -> None:
+    """The demo of `wav2vec_large.py`, and the acoustic model of the log-mel demo."""
+    demo(config)
+    wav2vec(config)
+    config.init.update(run="runs/wav2vec")
+    widths = (32, 32, 64, 64, 64, 64, 64)
+    layers = tuple((c, k, s) for c, (_, k, s) in zip(widths, config.encoder.conv_layers))
+    config.encoder.update(conv_layers=layers, context_kernels=(2, 3, 4, 5, 6, 7), width=32)
     config.acoustic.update(conv_layers=((192, 13, 1),) + ((192, 5, 1),) * 2 + ((256, 7, 2),) + ((256, 7, 1),) * 2)
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from w2v_jax import acoustic
+from w2v_jax import acoustic, checkpoint, foreign, warmstart
 from w2v_jax import config as configs
 from w2v_jax.acoustic import GatedConv, GatedConvLayer, TransformerStack, acoustic_model
+from w2v_jax.data.index import WAVE
 from w2v_jax.encoders import standardise
+from w2v_jax.methods import ctc
 from w2v_jax.sharding import bare
 
 
@@ -118,3 +121,54 @@ def test_transformer_is_as_large_as_the_convolutions(spec):
         params = jax.eval_shape(model.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), jnp.int32))
         sizes.append(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(bare(params))))
     assert abs(sizes[0] - sizes[1]) < 0.06 * sizes[0], sizes
+
+
+def shapes_of(config):
+    found = foreign.parameter_shapes(config)
+    return foreign.nest({path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in found.items()})
+
+
+@pytest.mark.parametrize(
+    ("variant", "pretraining"),
+    [
+        ("demo", "w2v2_base.py:demo"),
+        ("cpc", "cpc.py"),
+        ("cpc_demo", "cpc.py:demo"),
+        ("wav2vec", "wav2vec_large.py"),
+        ("wav2vec_demo", "wav2vec_large.py:demo"),
+    ],
+)
+def test_encoder_of_each_variant_is_that_of_its_pretraining(variant, pretraining, tmp_path, monkeypatch):
+    other = configs.load(f"configs/{pretraining}")
+    (tmp_path / "config.json").write_text(configs.to_json(other), encoding="utf-8")
+    weights = types.SimpleNamespace(params=shapes_of(other), extra={})
+    monkeypatch.setattr(checkpoint, "restore_params", lambda *_, **__: weights)
+    config = configs.load(f"configs/acoustic_frozen.py:{variant}", [("init.run", str(tmp_path))])
+    config = configs.with_outputs(config, 30)
+    found = warmstart.warm_params(config, shapes_of(config), WAVE)
+    assert found == {"encoder": weights.params["encoder"]}
+    assert 48 <= ctc.output_frames(config, 16_000) <= 50, "frames of 20 ms"
+
+
+def test_recogniser_on_wav2vec_learns_and_leaves_the_encoder_as_it_is():
+    overrides = [("acoustic.conv_layers", "((16, 5, 2),)")]
+    method = ctc.make(configs.with_outputs(configs.load("configs/acoustic_frozen.py:wav2vec_demo", overrides), 8))
+    rng = np.random.default_rng(0)
+    batch = dict(
+        wave=rng.normal(size=(2, 8_000)).astype(np.float32),
+        num_samples=np.array([8_000, 6_000], np.int32),
+        weight=np.ones(2, np.float32),
+        row=np.arange(2, dtype=np.int32),
+        tokens=rng.integers(1, 8, (2, 5)).astype(np.int32),
+        num_tokens=np.array([5, 4], np.int32),
+    )
+
+    @jax.jit
+    def gradient():
+        params, extra = bare(method.init(jax.random.key(0), batch))
+        loss = lambda p: method.loss(p, extra, batch, jax.random.key(1), jnp.int32(0), train=True)[0].total
+        return jax.tree.map(lambda leaf: jnp.any(leaf != 0), jax.grad(loss)(params))
+
+    moved = gradient()
+    assert not any(jax.tree.leaves(moved["encoder"]))
+    assert all(jax.tree.leaves((moved["acoustic"], moved["head"])))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import tracemalloc
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from w2v_jax import decode
 from w2v_jax.config import UserError
 from w2v_jax.decode import Search, beam_search, flashlight_search, greedy, mismatch
-from w2v_jax.lm import build
+from w2v_jax.lm import build, read_arpa, write_arpa
 
 TOKENS = ("<blank>", "|", "a", "b")
 WORDS = build([w.split() for w in ("ab a", "a ab b", "ba ab", "b b a")], 3)
@@ -110,6 +112,63 @@ def test_impossible_tokens_are_never_said(law):
         assert found == expected or (not expected and found == [((), LOST)])
 
 
+def by_the_textbook(frames: np.ndarray, beam: int) -> list[tuple[tuple[int, ...], float]]:
+    """Prefix beam search over an alphabet without a boundary, with a dict of ids: (ids, score), best first."""
+    held = {(): (0.0, LOST)}
+    for frame in frames.astype(float):
+        found = defaultdict(lambda: [LOST, LOST])
+        for ids, (blank, token) in held.items():
+            whole = np.logaddexp(blank, token)
+            found[ids][0] = np.logaddexp(found[ids][0], whole + frame[0])
+            if ids:
+                found[ids][1] = np.logaddexp(found[ids][1], token + frame[ids[-1]])
+            for k in range(1, len(frame)):
+                before = blank if ids[-1:] == (k,) else whole
+                found[*ids, k][1] = np.logaddexp(found[*ids, k][1], before + frame[k])
+        held = dict(sorted(found.items(), key=lambda entry: -np.logaddexp(*entry[1]))[:beam])
+    return [(ids, float(np.logaddexp(*ends))) for ids, ends in held.items()]
+
+
+@pytest.mark.parametrize("beam", [1, 3, 10])
+def test_narrow_beam_equals_the_search_of_the_textbook(beam):
+    law = Search(beam=beam, threshold=1e9, word_score=0.0, n_best=beam)
+    for seed in range(10):
+        frames = log_probs(40, seed)
+        found = beam_search(frames, ("<blank>", "c", "a", "b"), law)
+        for hypothesis, (ids, score) in zip(found, by_the_textbook(frames, beam), strict=True):
+            assert hypothesis.ids == ids and hypothesis.score == pytest.approx(score, abs=1e-6)
+
+
+def peak_memory(frames: np.ndarray, tokens, law: Search) -> int:
+    tracemalloc.start()
+    beam_search(frames, tokens, law)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize("law", ["none", "words", "letters"])
+def test_memory_grows_with_the_length_and_not_with_its_square(law):
+    """Words never end here, as in a script without spaces, so that they are as long as the recording."""
+    frames = log_probs(2000, 0)
+    frames[:, 1] = -40.0
+    law = Search(beam=20, **LAWS[law])
+    beam_search(frames[:50], TOKENS, law)  # what is made once
+    assert peak_memory(frames, TOKENS, law) < 6 * peak_memory(frames[:500], TOKENS, law)
+
+
+def test_nodes_are_ordered_as_their_ids():
+    prefixes = decode._Prefixes(TOKENS, Search(word_score=0.0))
+    nodes = {prefixes.root}
+    for tokens in itertools.product((1, 2, 3), repeat=4):
+        node = prefixes.root
+        for token in tokens:
+            nodes.add(node := prefixes.child(node, token))
+    assert len(nodes) == len({node.ids() for node in nodes}) > 50
+    for a, b in itertools.product(nodes, repeat=2):
+        assert (a < b) == (a.ids() < b.ids())
+
+
 def test_scores_are_the_sum_of_their_parts():
     law = dataclasses.replace(WIDE, **LAWS["words"], n_best=20)
     for hypothesis in beam_search(log_probs(6, 0), TOKENS, law):
@@ -165,9 +224,11 @@ def test_odd_inputs_have_an_answer():
     for wrong in (np.nan, np.inf):
         with pytest.raises(UserError, match="NaN"):
             beam_search(np.full((2, 4), wrong), TOKENS, law)
-    for wrong in (dict(merge="mean"), dict(lm_unit="letter"), dict(beam=0)):
-        with pytest.raises(UserError):
-            beam_search(log_probs(2, 0), TOKENS, Search(**wrong))
+    for key, value in dict(
+        merge="mean", lm_unit="letter", beam=-1, tokens=0, n_best=0, threshold=math.nan, lm_weight=math.inf
+    ).items():
+        with pytest.raises(UserError, match=f"{key}.*{value}"):
+            Search(**{key: value})
     with pytest.raises(UserError, match="alphabet of 3"):
         beam_search(log_probs(2, 0), TOKENS[:3], law)
 
@@ -252,8 +313,26 @@ def test_flashlight_counts_words_and_leaves_out_those_that_are_cut_off(flashligh
 def test_flashlight_says_what_it_cannot_do(flashlight):
     with pytest.raises(UserError, match="needs a lexicon"):
         flashlight_search(log_probs(2, 0), TOKENS, Search(lm=WORDS))
-    with pytest.raises(UserError, match="no '|'"):
+    with pytest.raises(UserError, match=r"no '\|'"):
         flashlight_search(log_probs(2, 0), ("<blank>", "AH", "K", "S"), Search())
+    for law in (dict(word_score=-0.5), dict(lm=LETTERS, lm_unit="token")):
+        with pytest.raises(UserError, match="cannot add a score per word.*--word-score 0"):
+            decode.Flashlight(TOKENS, Search(**law))
+    search = decode.Flashlight(TOKENS, Search(word_score=0.0)).search
+    for wrong, word in ((np.full((3, 4), np.nan), "NaN"), (log_probs(3, 0, 3), "alphabet of 4")):
+        with pytest.raises(UserError, match=word):
+            search(wrong)
+
+
+@pytest.mark.parametrize("missing", ["<s>", "</s>", "bigrams"])
+def test_language_models_that_kenlm_refuses_are_named(flashlight, missing, tmp_path):
+    lm = build([["ab", "a"]], 1 if missing == "bigrams" else 2)
+    lm = dataclasses.replace(lm, grams={gram: scores for gram, scores in lm.grams.items() if missing not in gram})
+    write_arpa(tmp_path / "small.arpa", lm)
+    law = Search(lm=read_arpa(tmp_path / "small.arpa"), lexicon=frozenset({"ab"}))
+    with pytest.raises(UserError, match=rf"small\.arpa: KenLM.*{'bigram' if missing == 'bigrams' else missing}"):
+        decode.Flashlight(TOKENS, law)
+    assert beam_search(log_probs(5, 0), TOKENS, law)
 
 
 def test_log_add_is_exact_where_one_side_is_impossible():

@@ -11,7 +11,7 @@ import pytest
 from w2v_jax.config import UserError
 from w2v_jax.data import labels
 from w2v_jax.data.index import WAVE, Row, make_index
-from w2v_jax.data.labels import BLANK, Alphabet, Labels, build, labelled
+from w2v_jax.data.labels import BLANK, Alphabet, Labels, build, labelled, reuse
 
 
 @dataclasses.dataclass
@@ -32,7 +32,7 @@ def source_of(rows: list[tuple[float, str]]) -> Silence:
 
 
 def read(source, alphabet, **changes):
-    law = dict(bucket_samples=[16_000, 32_000], per_second=10.0, frames=lambda n: n // 320) | changes
+    law = dict(bucket_samples=[16_000, 32_000], per_second=10.0, frames=lambda n: n // 320, where="data.root") | changes
     return labelled(source, alphabet, **law)
 
 
@@ -85,6 +85,34 @@ def test_alphabet_survives_saving_and_damage_is_named(tmp_path):
         Alphabet.load(file)
 
 
+@pytest.fixture
+def file(tmp_path):
+    """An alphabet of upper-case letters without full stops, made where "Z" was too rare."""
+    build(["a b. a", "b a", "z"], "letters", "upper", ".", 2)[0].save(tmp_path / "alphabet.json", {}, {})
+    return tmp_path / "alphabet.json"
+
+
+def test_reused_alphabet_counts_its_tokens_and_those_that_it_lacks(file):
+    alphabet, counts, dropped = reuse(file, ["a c", "ca.z"], "letters", "upper", ".")
+    assert alphabet == Alphabet.load(file)
+    assert counts == {"|": 1, "A": 2, "B": 0} and dropped == {"C": 2}
+    text = labels.table(alphabet, counts, dropped)
+    assert "A 2" in text and "dropped, not in the alphabet: C 2" in text and "removed from transcripts: . Z" in text
+
+
+def test_reused_alphabet_that_contradicts_the_config_is_refused_with_both_values(file):
+    for given, message in (
+        (("symbols", "upper", ""), r"data.labels is 'symbols', and 'letters' in the file\."),
+        (("letters", "keep", ""), r"data.casing is 'keep', and 'upper' in the file.*--config.data.casing=upper;"),
+        (("letters", "upper", "-."), r"data.remove is '-\.', and '\.Z' in the file"),
+        (("symbols", "keep", "?"), r"data.labels.*data.casing.*data.remove"),
+    ):
+        with pytest.raises(UserError, match=message):
+            reuse(file, ["a"], *given)
+    for remove in ("", "Z", ".Z"):
+        reuse(file, ["a"], "letters", "upper", remove)
+
+
 def test_nothing_to_learn_and_unknown_settings_are_named():
     with pytest.raises(UserError, match="nothing to learn"):
         build(["", "  "], "letters", "keep", "", 1)
@@ -106,6 +134,14 @@ def test_rows_that_cannot_be_learnt_are_skipped_with_the_reason():
     assert [alphabet.decode(ids) for ids in found.ids] == ["abc", "cab a"]
     with pytest.raises(UserError, match="none of the 1 recordings has a transcript that can be learnt"):
         read(source_of([(1, "")]), alphabet)
+
+
+def test_an_empty_index_and_the_key_at_fault_are_named():
+    alphabet, _, _ = build(["abc a"], "letters", "keep", "", 1)
+    with pytest.raises(UserError, match=r"^data.eval_share=0 gives no recordings: .*--config.data.eval_root=FOLDER"):
+        read(source_of([]), alphabet, where="data.eval_share=0")
+    with pytest.raises(UserError, match=r"^data.eval_root: none of the 1 recordings"):
+        read(source_of([(1, "")]), alphabet, where="data.eval_root")
 
 
 def test_labels_are_padded_to_a_width_that_the_length_gives():

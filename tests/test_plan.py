@@ -109,10 +109,38 @@ def test_fsdp_0_takes_the_smallest_that_fits(capsys):
 
 def test_remat_keeps_less():
     plain, remat = (
-        plan.estimated(load(BASE, [("encoder.remat_layers", each)]), plan.parse_target("h200-1")).activations
+        plan.estimated(load(BASE, [("encoder.remat_layers", each)]), plan.parse_target("h200-1"))
         for each in ("False", "True")
     )
-    assert remat < 0.6 * plain
+    assert remat.activations < 0.6 * plain.activations
+    assert 1.1 < remat.flops / plain.flops < 4 / 3
+
+
+def test_float32_is_slower_where_the_device_is():
+    halves = {"h200-1": 2, "v5e-1": 1}
+    for name, factor in halves.items():
+        target = plan.parse_target(name)
+        half, whole = (load(BASE, [("train.dtype", dtype)]) for dtype in ("bfloat16", "float32"))
+        assert plan.peak_flops(half, target) == target.flops == factor * plan.peak_flops(whole, target)
+
+
+def test_where_nothing_else_fits_long_recordings_are_left_out():
+    config, one = load("configs/finetune.py"), plan.parse_target("h200-1")
+    law = [("encoder.remat_frontend", "True"), ("encoder.remat_layers", "True"), ("data.device_seconds", "40.0")]
+    short = [
+        *law[:2],
+        ("data.bucket_seconds", "(4.0,20.0)"),
+        ("data.unit_seconds", "20.0"),
+        ("data.device_seconds", "20.0"),
+    ]
+    memory = [plan.estimated(load("configs/finetune.py", flags), one).memory for flags in (law, short)]
+    assert memory[1] < memory[0]
+    target = plan.Target("here", 1, sum(memory) / 2 / plan.ROOM, 1e12, 1e12)
+    flags = plan.suggestion(config, target)
+    kept = next(flag for flag in flags if "bucket_seconds" in flag)
+    assert kept.startswith("--config.data.bucket_seconds=(4.0,") and "36.0" not in kept
+    overrides = [tuple(flag.removeprefix("--config.").split("=")) for flag in flags]
+    assert plan.fits(plan.estimated(load("configs/finetune.py", overrides), target), target)
 
 
 def test_suggestions_make_a_config_fit(capsys):

@@ -94,6 +94,13 @@ def test_a_probe_that_cannot_be_made_is_refused_before_the_run(run, tmp_path, ov
         train.run(configs.load(f"{file}:tiny", list(given.items())), tmp_path)
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(run, monkeypatch):
+    monkeypatch.setattr(probe.probing, "open_parts", lambda *_: pytest.fail("the work has begun"))
+    (run / "file").write_text("")
+    with pytest.raises(UserError, match=r"--out .*file/out cannot be written"):
+        probe.main(command(run, "--out", str(run / "file" / "out")))
+
+
 def test_layers_that_do_not_exist_are_named(run):
     with pytest.raises(UserError, match="layer 7"):
         probe.main(command(run, "--layer", "7"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 
@@ -13,7 +14,7 @@ from w2v_jax.config import UserError
 from w2v_jax.data import open_source
 from w2v_jax.data.index import subset
 from w2v_jax.data.labels import FILE, Alphabet
-from w2v_jax.decode import greedy
+from w2v_jax.decode import Search, greedy
 from w2v_jax.lm import read_arpa
 
 
@@ -78,16 +79,99 @@ def test_tuning_keeps_the_best_pair_and_all_that_were_tried(run, heard, arpa, tm
         evaluate.main([*flags[:6], "--tune", "3"])
 
 
-def test_flashlight_gives_what_the_own_search_gives(run, heard, arpa, tmp_path):
+def misheard(recognizer, source, **law):
+    """What a good model says of the transcripts, with noise, in place of `log_probs`."""
+    alphabet, rng = recognizer.alphabet, np.random.default_rng(0)
+    for row, text in enumerate(source.index.transcripts.tolist()):
+        ids = np.stack([alphabet.encode(text)[0]] * 2 + [np.zeros(len(text), int)], 1).ravel()  # a, a, blank
+        logits = rng.normal(size=(len(ids), len(alphabet))) * 1.5 + 4.5 * np.eye(len(alphabet))[ids]
+        yield row, (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_flashlight_gives_what_the_own_search_gives(run, heard, arpa, tmp_path, monkeypatch):
     pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed (extra `decode`)")
     lexicon = tmp_path / "words.txt"
     lexicon.write_text("\n".join(f"{word} spelling" for word in sorted(read_arpa(arpa).words)), encoding="utf-8")
     flags = ["--run", str(run), "--root", str(heard), "--lm", str(arpa), "--lexicon", str(lexicon), "--beam", "200"]
-    rates = []
+    monkeypatch.setattr(recognition, "log_probs", misheard)
+    texts, scores = [], []
     for kind in ("own", "flashlight"):
-        assert evaluate.main([*flags, "--decoder", kind, "--out", str(tmp_path / kind)]) == 0
-        rates.append(json.loads((tmp_path / kind / "scores.json").read_text(encoding="utf-8"))["words"]["units"])
-    assert rates[0] == rates[1] > 0
+        assert evaluate.main([*flags, "--merge", "max", "--decoder", kind, "--out", str(tmp_path / kind)]) == 0
+        lines = read_lines(tmp_path / kind / "hypotheses.jsonl")
+        texts.append([(line["id"], line["hypothesis"]) for line in lines])
+        scores.append([line["n_best"][0]["score"] for line in lines])
+        about = json.loads((tmp_path / kind / "scores.json").read_text(encoding="utf-8"))["decoder"]
+        assert (about["kind"], about["merge"]) == (kind, "max")
+    assert texts[0] == texts[1] and all(text for _, text in texts[0])
+    np.testing.assert_allclose(*scores, atol=0.02)
+
+
+def test_what_the_arguments_say_reaches_the_search(run, arpa):
+    parser = argparse.ArgumentParser()
+    recognition.add_arguments(parser)
+    alphabet = Alphabet.load(run / FILE)
+    search_of = lambda *flags: recognition.search_of(parser.parse_args(["--run", str(run), *flags]), alphabet)
+    said = dict(
+        beam=7, lm_weight=1.5, word_score=0.5, unknown_score=-3.0, threshold=9.0, tokens=5, merge="max", n_best=2
+    )
+    flags = [part for key, value in said.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+    search = search_of("--lm", str(arpa), *flags)
+    assert {key: getattr(search, key) for key in said} == said and search.lm == read_arpa(arpa)
+    assert search_of() is None
+    assert search_of("--merge", "max") == Search(merge="max", word_score=0.0)
+    assert search_of("--lm", str(arpa)) == Search(lm=search.lm)
+
+
+def test_decoder_says_what_it_cannot_do_before_anything_is_encoded(run, heard, arpa, tmp_path, monkeypatch):
+    pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed (extra `decode`)")
+    monkeypatch.setattr(recognition.runs, "encode", lambda *args, **law: pytest.fail("encoded"))
+    (tmp_path / "words.txt").write_text("\n".join(read_arpa(arpa).words), encoding="utf-8")
+    words = ["--lexicon", str(tmp_path / "words.txt")]
+    flags = ["--root", str(heard), "--run", str(run), "--unit", "token"]
+    ngram.main([*flags, "--out", str(tmp_path / "letters.arpa")])
+    letters = ["--lm", str(tmp_path / "letters.arpa"), "--lm-unit", "token"]
+    ngram.main([*flags[:4], "--order", "1", "--out", str(tmp_path / "one.arpa")])
+    flashlight = ["--decoder", "flashlight"]
+    for wrong, word in (
+        (["--beam", "-1"], "beam=-1"),
+        (["--beam", "5", "--tokens", "0"], "tokens=0"),
+        (["--lm-weight", "1", "--beam", "5"], "--lm-weight is of a language model"),
+        (flashlight, "--beam N"),
+        ([*flashlight, *letters], "--word-score 0"),
+        ([*flashlight, "--beam", "5", "--word-score", "1"], "--word-score 0"),
+        ([*flashlight, *words, "--lm", str(tmp_path / "one.arpa")], "one.arpa: KenLM"),
+    ):
+        for command in (
+            lambda *more: evaluate.main(["--run", str(run), "--root", str(heard), "--out", str(tmp_path), *more]),
+            lambda *more: transcribe.main(["--run", str(run), *more, str(heard)]),
+        ):
+            with pytest.raises(UserError, match=word):
+                command(*wrong)
+    with pytest.raises(UserError, match="flashlight has with --lexicon only"):
+        more = [*flashlight, *letters, "--word-score", "0", "--tune", "2"]
+        evaluate.main(["--run", str(run), "--root", str(heard), "--out", str(tmp_path), *more])
+
+
+def test_recordings_without_a_transcript_are_left_out_of_the_rates(run, heard, tmp_path, capsys):
+    some = tmp_path / "some"
+    shutil.copytree(heard, some)
+    texts = min(some.rglob("*.trans.txt"))
+    first, *rest = texts.read_text(encoding="utf-8").splitlines(keepends=True)
+    texts.write_text("".join(rest), encoding="utf-8")
+    heard_id, silent = first.split()[0], "/".join(texts.parts[-3:-1] + (first.split()[0],))  # without text, the path
+    scores, lines = [], []
+    for root in (heard, some):
+        assert evaluate.main(["--run", str(run), "--root", str(root), "--out", str(tmp_path / "out")]) == 0
+        scores.append(json.loads((tmp_path / "out" / "scores.json").read_text(encoding="utf-8")))
+        lines.append({line["id"]: line for line in read_lines(tmp_path / "out" / "hypotheses.jsonl")})
+    assert scores[1]["recordings"] == scores[0]["recordings"] - 1
+    assert scores[1]["words"]["units"] == scores[0]["words"]["units"] - lines[0][heard_id]["words"]
+    assert scores[1]["wer"] == pytest.approx(
+        sum(line["word_errors"] for key, line in lines[0].items() if key != heard_id) / scores[1]["words"]["units"]
+    )
+    assert scores[0]["without_transcript"] == [] and scores[1]["without_transcript"] == [silent]
+    assert lines[1][silent]["skipped"] and lines[1][silent]["reason"] == "no transcript"
+    assert f"1 recordings, left out: {silent}" in capsys.readouterr().out
 
 
 def test_recordings_transcribed_together_are_those_transcribed_one_by_one(run, heard):

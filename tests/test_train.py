@@ -81,6 +81,42 @@ def test_start_up_counts_the_recordings_that_are_cropped(shared, tmp_path):
         assert table.get("cropped") == (f"{count} {number}" if number else None)
 
 
+def test_start_up_tells_the_notes_of_both_listings_once(shared, tmp_path):
+    config = load(shared, data__eval_share=0.2)
+    mesh, data = train.sharding.make_mesh(config.sharding), train.open_data(config, 8, 8, tmp_path)
+    assert "notes" not in train.start_up(config, tmp_path, mesh, data, {}, 1)
+    data.train.index.notes.extend(["2 repeated ids", "1 x a cut"])
+    assert train.start_up(config, tmp_path, mesh, data, {}, 1)["notes"] == "2 repeated ids\n1 x a cut"
+
+
+def acoustic(shared, **changes):
+    overrides = {"data.root": shared["data.root"], "data.loader": "threads"}
+    overrides |= {key.replace("__", "."): str(value) for key, value in changes.items()}
+    return configs.load(f"{ROOT / 'configs' / 'acoustic_logmel.py'}:tiny", list(overrides.items()))
+
+
+def test_no_recordings_to_score_are_named_with_the_key(shared, tmp_path):
+    with pytest.raises(UserError, match=r"data.eval_share=0 gives no recordings"):
+        train.run(acoustic(shared, data__eval_share=0.0), tmp_path / "run")
+    corpus = pathlib.Path(shutil.copytree(pathlib.Path(shared["data.root"]) / "dev", tmp_path / "dev"))
+    for file in corpus.rglob("*.trans.txt"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"data.eval_root: none of the \d+ recordings has a transcript"):
+        train.run(acoustic(shared, data__name="folder", data__eval_root=corpus), tmp_path / "other")
+
+
+def test_an_alphabet_that_is_given_is_told_as_one_that_is_made(shared, tmp_path, capsys):
+    config = acoustic(shared)
+    train.open_data(config, 8, 8, tmp_path)
+    made = capsys.readouterr().out
+    (tmp_path / "alphabet.json").rename(tmp_path / "given.json")
+    train.open_data(acoustic(shared, data__alphabet=tmp_path / "given.json"), 8, 8, tmp_path)
+    assert capsys.readouterr().out == made and "most frequent" in made
+    (tmp_path / "alphabet.json").unlink()
+    with pytest.raises(UserError, match=r"data.casing is 'upper', and 'keep' in the file"):
+        train.open_data(acoustic(shared, data__alphabet=tmp_path / "given.json", data__casing="upper"), 8, 8, tmp_path)
+
+
 def test_metrics_have_the_promised_keys(whole):
     rows = read_metrics(whole / "metrics.jsonl")
     assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, 21))

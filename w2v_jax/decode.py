@@ -6,8 +6,9 @@ sequences, each with the summed (or, with merge="max", the best) probability of 
     acoustic + lm_weight * lm + word_score * words
 
 with the acoustic part in nats and the language model in log10, as in flashlight, so that published weights apply.
-`flashlight_search` is flashlight-text (extra `decode`) with the same options: with merge="max" its results are equal
-where both can say the same, which is with a lexicon, or without language model of words and without word score.
+`flashlight_search` is flashlight-text (extra `decode`) with the same options, and refuses those that it lacks. With
+merge="max" and a beam that is wide enough its best text is that of `beam_search`; with "sum" it need not be, because
+flashlight counts the alignments around boundaries otherwise.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import itertools
 import math
 import os
 import tempfile
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +30,7 @@ from w2v_jax.lm import UNKNOWN, NGram, write_arpa
 
 NEVER = -math.inf
 UNITS = ("word", "token")
+MERGES = ("sum", "max")
 
 
 class Hypothesis(NamedTuple):
@@ -48,6 +51,7 @@ class Search:
     be said. threshold: hypotheses and tokens so far (nats) below the best of a frame are dropped; tokens: how many of
     a frame are tried at most. merge: "sum" over the alignments of a hypothesis, or their "max". unknown_score (log10,
     and weighted as the rest of lm) is added to that of <unk> for a word, or a token, that the language model lacks.
+    Raises UserError.
     """
 
     beam: int = 50
@@ -63,6 +67,16 @@ class Search:
     unknown_score: float = -10.0
     n_best: int = 1
 
+    def __post_init__(self):
+        if self.merge not in MERGES or self.lm_unit not in UNITS:
+            raise UserError(f"merge={self.merge!r} is 'sum' or 'max'; lm_unit={self.lm_unit!r} is 'word' or 'token'")
+        if self.beam < 1 or self.tokens < 1 or self.n_best < 1:
+            raise UserError(f"beam={self.beam}, tokens={self.tokens} and n_best={self.n_best} must be at least 1")
+        if not self.threshold >= 0:
+            raise UserError(f"threshold={self.threshold} must be at least 0 nats")
+        if not all(map(math.isfinite, weights := (self.lm_weight, self.word_score, self.unknown_score))):
+            raise UserError(f"lm_weight, word_score and unknown_score must be finite numbers, not {weights}")
+
 
 def greedy(log_probs: np.ndarray) -> tuple[int, ...]:
     """The best path of log_probs [F A] without repeats and blanks (id 0)."""
@@ -72,47 +86,96 @@ def greedy(log_probs: np.ndarray) -> tuple[int, ...]:
     return tuple(best[keep].tolist())
 
 
-def _check(log_probs: np.ndarray) -> None:
+def _check(log_probs: np.ndarray, tokens: Sequence[str] | None = None) -> None:
     if log_probs.ndim != 2 or not (log_probs < math.inf).all():
         raise UserError(f"log-probabilities of shape {log_probs.shape}: must be [frames tokens], without NaN or +inf")
+    if tokens is not None and log_probs.shape[1] != len(tokens):
+        raise UserError(f"{log_probs.shape[1]} log-probabilities per frame, and an alphabet of {len(tokens)} tokens")
 
 
 class _Node:
-    """A token sequence: the last token and what came before, with what the language model says about it."""
+    """A token sequence: the last token and the node of those before, with what the language model says about it."""
 
-    __slots__ = ("children", "ids", "lm", "parent", "said", "state", "token", "trie", "word", "words")
+    __slots__ = ("__weakref__", "depth", "lm", "parent", "said", "state", "token", "trie", "words")
 
-    def __init__(self, ids, token, word, words, lm, said, state, trie, parent=None):
-        self.ids, self.token, self.word, self.words = ids, token, word, words
-        self.lm, self.said, self.state, self.trie = lm, said, state, trie
+    def __init__(self, parent, token, words, lm, said, state, trie):
         self.parent: _Node | None = parent
-        self.children: dict[int, _Node | None] = {}
+        self.depth: int = parent.depth + 1 if parent else 0
+        self.token, self.words, self.lm, self.said = token, words, lm, said
+        self.state, self.trie = state, trie
+
+    def ids(self) -> tuple[int, ...]:
+        node, found = self, []
+        while node.parent is not None:
+            found.append(node.token)
+            node = node.parent
+        return tuple(reversed(found))
+
+    def __lt__(self, other: _Node) -> bool:
+        """Whether `ids` come first, found without them: by the tokens after the last node that both share."""
+        a, b = self, other
+        while a.depth > b.depth and a.parent:
+            a = a.parent
+        while b.depth > a.depth and b.parent:
+            b = b.parent
+        if a is b:
+            return self.depth < other.depth
+        while a.parent and b.parent and a.parent is not b.parent:
+            a, b = a.parent, b.parent
+        return a.token < b.token
 
 
 class _Prefixes:
-    """The tree of hypotheses; `said` is lm_weight * lm + the scores of words."""
+    """The tree of hypotheses; `said` is lm_weight * lm + the scores of words.
+
+    A node holds its parent and nothing holds the node but the beam and what grew from it, so that the tree is what the
+    beam stands on. `alive` finds a node again as long as anything grew from it: no two nodes are the same sequence.
+    """
 
     def __init__(self, tokens: Sequence[str], law: Search):
         self.tokens, self.law = tokens, law
         self.boundary = tokens.index(law.boundary) if law.boundary in tokens else -1
         self.trie = _trie(law.lexicon)
         self.spelt: dict[int, np.ndarray] = {}  # of each node of the trie, which tokens may follow [A]
+        self.longest = math.inf if law.lexicon is not None else law.lm.longest if law.lm else 0
         self.scores_tokens = law.lm is not None and law.lm_unit == "token"
         state = law.lm.start() if law.lm else ()
-        self.root = _Node((), self.boundary, "", 0, 0.0, 0.0, state, self.trie)
+        self.root = _Node(None, self.boundary, 0, 0.0, 0.0, state, self.trie)
+        self.alive: weakref.WeakValueDictionary[tuple[_Node, int], _Node] = weakref.WeakValueDictionary()
 
     def child(self, node: _Node, token: int) -> _Node | None:
         """The node with one more token; None where the lexicon forbids it."""
-        if token not in node.children:
-            node.children[token] = self._grow(node, token)
-        return node.children[token]
+        found = self.alive.get((node, token))
+        if found is None:
+            found = self.grown(node, token)
+            if found is not None and found is not node:
+                self.alive[node, token] = found
+        return found
 
     def returns(self, node: _Node) -> bool:
         """Whether a boundary leads from the node to itself: a second boundary says nothing new."""
-        return self.boundary >= 0 and not node.word and not self.scores_tokens
+        return node.token == self.boundary >= 0 and not self.scores_tokens
+
+    def inside(self, node: _Node) -> bool:
+        """Whether the last word may go on."""
+        return node.token != self.boundary >= 0
+
+    def word(self, node: _Node) -> str:
+        """The last word, if it may go on; no more than its end where that is longer than all words that are known."""
+        texts, left = [], self.longest
+        while self.inside(node) and left >= 0 and node.parent:
+            texts.append(self.tokens[node.token])
+            left -= len(texts[-1])
+            node = node.parent
+        return "".join(reversed(texts))
+
+    def without_word(self, node: _Node) -> _Node:
+        while self.inside(node) and node.parent:
+            node = node.parent
+        return node
 
     def said_after(self, node: _Node) -> np.ndarray:
-        """`said` with one more token [A]: -inf where the lexicon forbids it, NaN where only `child` tells."""
+        """`said` with one more token [A]: -inf where the lexicon forbids it, NaN where only `grown` tells."""
         if self.scores_tokens or self.boundary < 0:
             return np.full(len(self.tokens), np.nan)
         said = np.full(len(self.tokens), node.said)
@@ -123,29 +186,25 @@ class _Prefixes:
         said[self.boundary] = np.nan
         return said
 
-    def _grow(self, node: _Node, token: int) -> _Node | None:
+    def grown(self, node: _Node, token: int) -> _Node | None:
+        """As `child`, but of no place in the tree yet."""
         text = self.tokens[token]
-        if token == self.boundary and not node.word:
-            if self.returns(node):
-                return node
-            grown = _Node((*node.ids, token), token, "", node.words, node.lm, node.said, node.state, self.trie)
-        elif token == self.boundary or self.boundary < 0:
-            done = self._with_word(node, node.word if token == self.boundary else text)
+        if self.returns(node) and token == self.boundary:
+            return node
+        words, lm, said, state, trie = node.words, node.lm, node.said, node.state, node.trie
+        if self.boundary < 0 or (token == self.boundary and self.inside(node)):
+            done = self._with_word(node, text if self.boundary < 0 else self.word(node))
             if done is None:
                 return None
-            words, lm, said, state = done
-            grown = _Node((*node.ids, token), token, "", words, lm, said, state, self.trie)
-        else:
-            trie = node.trie
-            if trie is not None:
-                trie = _spell(trie, text)
-                if trie is None:
-                    return None
-            grown = _Node((*node.ids, token), token, node.word + text, node.words, node.lm, node.said, node.state, trie)
+            (words, lm, said, state), trie = done, self.trie
+        elif token != self.boundary and trie is not None:
+            trie = _spell(trie, text)
+            if trie is None:
+                return None
+        grown = _Node(node, token, words, lm, said, state, trie)
         if self.scores_tokens:
             score, grown.state = self._scored(node.state, text)
             grown.lm, grown.said = grown.lm + score, grown.said + self.law.lm_weight * score
-        grown.parent = node
         return grown
 
     def _with_word(self, node: _Node, word: str) -> tuple[int, float, float, Any] | None:
@@ -168,8 +227,8 @@ class _Prefixes:
     def finished(self, node: _Node) -> tuple[int, float, float] | None:
         """(words, lm, said) if the utterance ends here; None if it must not."""
         law, words, lm, said, state = self.law, node.words, node.lm, node.said, node.state
-        if node.word:
-            done = self._with_word(node, node.word)
+        if self.inside(node):
+            done = self._with_word(node, self.word(node))
             if done is None:
                 return None
             words, lm, said, state = done
@@ -209,8 +268,7 @@ def beam_search(log_probs: np.ndarray, tokens: Sequence[str], law: Search) -> li
     where all that the beam holds stop inside a word that the lexicon lacks, they lose that word; where the
     log-probabilities rule out everything, it is empty with a score of -inf. Raises UserError.
     """
-    _check(log_probs)
-    _check_law(log_probs, tokens, law)
+    _check(log_probs, tokens)
     prefixes = _Prefixes(tokens, law)
     beam = _Beam([prefixes.root], np.array([NEVER]), np.array([0.0]))  # as after a boundary
     rows: dict[_Node, np.ndarray] = {}
@@ -219,8 +277,10 @@ def beam_search(log_probs: np.ndarray, tokens: Sequence[str], law: Search) -> li
         beam = _advanced(beam, frame, prefixes, rows)
     acoustic = _combined(law, beam.ends_blank, beam.ends_token).tolist()
     pairs = list(zip(beam.nodes, acoustic, strict=True))
-    found = _hypotheses(prefixes, pairs) or _hypotheses(prefixes, [(_without_word(node), a) for node, a in pairs])
-    return _ranked(found.values(), prefixes.boundary, law.n_best) or [Hypothesis((), NEVER, NEVER, 0.0, 0)]
+    found = _hypotheses(prefixes, pairs) or _hypotheses(
+        prefixes, [(prefixes.without_word(node), a) for node, a in pairs]
+    )
+    return _ranked(found, prefixes.boundary, law.n_best) or [Hypothesis((), NEVER, NEVER, 0.0, 0)]
 
 
 class _Beam(NamedTuple):
@@ -247,11 +307,11 @@ def _advanced(beam: _Beam, frame: np.ndarray, prefixes: _Prefixes, rows: dict[_N
     _merge(nodes, tried, prefixes, ends_token, grown)
     said = np.stack([rows[node] for node in nodes])[:, tried]
     for i, k in np.argwhere(np.isnan(said) & (grown > NEVER)).tolist():
-        child = prefixes.child(nodes[i], int(tried[k]))
+        child = prefixes.grown(nodes[i], int(tried[k]))
         said[i, k] = rows[nodes[i]][tried[k]] = NEVER if child is None else child.said
     staying = _combined(law, ends_blank, ends_token) + np.array([node.said for node in nodes])
     new = np.where(grown > NEVER, grown + said, NEVER)
-    kept = _kept(np.concatenate([staying, new.ravel()]), nodes, tried, law)
+    kept = _kept(np.concatenate([staying, new.ravel()]), nodes, tried, prefixes)
     old, pairs = kept[kept < len(nodes)], np.divmod(kept[kept >= len(nodes)] - len(nodes), max(len(tried), 1))
     children = [prefixes.child(nodes[i], int(tried[k])) for i, k in zip(*(each.tolist() for each in pairs))]
     return _Beam(
@@ -276,33 +336,38 @@ def _merge(nodes: list[_Node], tried: np.ndarray, prefixes: _Prefixes, ends_toke
                 grown[j, k] = NEVER
 
 
-def _kept(scores: np.ndarray, nodes: list[_Node], tried: np.ndarray, law: Search) -> np.ndarray:
+def _kept(scores: np.ndarray, nodes: list[_Node], tried: np.ndarray, prefixes: _Prefixes) -> np.ndarray:
     """Places of the best scores [N + N tried]: old nodes, then old nodes with one more token. Ties: by the ids."""
+    law = prefixes.law
     kept = np.flatnonzero((scores > NEVER) & (scores >= scores.max() - law.threshold))
-    if len(kept) > law.beam:
-        kept = kept[scores[kept] >= np.partition(scores[kept], -law.beam)[-law.beam]]
-    if len(kept) > law.beam:
+    if len(kept) <= law.beam:
+        return kept
+    last = np.partition(scores[kept], -law.beam)[-law.beam]
+    better, even = kept[scores[kept] > last], kept[scores[kept] == last]
+    if len(better) + len(even) > law.beam:
 
-        def ids(place: int) -> tuple[int, ...]:
-            node, column = divmod(place - len(nodes), max(len(tried), 1))
-            return nodes[place].ids if place < len(nodes) else (*nodes[node].ids, int(tried[column]))
+        def node(place: int) -> Any:
+            i, k = divmod(place - len(nodes), max(len(tried), 1))
+            return nodes[place] if place < len(nodes) else prefixes.child(nodes[i], int(tried[k]))
 
-        kept = np.array(sorted(kept.tolist(), key=lambda place: (-scores[place], ids(place)))[: law.beam])
-    return kept
+        even = np.array(sorted(even.tolist(), key=node)[: law.beam - len(better)])
+    return np.concatenate([better, even])
 
 
 def _combined(law: Search, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum(a, b) if law.merge == "max" else np.logaddexp(a, b)
 
 
-def _hypotheses(prefixes: _Prefixes, pairs: Iterable[tuple[_Node, float]]) -> dict[tuple[int, ...], Hypothesis]:
-    """Those of (node, acoustic) at which the utterance may end, by their ids; of equal ones the best."""
-    found: dict[tuple[int, ...], Hypothesis] = {}
+def _hypotheses(prefixes: _Prefixes, pairs: Iterable[tuple[_Node, float]]) -> list[Hypothesis]:
+    """Those of (node, acoustic) at which the utterance may end; of equal nodes the best."""
+    best: dict[_Node, float] = {}
     for node, acoustic in pairs:
-        done = prefixes.finished(node)
-        if done is not None and (node.ids not in found or acoustic > found[node.ids].acoustic):
+        best[node] = max(acoustic, best.get(node, NEVER))
+    found = []
+    for node, acoustic in best.items():
+        if (done := prefixes.finished(node)) is not None:
             words, lm, said = done
-            found[node.ids] = Hypothesis(node.ids, acoustic + said, acoustic, lm, words)
+            found.append(Hypothesis(node.ids(), acoustic + said, acoustic, lm, words))
     return found
 
 
@@ -313,28 +378,15 @@ def _ranked(found: Iterable[Hypothesis], boundary: int, count: int) -> list[Hypo
         ids = (boundary, *hypothesis.ids, boundary)
         text = tuple(b for a, b in itertools.pairwise(ids) if (a, b) != (boundary, boundary))
         texts.setdefault(text, hypothesis)
-    return list(texts.values())[:count]
-
-
-def _without_word(node: _Node) -> _Node:
-    while node.word and node.parent is not None:
-        node = node.parent
-    return node
+        if len(texts) == count:
+            break
+    return list(texts.values())
 
 
 def _log_add(a: float, b: float) -> float:
     if a < b:
         a, b = b, a
     return a if b == NEVER else a + math.log1p(math.exp(b - a))
-
-
-def _check_law(log_probs: np.ndarray, tokens: Sequence[str], law: Search) -> None:
-    if log_probs.shape[1] != len(tokens):
-        raise UserError(f"{log_probs.shape[1]} log-probabilities per frame, and an alphabet of {len(tokens)} tokens")
-    if law.merge not in ("sum", "max") or law.lm_unit not in UNITS:
-        raise UserError(f"merge={law.merge!r} is 'sum' or 'max'; lm_unit={law.lm_unit!r} is 'word' or 'token'")
-    if law.beam < 1 or law.tokens < 1 or law.n_best < 1:
-        raise UserError(f"beam={law.beam}, tokens={law.tokens} and n_best={law.n_best} must be at least 1")
 
 
 def mismatch(lm: NGram, tokens: Sequence[str], unit: str, boundary: str = "|") -> list[str]:
@@ -365,13 +417,11 @@ def mismatch(lm: NGram, tokens: Sequence[str], unit: str, boundary: str = "|") -
 
 
 def flashlight_search(log_probs: np.ndarray, tokens: Sequence[str], law: Search) -> list[Hypothesis]:
-    """`beam_search` by flashlight-text; needs a lexicon with a word language model, and merges as `law.merge` says.
+    """`beam_search` by flashlight-text. Raises UserError for what flashlight cannot do.
 
     With a lexicon, a frame in which the last word may end is added, because flashlight ends words with the boundary.
-    Without one, flashlight knows no word_score.
+    Without one, flashlight knows no language model of words and no word_score.
     """
-    _check(log_probs)
-    _check_law(log_probs, tokens, law)
     return Flashlight(tokens, law).search(log_probs)
 
 
@@ -388,6 +438,11 @@ class Flashlight:
             raise UserError(f"flashlight needs a boundary between words, and the alphabet has no {law.boundary!r}")
         if law.lm and law.lm_unit == "word" and law.lexicon is None:
             raise UserError("flashlight with a language model of words needs a lexicon; the own decoder does not")
+        if law.lexicon is None and law.word_score:
+            raise UserError(
+                f"flashlight without a lexicon cannot add a score per word ({law.word_score:g}): set it to 0 "
+                "(--word-score 0), give a lexicon (--lexicon FILE), or take the own decoder"
+            )
         self.tokens, self.law, self.boundary = tokens, law, tokens.index(law.boundary)
         options = dict(beam_size=law.beam, beam_size_token=law.tokens, beam_threshold=law.threshold)
         options |= dict(lm_weight=law.lm_weight, sil_score=0.0, log_add=law.merge == "sum")
@@ -421,10 +476,18 @@ class Flashlight:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "lm.arpa")
             write_arpa(path, _with_unknown(self.law.lm, self.law.unknown_score))
-            return KenLM(path, dictionary)
+            try:
+                return KenLM(path, dictionary)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[-1]
+                raise UserError(
+                    f"{self.law.lm.path or 'the language model'}: KenLM, which flashlight uses, cannot read it "
+                    f"({reason}); the own decoder can"
+                ) from None
 
     def search(self, log_probs: np.ndarray) -> list[Hypothesis]:
-        """The n_best hypotheses of log_probs [F A], best first."""
+        """The n_best hypotheses of log_probs [F A], best first. Raises UserError."""
+        _check(log_probs, self.tokens)
         emissions = np.maximum(log_probs, -1e9).astype(np.float32)
         if self.law.lexicon is not None:
             last = np.full((1, len(self.tokens)), -1e9, np.float32)

@@ -1,7 +1,8 @@
 """`python -m w2v_jax.evaluate --run RUN --root DIR --out DIR`: word and character error rates of a recogniser.
 
 Transcripts are compared as the run learnt them: Unicode NFC, the casing and removed characters of its alphabet, single
-spaces. An empty reference adds its insertions to the errors and nothing to the words.
+spaces. Recordings without a transcript are left out of the rates and named. A transcript of removed characters only is
+an empty reference, which adds its insertions to the errors and nothing to the words.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from w2v_jax import recognition
 from w2v_jax.config import UserError, run_command
 from w2v_jax.data import open_source, source_names
-from w2v_jax.data.index import Source
+from w2v_jax.data.index import Source, subset
 from w2v_jax.data.labels import Alphabet
 from w2v_jax.data.progress import Progress
 from w2v_jax.decode import Hypothesis, Search
@@ -34,10 +35,12 @@ EXAMPLES = """examples:
     python -m w2v_jax.evaluate --run runs/10h --root /data/test --out eval/test --lm 4-gram.arpa --lm-weight 2.1 \\
       --word-score -0.5
 
-Writes to --out: hypotheses.jsonl (id, reference, hypothesis, errors, n best), alignments.txt (worst first),
-scores.json; with --tune tuning.json. exit codes: 0 done, 1 a mistake, 2 wrong usage."""
+Writes to --out: hypotheses.jsonl (id, reference, hypothesis, errors, n best; what was left out, with the reason),
+alignments.txt (worst first), scores.json; with --tune tuning.json. exit codes: 0 done, 1 a mistake, 2 wrong usage."""
 LM_WEIGHTS, WORD_SCORES = (0.0, 5.0), (-5.0, 5.0)
 """What --tune draws from (wav2vec 2.0, section 4.4)."""
+NAMED = 5
+"""Recordings without a transcript whose ids the report shows; hypotheses.jsonl and scores.json have all."""
 
 
 class Scored(NamedTuple):
@@ -58,12 +61,18 @@ def main(argv: Sequence[str]) -> int:
     search = recognition.search_of(args, alphabet)
     if args.tune and (search is None or search.lm is None):
         raise UserError("--tune looks for --lm-weight and --word-score: it needs a language model (--lm FILE)")
+    if args.tune and args.decoder == "flashlight" and not args.lexicon:
+        raise UserError("--tune looks for --word-score, which flashlight has with --lexicon only; --decoder own has it")
+    decoder = recognition.decoder_of(search, alphabet.tokens, args.decoder)  # before the long work: it may refuse
     source = open_source(args.source, tuple(args.root), workers=args.workers, split=args.split)
-    if not any(source.index.transcripts.tolist()):
+    texts = source.index.transcripts.tolist()
+    if not any(map(alphabet.clean, texts)):
         raise UserError(
             f"{' '.join(args.root)}: no recording has a transcript to compare with; python -m w2v_jax.transcribe "
             "writes text without any"
         )
+    silent = [_left_out(source, row, "no transcript") for row, text in enumerate(texts) if not text.strip()]
+    source = subset(source, np.array([row for row, text in enumerate(texts) if text.strip()]))
     unread: list[dict[str, str]] = []
     frames = _frames(recognizer, source, args, unread)
     try:
@@ -71,11 +80,11 @@ def main(argv: Sequence[str]) -> int:
         if args.tune and search is not None:
             search, scored = tune(frames, source, alphabet, search, args)
         else:
-            scored = _score(frames, source, alphabet, recognition.decoder_of(search, alphabet.tokens, args.decoder))
+            scored = _score(frames, source, alphabet, decoder)
         result = summary(scored, source, alphabet)
         result |= {"run": str(recognizer.run.path), "step": recognizer.run.step, "unread": len(unread)}
-        result |= {"decoder": _about(search, args)}
-        write(args.out, scored, source, result, unread)
+        result |= {"without_transcript": [entry["id"] for entry in silent], "decoder": _about(search, args)}
+        write(args.out, scored, source, result, unread + silent)
     except OSError as error:
         raise UserError(f"{error.filename or args.out}: cannot be written ({error.strerror or error})") from None
     print(_said(result, args.out))
@@ -100,6 +109,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _left_out(source: Source, row: int, reason: str) -> dict[str, str]:
+    return {"id": str(source.index.ids[row]), "path": str(source.index.paths[row]), "reason": reason}
+
+
 def _frames(
     recognizer: recognition.Recognizer, source: Source, args: argparse.Namespace, unread: list[dict[str, str]]
 ) -> dict[int, np.ndarray]:
@@ -107,7 +120,7 @@ def _frames(
     index, found = source.index, {}
 
     def skip(row: int, reason: str) -> None:
-        unread.append({"id": str(index.ids[row]), "path": str(index.paths[row]), "reason": reason})
+        unread.append(_left_out(source, row, reason))
 
     progress = Progress("recognising", index.hours)
     for row, frames in recognition.log_probs(recognizer, source, **recognition.reading_of(args), on_skip=skip):
@@ -193,15 +206,14 @@ def summary(scored: Sequence[Scored], source: Source, alphabet: Alphabet) -> dic
 def _about(search: Search | None, args: argparse.Namespace) -> dict[str, Any]:
     if search is None:
         return {"kind": "best path"}
-    keys = ("beam", "lm_weight", "word_score", "lm_unit", "threshold", "n_best")
-    about = {key: getattr(search, key) for key in keys}
+    about = {key: getattr(search, key) for key in recognition.FIELDS if search.lm or key not in recognition.OF_MODEL}
     return {"kind": args.decoder, "lm": args.lm or "", "lexicon": args.lexicon or ""} | about
 
 
 def write(
-    out: pathlib.Path, scored: Sequence[Scored], source: Source, result: dict[str, Any], unread: list[dict[str, str]]
+    out: pathlib.Path, scored: Sequence[Scored], source: Source, result: dict[str, Any], left_out: list[dict[str, str]]
 ) -> None:
-    """hypotheses.jsonl in the order of the index, alignments.txt from the worst to the best, scores.json."""
+    """hypotheses.jsonl in the order of the index, then what was left out; alignments.txt, worst first; scores.json."""
     ids = source.index.ids
     lines = [
         json.dumps(
@@ -219,7 +231,7 @@ def write(
         )
         for s in scored
     ]
-    lines += [json.dumps(entry | {"skipped": True}, ensure_ascii=False) for entry in unread]
+    lines += [json.dumps(entry | {"skipped": True}, ensure_ascii=False) for entry in left_out]
     write_whole(out / "hypotheses.jsonl", "\n".join(lines) + "\n")
     worst = sorted(scored, key=lambda s: (-s.words.errors, str(ids[s.row])))
     texts = [
@@ -246,6 +258,9 @@ def _said(result: dict[str, Any], out: pathlib.Path) -> str:
         rows["not in the alphabet"] = f"{some}: they always count as errors"
     if result["unread"]:
         rows["left out"] = f"{result['unread']:,} recordings that could not be read or are too short"
+    if ids := result["without_transcript"]:
+        some = ", ".join(ids[:NAMED]) + (", ..." if len(ids) > NAMED else "")
+        rows["no transcript"] = f"{len(ids):,} recordings, left out: {some}"
     rows["written"] = f"{out / 'hypotheses.jsonl'}, alignments.txt, scores.json"
     return table(rows, "done")
 

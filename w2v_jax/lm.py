@@ -14,6 +14,7 @@ characters as its words.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import math
 import os
@@ -37,15 +38,24 @@ Gram = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class NGram:
-    """grams {(w1, ..., wn): (log10 p(wn | w1 ... wn-1), log10 of the back-off weight)} of all orders up to `order`."""
+    """grams {(w1, ..., wn): (log10 p(wn | w1 ... wn-1), log10 of the back-off weight)} of all orders up to `order`.
+
+    path: the file that it was read from, if any.
+    """
 
     order: int
     grams: dict[Gram, tuple[float, float]]
+    path: str = dataclasses.field(default="", compare=False)
 
     @property
     def words(self) -> set[str]:
         """What the model knows, without the marks of sentences and the unknown word."""
         return {gram[0] for gram in self.grams if len(gram) == 1} - {BEGIN, END, UNKNOWN}
+
+    @functools.cached_property
+    def longest(self) -> int:
+        """Characters of the longest word."""
+        return max((len(gram[0]) for gram in self.grams if len(gram) == 1), default=0)
 
     def start(self) -> Gram:
         """The state before the first word."""
@@ -140,7 +150,7 @@ class _Arpa:
             line = self.section(grams, order, count)
         if line != "\\end\\":
             raise self.fail(f"expected \\end\\, found {line!r}")
-        return NGram(len(counts), grams)
+        return NGram(len(counts), grams, self.path)
 
     def section(self, grams: dict[Gram, tuple[float, float]], order: int, count: int) -> str:
         """Reads the n-grams of an order; gives the line after them."""

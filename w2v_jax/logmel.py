@@ -2,6 +2,10 @@
 
 80 bands of 25 ms windows every 10 ms (Schneider et al. 2019, section 4.2), as librosa computes them with its defaults
 (Slaney's mel scale and norm, periodic Hann window) and center=False: a frame is 512 samples, its window the middle 400.
+
+A feature is within 2e-4 (natural logarithm) of librosa's, which computes spectra in float64, wherever a band is at most
+70 dB below the strongest of its frame. Deeper bands, as between the harmonics of a pure tone, hold the rounding of
+float32: within 2e-2. Measured on CPU, on noise, tones, clicks in silence, and waves as quiet as 1e-3 of full scale.
 """
 
 from __future__ import annotations
@@ -24,7 +28,8 @@ FLOOR = 1e-10
 def log_mel(wave: jax.Array) -> jax.Array:
     """Natural logarithm of the mel power spectrum: wave [B T] at 16 kHz -> [B F 80] float32, F = (T - 512) // 160 + 1.
 
-    Frames do not overlap the ends: a frame of padding alone is ln(1e-10), and padding changes no other frame.
+    Frames do not overlap the ends, so that waves of fewer than 512 samples have none; a frame of padding alone is
+    ln(1e-10), and padding changes no other frame.
     """
     frames = num_frames(wave.shape[1], LAYERS)
     index = jnp.arange(frames)[:, None] * HOP + jnp.arange(FIELD)

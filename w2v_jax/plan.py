@@ -8,7 +8,7 @@ Parameters, optimizer and gradients are exact, piece by piece as the mesh cuts t
 keeps for the backward pass, before XLA fuses or frees any, so that they are rather too many. With `--compile`
 XLA's TPU compiler makes the very program of an update for the target, in minutes, and tells the memory that it will
 take. The floor of the time is what the makers' figures of the chip allow; the expectation takes a share of it that
-`--share` names. `bench` measures.
+`--share` names, which has to cover what devices say to each other. `bench` measures.
 """
 
 from __future__ import annotations
@@ -154,7 +154,8 @@ def estimated(config: Any, target: Target) -> Estimate:
 
     kept = leaves(jax.eval_shape(backward, params, extra, batch, jax.ShapeDtypeStruct((), np.int32)))
     activations = float(sum(x.size * x.dtype.itemsize for x in kept))
-    forward = sum(forward_flops(config, batch).values())
+    work = forward_flops(config, batch)
+    passes = 3 * sum(work.values()) + sum(work[part] for part in recomputed(config) if part in work)
     gradients = held(shapes.params) * (2 if parts > 1 else 1)
     return Estimate(
         mesh=sizes,
@@ -165,9 +166,21 @@ def estimated(config: Any, target: Target) -> Estimate:
         state=held(shapes),
         gradients=gradients,
         activations=activations,
-        flops=3 * forward * parts / sizes[2],
+        flops=passes * parts / sizes[2],
         traffic=parts * 3 * activations + 2 * held(shapes),
     )
+
+
+def recomputed(config: Any) -> list[str]:
+    """The parts of the model whose forward pass the backward pass computes once more."""
+    encoder = config.encoder
+    parts = ["feature encoder"] if encoder.get("remat_frontend", False) else []
+    return parts + (["attention", "Transformer linear"] if encoder.get("remat_layers", False) else [])
+
+
+def peak_flops(config: Any, target: Target) -> float:
+    """Dense FLOP/s of a device in the config's type: GPUs take TF32 for float32, at half the rate, TPUs bfloat16."""
+    return target.flops / (1 if config.train.dtype == "bfloat16" or target.name.startswith("v") else 2)
 
 
 def with_fsdp(config: Any, target: Target) -> tuple[Any, Estimate]:
@@ -267,14 +280,16 @@ def suggestion(config: Any, target: Target) -> list[str]:
     """The first flags, of those that cost least speed first, with which the config fits; empty where none do."""
     config = config.copy_and_resolve_references()
     found: dict[str, Any] = {}
-    for key, values in changes(config, target):
-        section, name = key.split(".")
-        for value in values:
-            with config.unlocked():
-                config[section][name] = found[key] = value
+    for tries in changes(config, target):
+        for flags in tries:
+            found |= flags
+            for key, value in flags.items():
+                section, name = key.split(".")
+                with config.unlocked():
+                    config[section][name] = value
             try:
                 if fits(estimated(config, target), target):
-                    return [f"--config.{key}={value}" for key, value in found.items()]
+                    return [f"--config.{key}={value}".replace(" ", "") for key, value in found.items()]
             except UserError:  # a batch that so many devices cannot share
                 continue
     return []
@@ -291,34 +306,43 @@ def roomier(config: Any, target: Target, estimate: Estimate) -> list[str]:
     return [f"--config.data.device_seconds={most * config.data.unit_seconds:g}"]
 
 
-def changes(config: Any, target: Target) -> list[tuple[str, list[Any]]]:
-    """Keys that lower the memory, with the values to try."""
-    ratio = max(1, int(config.data.device_seconds / config.data.unit_seconds))
-    law: list[tuple[str, list[Any]]] = [
-        ("data.device_seconds", [config.data.unit_seconds * n for n in range(ratio - 1, 0, -1)])
-    ]
-    law += [(f"encoder.{key}", [True]) for key in ("remat_frontend", "remat_layers") if key in config.encoder]
-    law.append(("sharding.fsdp", [2**n for n in range(1, 12) if target.devices % 2**n == 0]))
+def changes(config: Any, target: Target) -> list[list[dict[str, Any]]]:
+    """Flags that lower the memory, each with the values to try; the last ones leave long recordings out."""
+    d = config.data
+    ratio = max(1, int(d.device_seconds / d.unit_seconds))
+    law: list[list[dict[str, Any]]] = [[{"data.device_seconds": d.unit_seconds * n} for n in range(ratio - 1, 0, -1)]]
+    law += [[{f"encoder.{key}": True}] for key in ("remat_frontend", "remat_layers") if key in config.encoder]
+    law.append([{"sharding.fsdp": 2**n} for n in range(1, 12) if target.devices % 2**n == 0])
+    buckets = tuple(sorted(d.bucket_seconds))
+    shorter = [buckets[:n] for n in range(len(buckets) - 1, 0, -1)]
+    names = ("data.bucket_seconds", "data.unit_seconds", "data.device_seconds")
+    law.append([dict(zip(names, (kept, kept[-1], kept[-1]), strict=True)) for kept in shorter])
     return law
 
 
 def summary(config: Any, target: Target, estimate: Estimate, share: float, price: float) -> dict[str, Any]:
     """What `--json` prints: bytes per device, seconds of an update, hours of the run, cost."""
-    floor = max(estimate.flops / target.flops, estimate.traffic / target.bandwidth)
-    expected = max(estimate.flops / (share * target.flops), estimate.traffic / target.bandwidth)
+    peak = peak_flops(config, target)
+    floor = max(estimate.flops / peak, estimate.traffic / target.bandwidth)
+    expected = max(estimate.flops / (share * peak), estimate.traffic / target.bandwidth)
     hours = expected * config.train.steps / 3600
     result = {"target": target.name, "devices": target.devices, "fits": fits(estimate, target)}
     result |= estimate._asdict() | {"memory": estimate.memory, "device_memory": target.memory}
     result |= {"floor_seconds": floor, "expected_seconds": expected, "hours": hours}
+    result |= {"device_hours": hours * target.devices}
     result |= {"audio_hours_per_hour": config.data.batch_hours * 3600 / expected}
-    return result | ({"cost": hours * target.devices * price} if price else {})
+    return result | ({"cost": result["device_hours"] * price} if price else {})
 
 
 def describe(config: Any, target: Target, estimate: Estimate, result: dict[str, Any]) -> str:
     """The same for people."""
     gigabytes = lambda count: f"{count / 1e9:,.2f} GB"
     data, fsdp, tensor = estimate.mesh
-    bound = "arithmetic" if estimate.flops / target.flops > estimate.traffic / target.bandwidth else "memory traffic"
+    bound = (
+        "arithmetic"
+        if estimate.flops / peak_flops(config, target) > estimate.traffic / target.bandwidth
+        else "memory traffic"
+    )
     rows = {
         "method": f"{config.method}, {estimate.parameters:,} parameters, {config.train.dtype}",
         "devices": f"{target.devices} x {target.name.split('-')[0]}, mesh: data {data}, fsdp {fsdp}, tensor {tensor}",
@@ -330,8 +354,8 @@ def describe(config: Any, target: Target, estimate: Estimate, result: dict[str, 
         "work": f"{estimate.flops / 1e12:,.2f} TFLOP and {gigabytes(estimate.traffic)} of memory traffic per update",
         "time": f"{result['floor_seconds']:.3g} s per update at least (by {bound}), "
         f"{result['expected_seconds']:.3g} s expected",
-        "run": f"{config.train.steps:,} updates in about {duration(result['hours'] * 3600)}, "
-        f"{result['audio_hours_per_hour']:,.0f} hours of audio per hour",
+        "run": f"{config.train.steps:,} updates in about {duration(result['hours'] * 3600)} "
+        f"({result['device_hours']:,.0f} device-hours), {result['audio_hours_per_hour']:,.0f} hours of audio per hour",
     }
     if "compiled" in result:
         c = result["compiled"]
@@ -340,12 +364,14 @@ def describe(config: Any, target: Target, estimate: Estimate, result: dict[str, 
             f"{gigabytes(c['temporaries'])}, program {gigabytes(c['code'])}; {duration(c['seconds'])} to compile"
         )
     if "cost" in result:
-        rows["cost"] = f"{result['cost']:,.0f} at this price, {result['hours'] * target.devices:,.0f} device-hours"
+        rows["cost"] = f"{result['cost']:,.0f} at this price"
     if result["fits"]:
         more = " ".join(result["suggestion"])
         rows["verdict"] = f"fits; fewer micro-batches with {more}" if more else "fits"
     else:
-        way = f"try {' '.join(result['suggestion'])}" if result["suggestion"] else "take more or larger devices"
+        flags = result["suggestion"]
+        way = f"try {' '.join(flags)}" if flags else "take more or larger devices"
+        way += "; longer recordings are then left out" if any("bucket_seconds" in flag for flag in flags) else ""
         rows["verdict"] = f"does not fit {ROOM:.0%} of the memory: {way}"
     return table(rows, f"{config.method} on {target.name}")
 

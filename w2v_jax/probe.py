@@ -22,6 +22,7 @@ from w2v_jax.data.index import WAVE
 from w2v_jax.probing import Input, Labels, Part
 from w2v_jax.report import table, write_whole
 from w2v_jax.runs import Run
+from w2v_jax.workdir import locked
 
 EXAMPLES = """example:
   Keywords of speakers that are not in the training part, for two runs and every layer of them:
@@ -34,6 +35,12 @@ exit codes: 0 done, 1 a mistake, 2 wrong usage."""
 
 def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
+    with locked(args.out, "probe", "--out"):
+        return measure(args)
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Measures all inputs and writes numbers and plot into args.out, which is there. Raises UserError."""
     train, test = probing.open_parts(args.source, args.train, args.test, args.label, args.hours, args.workers)
     chosen = inputs(args)
     print(f"probing for {args.label}: {_describe(train, test)}", flush=True)
@@ -51,7 +58,6 @@ def main(argv: Sequence[str]) -> int:
         groups = ", ".join(f"{share:.1%}" for share in entry["groups"])
         print(f"  the codes of {entry['name']} tell {groups} of the label (per group of codes, frame by frame)")
     levels = probing.reference_levels(train, test)
-    args.out.mkdir(parents=True, exist_ok=True)
     about = dict(label=args.label, classes=len(train.names), **levels)
     write_whole(args.out / "probe.json", json.dumps(about | {"results": results, "codes": told}, indent=2) + "\n")
     draw(results, levels, args.label, args.out / "probe.png")

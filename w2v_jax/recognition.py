@@ -8,6 +8,7 @@ for row, frames in log_probs(recognizer, open_source("folder", "/data/dev")):
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,11 @@ from w2v_jax.runs import Run
 
 MAX_SECONDS, MARGIN_SECONDS = 40.0, 2.0
 """Longer recordings are cut into pieces that see so much audio more on either side, and give no frame there."""
+
+DECODERS = ("own", "flashlight")
+OF_MODEL = ("lm_unit", "lm_weight", "unknown_score")
+FIELDS = ("beam", "word_score", "threshold", "tokens", "merge", "n_best", *OF_MODEL)
+"""What the arguments may say of `Search`, and which of it says nothing without a language model."""
 
 Decoder = Callable[[np.ndarray], list[Hypothesis]]
 
@@ -78,15 +84,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, default=0, metavar="N", help="threads that read (default: one per core)")
     group = parser.add_argument_group("decoder (without any of these: the best path)")
     add = group.add_argument
-    add("--beam", type=int, default=0, metavar="N", help="hypotheses kept (default: 50 with --lm or --lexicon)")
+    add("--beam", type=int, metavar="N", help="hypotheses kept (default: 50)")
     add("--lm", metavar="FILE", help="an n-gram language model, .arpa or .arpa.gz (python -m w2v_jax.ngram makes one)")
-    add("--lm-unit", choices=decode.UNITS, default="word", help="what the words of --lm are (default: word)")
-    add("--lm-weight", type=float, default=Search.lm_weight, metavar="X", help="of log10 scores (default: 2)")
-    add("--word-score", type=float, default=Search.word_score, metavar="X", help="added per word (default: -1)")
+    add("--lm-unit", choices=decode.UNITS, help="what the words of --lm are (default: word)")
+    add("--lm-weight", type=float, metavar="X", help="of log10 scores (default: 2)")
+    add("--word-score", type=float, metavar="X", help="added per word (default: -1 with --lm or --lexicon, else 0)")
     add("--lexicon", metavar="FILE", help="the only words that may be written: the first of each line")
-    add("--threshold", type=float, default=Search.threshold, metavar="X", help="nats below the best (default: 50)")
-    add("--decoder", choices=("own", "flashlight"), default="own", help="flashlight-text needs w2v-jax[decode]")
-    add("--n-best", type=int, default=1, metavar="N", help="hypotheses written per recording")
+    add("--unknown-score", type=float, metavar="X", help="log10, of words that --lm lacks (default: -10)")
+    add("--threshold", type=float, metavar="X", help="nats below the best of a frame (default: 50)")
+    add("--tokens", type=int, metavar="N", help="tokens tried per frame at most (default: 40)")
+    add("--merge", choices=decode.MERGES, help="alignments of a text: their sum (default), or the best, max")
+    add("--n-best", type=int, metavar="N", help="hypotheses written per recording (default: 1)")
+    add("--decoder", choices=DECODERS, default="own", help="flashlight-text needs w2v-jax[decode] (default: own)")
 
 
 def reading_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -95,25 +104,29 @@ def reading_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def search_of(args: argparse.Namespace, alphabet: Alphabet) -> Search | None:
-    """What the arguments ask for; None: the best path. Warns of words that cannot be written. Raises UserError."""
-    if not (args.beam or args.lm or args.lexicon or args.n_best > 1):
+    """What the arguments ask for; None: the best path. Warns of words that cannot be written. Raises UserError.
+
+    Numbers are checked before a language model, which may be large, is read.
+    """
+    given: dict[str, Any] = {key: value for key in FIELDS if (value := getattr(args, key)) is not None}
+    if not (given or args.lm or args.lexicon):
+        if args.decoder != "own":
+            raise UserError(
+                f"--decoder {args.decoder} needs something to search: --beam N, --lm FILE or --lexicon FILE. Without "
+                "any of these the best path is taken, which --decoder own does"
+            )
         return None
+    if not args.lm and (idle := [key for key in OF_MODEL if key in given]):
+        raise UserError(f"--{idle[0].replace('_', '-')} is of a language model: give one (--lm FILE), or leave it out")
+    if not (args.lm or args.lexicon):
+        given = {"word_score": 0.0} | given
+    search = Search(**given)
     lm = read_arpa(args.lm) if args.lm else None
     lexicon = read_lexicon(args.lexicon, alphabet) if args.lexicon else None
-    if lm is not None and (missing := decode.mismatch(lm, alphabet.tokens, args.lm_unit)):
+    if lm is not None and (missing := decode.mismatch(lm, alphabet.tokens, search.lm_unit)):
         shown = " ".join(missing[:20])
         print(f"warning: {args.lm} has {len(missing)} signs that the run cannot write: {shown}", file=sys.stderr)
-    word_score = args.word_score if lm or lexicon else 0.0
-    return Search(
-        beam=args.beam or Search.beam,
-        lm=lm,
-        lm_unit=args.lm_unit,
-        lm_weight=args.lm_weight,
-        word_score=word_score,
-        lexicon=lexicon,
-        threshold=args.threshold,
-        n_best=args.n_best,
-    )
+    return dataclasses.replace(search, lm=lm, lexicon=lexicon)
 
 
 def read_lexicon(path: str, alphabet: Alphabet) -> frozenset[str]:
@@ -134,7 +147,10 @@ def read_lexicon(path: str, alphabet: Alphabet) -> frozenset[str]:
 
 
 def decoder_of(search: Search | None, tokens: tuple[str, ...], kind: str = "own") -> Decoder:
-    """A function from log-probabilities [F A] to hypotheses, best first; never an empty list."""
+    """A function from log-probabilities [F A] to hypotheses, best first; never an empty list.
+
+    Raises UserError at once for what the decoder cannot do, so build it before anything is encoded.
+    """
     if search is None:
         return lambda frames: [_best_path(frames)]
     nothing = Hypothesis((), 0.0, 0.0, 0.0, 0)

@@ -28,6 +28,7 @@ from w2v_jax.data.index import WAVE, Form, Source, some_hours, split_heldout, su
 from w2v_jax.data.labels import FILE as ALPHABET
 from w2v_jax.data.labels import Alphabet, Labels, labelled
 from w2v_jax.data.labels import build as build_alphabet
+from w2v_jax.data.labels import reuse as reuse_alphabet
 from w2v_jax.data.labels import table as alphabet_table
 from w2v_jax.data.pipeline import Info, batches
 from w2v_jax.data.plan import EvalPlan, TrainPlan, eval_plan, train_plan
@@ -286,7 +287,9 @@ def open_data(config: Any, units: int, shards: int, path: pathlib.Path) -> Data:
             per_second=data.tokens_per_second,
             frames=functools.partial(method_module(config.method).output_frames, config),
         )
-        (train, train_labels), (held_out, eval_labels) = read(train), read(held_out)
+        key = "data.eval_root" if data.eval_root else f"data.eval_share={data.eval_share:g}"
+        train, train_labels = read(train, where="data.root")
+        held_out, eval_labels = read(held_out, where=key)
         labels = train_labels, eval_labels
     plan = train_plan(train.index.num_samples, seed=config.seed, units=units, **law)
     scored = eval_plan(held_out.index.num_samples, units=shards, max_hours=data.eval_hours, **law)
@@ -294,15 +297,18 @@ def open_data(config: Any, units: int, shards: int, path: pathlib.Path) -> Data:
 
 
 def open_alphabet(data: Any, train: Source, path: pathlib.Path) -> Alphabet:
-    """The alphabet of the run: kept in the workdir, else data.alphabet, else made from the training transcripts."""
+    """The alphabet of the run: kept in the workdir, else data.alphabet, else made from the training transcripts.
+
+    Raises UserError when data.alphabet contradicts the config.
+    """
     file = path / ALPHABET
     if file.exists():
         return Alphabet.load(file)
+    texts, law = train.index.transcripts.tolist(), (data.labels, data.casing, data.remove)
     if data.alphabet:
-        alphabet, counts, dropped = Alphabet.load(data.alphabet), {}, {}
+        alphabet, counts, dropped = reuse_alphabet(data.alphabet, texts, *law)
     else:
-        texts = train.index.transcripts.tolist()
-        alphabet, counts, dropped = build_alphabet(texts, data.labels, data.casing, data.remove, data.min_count)
+        alphabet, counts, dropped = build_alphabet(texts, *law, data.min_count)
     if jax.process_index() == 0:
         alphabet.save(file, counts, dropped)
         print(alphabet_table(alphabet, counts, dropped), flush=True)
@@ -397,22 +403,24 @@ def start_up(config: Any, path: pathlib.Path, mesh: Any, data: Data, params: Any
     epochs, hours = config.train.steps / plan.steps_per_epoch, plan.units * d.unit_seconds / 3600
     longest = max(length for _, length in plan.shapes)
     cropped = int((plan.num_samples > longest).sum())
-    skipped = f", {len(index.skipped):,} files skipped (see skipped.jsonl)" if index.skipped else ""
+    crops = f"{cropped:,} recordings longer than {longest / SAMPLE_RATE:g} s, at a random place each epoch"
+    skipped = f", {len(index.skipped):,} left out (see skipped.jsonl)" if index.skipped else ""
     table = {
         "method": f"{config.method}, {count:,} parameters, {config.train.dtype}",
         "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
         "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         "data": f"{d.name}: {len(index):,} recordings, {index.hours:,.2f} h{skipped}",
         "held out": f"{len(data.eval.index):,} recordings, {data.eval.index.hours:,.2f} h",
+        "notes": "\n".join(dict.fromkeys(index.notes + data.eval.index.notes)),
         "batch per update": f"{hours:.4g} h of audio, {plan.units} units of {d.unit_seconds:g} s",
         "rows per update": f"{rows} (padding {plan.padding_share:.1%})",
-        "cropped": f"{cropped:,} recordings longer than {longest / SAMPLE_RATE:g} s, at a random place each epoch",
+        "cropped": crops if cropped else "",
         "per device": f"{per_device:g} s of audio at once x {parts} micro-batch(es) per update",
         "updates": f"{config.train.steps:,}, {epochs:,.3g} epochs of the data",
         "learning rate": f"{config.optim.peak:g} at its peak, {config.optim.schedule}; it belongs to this batch",
         "workdir": str(path),
     }
-    return table if cropped else {name: text for name, text in table.items() if name != "cropped"}
+    return {name: text for name, text in table.items() if text}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`python -m w2v_jax.transcribe --run RUN FILE ...`: writes down what is said in recordings.
 
-Recordings of any length, rate and channel count; long ones are cut into pieces that overlap, so that memory stays
-bounded and no word is cut.
+Recordings of any length, rate and channel count; long ones are cut into pieces that overlap, so that the model's
+memory stays bounded and no word is cut.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ exit codes: 0 done, 1 a mistake or a file that could not be read, 2 wrong usage.
 def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
     recognizer = recognition.open_recognizer(args.run, args.step, args.quantizer)
-    decoder = recognition.decoder_of(
-        recognition.search_of(args, recognizer.alphabet), recognizer.alphabet.tokens, args.decoder
-    )
+    search = recognition.search_of(args, recognizer.alphabet)
+    decoder = recognition.decoder_of(search, recognizer.alphabet.tokens, args.decoder)
     source, failed = open_files(args.files, args.workers)
     index, lines = source.index, {}
 
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         texts = [recognizer.alphabet.decode(hypothesis.ids) for hypothesis in found]
         print(f"{index.paths[row]}\t{texts[0]}", flush=True)
         about = {"path": str(index.paths[row]), "seconds": round(float(index.durations[row]), 3), "text": texts[0]}
-        if args.n_best > 1:
+        if search and search.n_best > 1:
             about["n_best"] = [{"text": t, "score": round(h.score, 4)} for t, h in zip(texts, found, strict=True)]
         lines[row] = json.dumps(about, ensure_ascii=False)
         progress.add(float(index.durations[row]))

@@ -50,14 +50,27 @@ def test_librispeech_layout_gives_ids_transcripts_and_speakers(tmp_path, audio, 
     for i in range(2):
         audio(chapter / f"84-121123-000{i}.flac", 0.5)
     audio(chapter / "extra.flac", 0.5)
-    (chapter / "84-121123.trans.txt").write_text(
-        "84-121123-0000 GO ON\n84-121123-0001 È VERO\n84-121123-0002 NO FILE\n", "utf-8"
-    )
+    (chapter / "84-121123.trans.txt").write_text("84-121123-0000 GO ON\n84-121123-0001 È VERO\n", "utf-8-sig")
     index = folder.make(section(), tmp_path).index
     assert index.ids.tolist() == ["84-121123-0000", "84-121123-0001", "train-clean-100/84/121123/extra"]
     assert index.transcripts.tolist() == ["GO ON", "È VERO", ""]
     assert index.speakers.tolist() == ["84", "84", ""]
     assert index.skipped == []
+
+
+def test_transcripts_without_audio_and_repeated_ones_are_named_with_their_lines(tmp_path, audio, section):
+    audio(tmp_path / "1-2-0000.flac", 0.5)
+    first, second = tmp_path / "1-2.trans.txt", tmp_path / "more.trans.txt"
+    first.write_text("1-2-0000 ONE\n\n1-2-0001 NO FILE\n1-2-0000 TWO\n")
+    second.write_text("1-2-0000 THREE\n")
+    index = folder.make(section(), tmp_path).index
+    assert index.transcripts.tolist() == ["THREE"]
+    assert index.skipped == [
+        Skip(f"{first}:1", f"repeated transcript: 1-2-0000, whose text in {first}:4 counts"),
+        Skip(f"{first}:4", f"repeated transcript: 1-2-0000, whose text in {second}:1 counts"),
+        Skip(f"{first}:3", "transcript without audio: 1-2-0001"),
+    ]
+    assert "2 x repeated transcript" in index.report() and "1 x transcript without audio" in index.report()
 
 
 def test_speaker_is_the_directory_above_the_chapter_where_the_name_does_not_say(tmp_path, audio, section):

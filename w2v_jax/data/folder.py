@@ -1,7 +1,8 @@
 """Any folder tree of audio: FLAC, WAV, OGG, MP3, Opus and what else libsndfile reads, in any number of roots.
 
 LibriSpeech's layout is recognised by the `*.trans.txt` files beside the audio: they give ids, transcripts and
-speakers. Elsewhere the id is the path below its root without the extension. Links to directories are followed.
+speakers; their lines without audio, and all but the last of a repeated id, join the skipped ones. Elsewhere the id is
+the path below its root without the extension. Links to directories are followed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import pathlib
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from w2v_jax.config import UserError
 from w2v_jax.data.audio import AudioFiles
@@ -20,6 +22,13 @@ EXTENSIONS = frozenset(".flac .wav .wave .ogg .oga .opus .mp3 .aif .aiff .aifc .
 TRANSCRIPTS = ".trans.txt"
 LISTED_PER_EXTENSION = 1000
 """Files of an extension that is not audio are listed one by one up to here, then counted."""
+
+
+class Transcript(NamedTuple):
+    """The text of an utterance, and where it stands: "path:line"."""
+
+    text: str
+    place: str
 
 
 def make(data, root) -> AudioFiles:
@@ -78,10 +87,11 @@ def _scan(folder: str, seen: set[tuple[int, int]], skipped: list[Skip]) -> tuple
 def _candidates(
     root: str, folder: str, files: list[str], others: Counter[str], skipped: list[Skip]
 ) -> Iterator[Candidate]:
-    transcripts: dict[str, str] = {}
+    transcripts: dict[str, Transcript] = {}
     for name in files:
         if name.endswith(TRANSCRIPTS):
-            transcripts.update(_read_transcripts(os.path.join(folder, name), skipped))
+            _read_transcripts(os.path.join(folder, name), transcripts, skipped)
+    heard = set()
     for name in files:
         stem, extension = os.path.splitext(name)
         path = os.path.join(folder, name)
@@ -94,20 +104,29 @@ def _candidates(
             if others[extension] <= LISTED_PER_EXTENSION:
                 skipped.append(Skip(path, _not_audio(extension) + _sniff(path)))
         elif stem in transcripts:
-            yield Candidate(stem, path, speaker=_speaker(stem, folder), transcript=transcripts[stem])
+            heard.add(stem)
+            yield Candidate(stem, path, speaker=_speaker(stem, folder), transcript=transcripts[stem].text)
         else:
             yield Candidate(os.path.relpath(os.path.join(folder, stem), root).replace(os.sep, "/"), path)
+    for stem, found in transcripts.items():
+        if stem not in heard:
+            skipped.append(Skip(found.place, f"transcript without audio: {stem}"))
 
 
-def _read_transcripts(path: str, skipped: list[Skip]) -> dict[str, str]:
-    """{utterance: text} of lines "utterance text"."""
+def _read_transcripts(path: str, found: dict[str, Transcript], skipped: list[Skip]) -> None:
+    """Adds the lines "utterance text" to `found`; of a repeated utterance the last text counts."""
     try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+        lines = pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         skipped.append(Skip(path, f"unreadable transcripts: {error}"))
-        return {}
-    pairs = (line.strip().partition(" ") for line in lines)
-    return {name: text.strip() for name, _, text in pairs if name}
+        return
+    for number, line in enumerate(lines, 1):
+        name, _, text = line.strip().partition(" ")
+        place = f"{path}:{number}"
+        if name in found:
+            skipped.append(Skip(found[name].place, f"repeated transcript: {name}, whose text in {place} counts"))
+        if name:
+            found[name] = Transcript(text.strip(), place)
 
 
 def _speaker(stem: str, folder: str) -> str:

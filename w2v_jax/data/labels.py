@@ -14,6 +14,7 @@ import json
 import math
 import os
 import pathlib
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -132,6 +133,32 @@ def build(
     return alphabet, {t: counter[t] for t in tokens[1:]}, {t: counter[t] for t in rare}
 
 
+def reuse(
+    path: str | os.PathLike, transcripts: Iterable[str], kind: str, casing: str, remove: str
+) -> tuple[Alphabet, dict[str, int], dict[str, int]]:
+    """What `build` returns, of the alphabet that `save` wrote to a file: dropped are the tokens that it lacks.
+
+    Raises UserError where the file says something else than `kind` and `casing`, or keeps characters of `remove`. It
+    may remove others, as those that were too rare where it was made.
+    """
+    alphabet, counter = Alphabet.load(path), Counter()
+    given = {"data.labels": (kind, alphabet.kind), "data.casing": (casing, alphabet.casing)}
+    if set(unicodedata.normalize("NFC", remove)) - set(unicodedata.normalize("NFC", alphabet.remove)):
+        given["data.remove"] = (remove, alphabet.remove)
+    wrong = {key: values for key, values in given.items() if values[0] != values[1]}
+    if wrong:
+        told = "; ".join(f"{key} is {here!r}, and {there!r} in the file" for key, (here, there) in wrong.items())
+        flags = " ".join(f"--config.{key}={shlex.quote(there)}" for key, (_, there) in wrong.items())
+        raise UserError(
+            f"data.alphabet={os.fspath(path)} contradicts the config: {told}. To read transcripts as the file says: "
+            f"{flags}; or leave data.alphabet empty to have an alphabet made"
+        )
+    for text in transcripts:
+        counter.update(alphabet.split(text))
+    lacking = sorted(set(counter) - set(alphabet.tokens[1:]))
+    return alphabet, {t: counter[t] for t in alphabet.tokens[1:]}, {t: counter[t] for t in lacking}
+
+
 def table(alphabet: Alphabet, counts: dict[str, int], dropped: dict[str, int]) -> str:
     """Lines for people: how many tokens, the most frequent, and what was dropped."""
     often = sorted(counts.items(), key=lambda item: -item[1])
@@ -139,7 +166,8 @@ def table(alphabet: Alphabet, counts: dict[str, int], dropped: dict[str, int]) -
     if alphabet.remove:
         lines.append(f"  removed from transcripts: {' '.join(map(_name, alphabet.remove))}")
     if dropped:
-        lines.append(f"  too rare, dropped: {_named(sorted(dropped.items(), key=lambda item: -item[1]), len(dropped))}")
+        lacking = sorted(dropped.items(), key=lambda item: -item[1])
+        lines.append(f"  dropped, not in the alphabet: {_named(lacking, len(lacking))}")
     return "\n".join(lines)
 
 
@@ -197,13 +225,19 @@ def labelled(
     bucket_samples: Sequence[int],
     per_second: float,
     frames: Callable[[Any], Any],
+    where: str,
 ) -> tuple[Source, Labels]:
     """The rows whose transcript can be learnt, and their labels; the others join `index.skipped` with the reason.
 
-    frames: samples -> frames of the model's output, which CTC needs at least `needed_frames` of. Raises UserError when
-    nothing is left.
+    frames: samples -> frames of the model's output, which CTC needs at least `needed_frames` of. where: the config key
+    that chose the rows. Raises UserError when there are none, or none is left.
     """
     index, labels = source.index, Labels([], per_second, alphabet)
+    if not len(index):
+        raise UserError(
+            f"{where} gives no recordings: raise data.eval_share, add recordings to data.root, or name those to score "
+            "by --config.data.eval_root=FOLDER"
+        )
     lengths, kept, skips = np.array(sorted(bucket_samples)), [], []
     for row, text in enumerate(index.transcripts.tolist()):
         ids, unknown = alphabet.encode(text)
@@ -218,8 +252,9 @@ def labelled(
     if not kept:
         reasons = Counter(skip.reason.split(": ")[0] for skip in skips).most_common(3)
         raise UserError(
-            f"data.root: none of the {len(index):,} recordings has a transcript that can be learnt: "
-            f"{'; '.join(f'{n:,} x {reason}' for reason, n in reasons)}; first: {skips[0].path}: {skips[0].reason}"
+            f"{where}: none of the {len(index):,} recordings has a transcript that can be learnt: "
+            f"{'; '.join(f'{n:,} x {reason}' for reason, n in reasons)}; first: {skips[0].path}: {skips[0].reason}; "
+            "put transcripts or settings right, or name other recordings"
         )
     chosen = subset(source, np.array(kept))
     chosen.index.skipped.extend(skips)
