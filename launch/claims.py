@@ -7,7 +7,8 @@ hours of unlabelled audio; labels: error against labelled minutes, pretrained an
 
 DIR are folders of transcribed recordings; the speakers of --test must not be in --train, and nothing is tuned on them.
 Everything is made of the commands of the package with the `:demo` configs, printed as they run, so that every number
-can be had by hand. Results: OUT/CLAIM.json, OUT/CLAIM.png and a table.
+can be had by hand. Results: OUT/CLAIM.json, OUT/CLAIM.png and a table, of this and all earlier calls with this OUT. A
+run that stands there and was made with other flags is an error.
 """
 
 from __future__ import annotations
@@ -88,12 +89,20 @@ def main(argv: Sequence[str]) -> int:
     if claim == "labels" and set(plan.inputs or ()) - {"cpc", "w2v2"}:
         parser.error("--inputs of `labels` are cpc and w2v2: the others are not fine-tuned here")
     plan.out.mkdir(parents=True, exist_ok=True)
-    rows = {"inputs": inputs, "unlabelled": unlabelled, "labels": labels}[claim](plan)
-    (plan.out / f"{claim}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    path = plan.out / f"{claim}.json"
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    rows = merged(rows, {"inputs": inputs, "unlabelled": unlabelled, "labels": labels}[claim](plan))
+    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(table(rows))
     draw(rows, claim, plan.out / f"{claim}.png")
     print(f"done: {plan.out / claim}.json and .png")
     return 0
+
+
+def merged(before: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Earlier rows and new ones, which take the place of earlier ones of the same row, amount and seed."""
+    key = lambda row: (row["row"], row["x"], row["seed"])
+    return list(({key(row): row for row in before} | {key(row): row for row in rows}).values())
 
 
 # The claims
@@ -234,6 +243,12 @@ def labelled(plan: Plan, seed: int, minutes: float) -> list[str]:
 
 
 def train(config: str, folder: pathlib.Path, flags: Sequence[str]) -> None:
+    given, path = [config, *map(str, flags)], folder / "flags.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(given) + "\n", encoding="utf-8")
+    if other := set(json.loads(path.read_text(encoding="utf-8"))) ^ set(given):
+        sys.exit(f"error: {folder} was made with other flags ({' '.join(sorted(other))}): name another --out")
     if not (folder / "done.json").exists():
         command("train", f"--config={ROOT / 'configs' / config}", f"--workdir={folder}", *flags)
 

@@ -47,6 +47,23 @@ def test_every_claim_has_a_plot(claims, claim, tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 5000
 
 
+def test_results_of_earlier_calls_stay_and_those_made_again_are_replaced(claims):
+    again = [ROWS[0] | {"cer": 0.9}, ROWS[0] | {"row": "another"}]
+    rows = claims.merged(ROWS, again)
+    assert len(rows) == len(ROWS) + 1 and rows[0] == again[0] and rows[1:-1] == ROWS[1:] and rows[-1] == again[1]
+
+
+def test_a_run_made_with_other_flags_is_not_taken_for_its_own(claims, monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr(claims, "command", lambda *words: ran.append(words) or (tmp_path / "cpc-1/done.json").touch())
+    for _ in range(2):
+        claims.train("cpc.py:demo", tmp_path / "cpc-1", ["--config.seed=1", "--config.train.steps=10"])
+    assert len(ran) == 1
+    with pytest.raises(SystemExit, match=r"cpc-1 was made with other flags \(.*steps=10 .*steps=20\)"):
+        claims.train("cpc.py:demo", tmp_path / "cpc-1", ["--config.seed=1", "--config.train.steps=20"])
+    assert len(ran) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_claim_is_reproduced_and_goes_on_where_it_was(tmp_path):

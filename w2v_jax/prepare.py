@@ -184,9 +184,10 @@ def _verdict(count: int, skipped: Sequence[Skip], limit: float) -> int:
 
 
 def is_lost_recording(skip: Skip) -> bool:
-    """False for what was never a recording: files with other extensions, and folders listed twice."""
+    """False for what was never a recording: files with other extensions, folders and transcripts listed twice."""
     other_file = "is not one of audio" in skip.reason and "wrong extension" not in skip.reason
-    return not other_file and skip.reason not in ("directory listed already", "Mac resource file")
+    again = skip.reason.startswith("repeated transcript")
+    return not other_file and not again and skip.reason not in ("directory listed already", "Mac resource file")
 
 
 # The manifest
