@@ -115,7 +115,8 @@ class Job:
 
 
 def mesh_of(data: int, fsdp: int, tensor: int):
-    return jax.make_mesh((data, fsdp, tensor), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    sizes, kinds = (data, fsdp, tensor), (AxisType.Auto,) * 3
+    return jax.make_mesh(sizes, sharding.MESH_AXES, axis_types=kinds, devices=jax.devices()[: data * fsdp * tensor])
 
 
 class Run:
@@ -187,7 +188,8 @@ def assert_meant(run: Run):
     then the pieces over data), and numbers; tensor
     adds up activations in the Transformer (the outputs of attention and feed-forward network and the gradients of the
     inputs of their four products) and compares the best codes of each device. Nothing is permuted, nothing goes from
-    all to all, and no batch is gathered.
+    all to all, and no batch is gathered. What a mesh needs is there as well: every cut parameter is gathered, every
+    gradient added up, so that a reader of the text that sees nothing would not pass.
     """
     shape = dict(run.mesh.shape)
     params = sum(x.nbytes for x in jax.tree.leaves(run.state.params))
@@ -208,16 +210,25 @@ def assert_meant(run: Run):
     numbers = 4096 + 0.02 * params
     tied = run.state.params["encoder"].get("embedding")  # used twice: the parts of its gradient come one by one
     numbers += 0 if tied is None else tied.nbytes
-    assert gathered <= 2 * params + numbers if shape["fsdp"] > 1 else not gathered
+    needed = 0.9 * trained_bytes(run) / shape["tensor"]
+    assert needed <= gathered <= 2 * params + numbers if shape["fsdp"] > 1 else not gathered
     once = params * (1 + 1 / shape["fsdp"] if min(shape["data"], shape["fsdp"]) > 1 else 1)
     assert sums <= once + numbers, "more is added up than the gradients"
+    if sharding.batch_shards(run.mesh) > 1:  # at the least pieces of gradients, each already cut over fsdp
+        assert sums >= needed / shape["fsdp"], "gradients are not added up"
     if "transformer" not in run.state.params["encoder"]:
         assert not tensor
         return
     found = jax.eval_shape(lambda: run.job.method.predict(run.state.params, run.state.extra, make_batch()))
     activation = found["context"].size * 4 // sharding.batch_shards(run.mesh)
     most = (6 * run.job.config.encoder.layers + 3) * activation
-    assert tensor <= most if shape["tensor"] > 1 else not tensor
+    assert activation <= tensor <= most if shape["tensor"] > 1 else not tensor
+
+
+def trained_bytes(run: Run) -> int:
+    """Bytes of the parameters that are trained."""
+    leaves = jax.tree_util.tree_leaves_with_path(run.state.params)
+    return sum(x.nbytes for path, x in leaves if not frozen(run.job.config, optim.path_name(path)))
 
 
 def dims(shape) -> tuple[int, ...]:
