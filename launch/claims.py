@@ -307,7 +307,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(rows: Sequence[dict[str, Any]], claim: str, path: pathlib.Path) -> None:
-    """Bars for the inputs; lines over the amount for the others. Bars of error span the seeds."""
+    """Bars for the inputs; lines over the amount for the others. Bars of error are as long as the seeds lie apart."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
