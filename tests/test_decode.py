@@ -13,7 +13,9 @@ import pytest
 
 from w2v_jax import decode
 from w2v_jax.config import UserError
-from w2v_jax.decode import Search, beam_search, flashlight_search, greedy, mismatch
+from w2v_jax.decode import Search, beam_search, greedy, mismatch
+from w2v_jax.flashlight_decoder import Flashlight
+from w2v_jax.flashlight_decoder import search as flashlight_search
 from w2v_jax.lm import build, read_arpa, write_arpa
 
 TOKENS = ("<blank>", "|", "a", "b")
@@ -317,8 +319,8 @@ def test_flashlight_says_what_it_cannot_do(flashlight):
         flashlight_search(log_probs(2, 0), ("<blank>", "AH", "K", "S"), Search())
     for law in (dict(word_score=-0.5), dict(lm=LETTERS, lm_unit="token")):
         with pytest.raises(UserError, match="cannot add a score per word.*--word-score 0"):
-            decode.Flashlight(TOKENS, Search(**law))
-    search = decode.Flashlight(TOKENS, Search(word_score=0.0)).search
+            Flashlight(TOKENS, Search(**law))
+    search = Flashlight(TOKENS, Search(word_score=0.0)).search
     for wrong, word in ((np.full((3, 4), np.nan), "NaN"), (log_probs(3, 0, 3), "alphabet of 4")):
         with pytest.raises(UserError, match=word):
             search(wrong)
@@ -331,7 +333,7 @@ def test_language_models_that_kenlm_refuses_are_named(flashlight, missing, tmp_p
     write_arpa(tmp_path / "small.arpa", lm)
     law = Search(lm=read_arpa(tmp_path / "small.arpa"), lexicon=frozenset({"ab"}))
     with pytest.raises(UserError, match=rf"small\.arpa: KenLM.*{'bigram' if missing == 'bigrams' else missing}"):
-        decode.Flashlight(TOKENS, law)
+        Flashlight(TOKENS, law)
     assert beam_search(log_probs(5, 0), TOKENS, law)
 
 

@@ -77,6 +77,8 @@ def test_tuning_keeps_the_best_pair_and_all_that_were_tried(run, heard, arpa, tm
     assert len(read_lines(tmp_path / "hypotheses.jsonl")[0]["n_best"]) == 2
     with pytest.raises(UserError, match="needs a language model"):
         evaluate.main([*flags[:6], "--tune", "3"])
+    with pytest.raises(UserError, match="--tune=-1"):
+        evaluate.main([*flags, "--tune", "-1"])
 
 
 def misheard(recognizer, source, **law):

@@ -59,6 +59,8 @@ def main(argv: Sequence[str]) -> int:
     recognizer = recognition.open_recognizer(args.run, args.step, args.quantizer)
     alphabet = recognizer.alphabet
     search = recognition.search_of(args, alphabet)
+    if args.tune < 0:
+        raise UserError(f"--tune={args.tune}: it is a number of pairs to try, or 0")
     if args.tune and (search is None or search.lm is None):
         raise UserError("--tune looks for --lm-weight and --word-score: it needs a language model (--lm FILE)")
     if args.tune and args.decoder == "flashlight" and not args.lexicon:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from w2v_jax import decode, runs
+from w2v_jax import decode, flashlight_decoder, runs
 from w2v_jax.config import UserError
 from w2v_jax.data.index import Source
 from w2v_jax.data.labels import FILE, Alphabet
@@ -155,7 +155,7 @@ def decoder_of(search: Search | None, tokens: tuple[str, ...], kind: str = "own"
         return lambda frames: [_best_path(frames)]
     nothing = Hypothesis((), 0.0, 0.0, 0.0, 0)
     if kind == "flashlight":
-        built = decode.Flashlight(tokens, search)
+        built = flashlight_decoder.Flashlight(tokens, search)
         return lambda frames: built.search(frames) or [nothing]
     return lambda frames: decode.beam_search(frames, tokens, search) or [nothing]
 
