@@ -50,6 +50,7 @@ LIBRARY = {
     "runs",
     "lm",
     "decode",
+    "flashlight_decoder",
     "metrics",
     "recognition",
     "align",
