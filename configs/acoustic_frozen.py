@@ -17,6 +17,7 @@ encoder is fine-tuned together with the acoustic model by `--config.encoder.froz
 from ml_collections import ConfigDict
 
 CONV = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
+LOGMEL_DEMO = ((192, 13, 1),) + ((192, 5, 1),) * 2 + ((256, 7, 2),) + ((256, 7, 1),) * 2
 WSJ = ((200, 13, 1), (200, 3, 1), (200, 3, 1), (250, 5, 1), (250, 5, 1), (300, 5, 1), (350, 5, 1), (400, 7, 1))
 WSJ += ((450, 7, 1), (500, 7, 1), (500, 7, 1), (500, 7, 1), (600, 9, 1), (600, 9, 1), (750, 9, 1), (1000, 1, 1))
 
@@ -131,9 +132,8 @@ def get_config(variant: str = "") -> ConfigDict:
         compile_cache="",  # folder; empty: WORKDIR/compile_cache
     )
     if variant:
-        variants = {"features": features, "cpc": cpc, "demo": demo, "tiny": tiny}
-        variants |= {"features_demo": features_demo, "cpc_demo": cpc_demo}
-        variants |= {"wav2vec": wav2vec, "wav2vec_demo": wav2vec_demo}
+        variants = {"features": features, "cpc": cpc, "wav2vec": wav2vec, "demo": demo, "tiny": tiny}
+        variants |= {"features_demo": features_demo, "cpc_demo": cpc_demo, "wav2vec_demo": wav2vec_demo}
         if variant not in variants:
             raise ValueError(f"there is no variant {variant!r}; there are {', '.join(variants)}")
         variants[variant](config)
@@ -149,48 +149,46 @@ def features(config: ConfigDict) -> None:
 
 
 def cpc(config: ConfigDict) -> None:
-    """The encoder of `cpc.py`, whose frames are 10 ms apart; the acoustic model's own are 20 ms."""
-    config.encoder = dict(
-        kind="causal",
+    """The encoder of `cpc.py`."""
+    causal(
+        config,
         conv_layers=tuple((512, k, s) for k, s in ((10, 5), (8, 4), (4, 2), (4, 2), (4, 2))),
         conv_norm="frame",
         conv_bias=True,
-        activation="relu",
         log_compression=False,
-        padding_aware=True,
         context="gru",
         context_kernels=(),
         context_skip=False,
-        context_zero_pad=False,
         width=256,
+    )
+
+
+def wav2vec(config: ConfigDict) -> None:
+    """The encoder of `wav2vec_large.py`."""
+    causal(
+        config,
+        conv_layers=tuple((512, k, s) for k, s in ((10, 5), (8, 4), (4, 2), (4, 2), (4, 2), (1, 1), (1, 1))),
+        conv_norm="utterance",
+        conv_bias=False,
+        log_compression=True,
+        context="conv",
+        context_kernels=tuple(range(2, 14)),
+        context_skip=True,
+        width=512,
+    )
+
+
+def causal(config: ConfigDict, **encoder) -> None:
+    """A causal encoder, whose frames are 10 ms apart; the acoustic model's own are 20 ms."""
+    config.encoder = encoder | dict(
+        kind="causal",
+        activation="relu",
+        padding_aware=True,
+        context_zero_pad=False,
         layers=1,
         remat_frontend=False,
         frozen=True,
         frozen_steps=0,  # without `frozen`: first updates that leave the encoder as it is
-    )
-    halve(config)
-
-
-def wav2vec(config: ConfigDict) -> None:
-    """The encoder of `wav2vec_large.py`, whose frames are 10 ms apart; the acoustic model's own are 20 ms."""
-    kernels = ((10, 5), (8, 4), (4, 2), (4, 2), (4, 2), (1, 1), (1, 1))
-    config.encoder = dict(
-        kind="causal",
-        conv_layers=tuple((512, k, s) for k, s in kernels),
-        conv_norm="utterance",
-        conv_bias=False,
-        activation="relu",
-        log_compression=True,
-        padding_aware=True,
-        context="conv",
-        context_kernels=tuple(range(2, 14)),
-        context_skip=True,
-        context_zero_pad=False,
-        width=512,
-        layers=1,
-        remat_frontend=False,
-        frozen=True,
-        frozen_steps=0,
     )
     halve(config)
 
@@ -206,10 +204,8 @@ def cpc_demo(config: ConfigDict) -> None:
     demo(config)
     cpc(config)
     config.init.update(run="runs/cpc")
-    widths = (32, 32, 64, 64, 64)
-    layers = tuple((c, k, s) for c, (_, k, s) in zip(widths, config.encoder.conv_layers))
-    config.encoder.update(conv_layers=layers, width=96)
-    config.acoustic.update(conv_layers=((192, 13, 1),) + ((192, 5, 1),) * 2 + ((256, 7, 2),) + ((256, 7, 1),) * 2)
+    config.encoder.update(conv_layers=narrowed(config.encoder.conv_layers, (32, 32, 64, 64, 64)), width=96)
+    config.acoustic.update(conv_layers=LOGMEL_DEMO)
 
 
 def wav2vec_demo(config: ConfigDict) -> None:
@@ -217,10 +213,14 @@ def wav2vec_demo(config: ConfigDict) -> None:
     demo(config)
     wav2vec(config)
     config.init.update(run="runs/wav2vec")
-    widths = (32, 32, 64, 64, 64, 64, 64)
-    layers = tuple((c, k, s) for c, (_, k, s) in zip(widths, config.encoder.conv_layers))
+    layers = narrowed(config.encoder.conv_layers, (32, 32, 64, 64, 64, 64, 64))
     config.encoder.update(conv_layers=layers, context_kernels=(2, 3, 4, 5, 6, 7), width=32)
-    config.acoustic.update(conv_layers=((192, 13, 1),) + ((192, 5, 1),) * 2 + ((256, 7, 2),) + ((256, 7, 1),) * 2)
+    config.acoustic.update(conv_layers=LOGMEL_DEMO)
+
+
+def narrowed(layers: tuple, widths: tuple) -> tuple:
+    """Convolutions (channels, kernel, stride) with other channels."""
+    return tuple((c, k, s) for c, (_, k, s) in zip(widths, layers))
 
 
 def features_demo(config: ConfigDict) -> None:
@@ -228,7 +228,7 @@ def features_demo(config: ConfigDict) -> None:
     demo(config)
     features(config)
     config.data.update(root=("features/train",), eval_root=("features/dev",), hours=0.0)
-    config.acoustic.update(conv_layers=((192, 13, 1),) + ((192, 5, 1),) * 2 + ((256, 7, 2),) + ((256, 7, 1),) * 2)
+    config.acoustic.update(conv_layers=LOGMEL_DEMO)
 
 
 def demo(config: ConfigDict) -> None:
@@ -237,8 +237,7 @@ def demo(config: ConfigDict) -> None:
     config.data.update(root=("data/synthetic/train",), eval_root=("data/synthetic/dev",), hours=0.5, eval_hours=0.05)
     config.data.update(batch_hours=8 * 12 / 3600, unit_seconds=12.0, device_seconds=96.0)
     config.data.update(bucket_seconds=(3.0, 6.0, 12.0), normalize=True)
-    widths = (32, 32, 64, 64, 64, 96, 96)
-    config.encoder.update(conv_layers=tuple((c, k, s) for c, (_, k, s) in zip(widths, CONV)), width=128, layers=4)
+    config.encoder.update(conv_layers=narrowed(CONV, (32, 32, 64, 64, 64, 96, 96)), width=128, layers=4)
     config.encoder.update(mlp=512, pos_kernel=32, pos_groups=16, pre_norm=True)
     config.acoustic.update(conv_layers=((192, 7, 1),) + ((192, 3, 1),) * 2 + ((256, 7, 1),) * 3)
     config.acoustic.update(width=192, layers=3, heads=4, mlp=384, dropout=0.1)

@@ -243,7 +243,7 @@ def labelled(plan: Plan, seed: int, minutes: float) -> list[str]:
 
 
 def train(config: str, folder: pathlib.Path, flags: Sequence[str]) -> None:
-    given, path = [config, *map(str, flags)], folder / "flags.json"
+    given, path = [config, *flags], folder / "flags.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(given) + "\n", encoding="utf-8")

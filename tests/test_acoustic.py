@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_warmstart import shapes_of
 
-from w2v_jax import acoustic, checkpoint, foreign, warmstart
+from w2v_jax import acoustic, checkpoint, warmstart
 from w2v_jax import config as configs
 from w2v_jax.acoustic import GatedConv, GatedConvLayer, TransformerStack, acoustic_model
 from w2v_jax.data.index import WAVE
@@ -121,11 +122,6 @@ def test_transformer_is_as_large_as_the_convolutions(spec):
         params = jax.eval_shape(model.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), jnp.int32))
         sizes.append(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(bare(params))))
     assert abs(sizes[0] - sizes[1]) < 0.06 * sizes[0], sizes
-
-
-def shapes_of(config):
-    found = foreign.parameter_shapes(config)
-    return foreign.nest({path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in found.items()})
 
 
 @pytest.mark.parametrize(

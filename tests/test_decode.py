@@ -15,7 +15,6 @@ from w2v_jax import decode
 from w2v_jax.config import UserError
 from w2v_jax.decode import Search, beam_search, greedy, mismatch
 from w2v_jax.flashlight_decoder import Flashlight
-from w2v_jax.flashlight_decoder import search as flashlight_search
 from w2v_jax.lm import build, read_arpa, write_arpa
 
 TOKENS = ("<blank>", "|", "a", "b")
@@ -297,7 +296,7 @@ def test_search_equals_flashlight(flashlight, law):
     law = dataclasses.replace(WIDE, merge="max", beam=3000, n_best=1, **law)
     for seed in range(12):
         frames = log_probs(14, seed)
-        ours, theirs = beam_search(frames, TOKENS, law)[0], flashlight_search(frames, TOKENS, law)[0]
+        ours, theirs = beam_search(frames, TOKENS, law)[0], Flashlight(TOKENS, law).search(frames)[0]
         assert text_of(ours.ids) == text_of(theirs.ids), seed
         assert ours.score == pytest.approx(theirs.score, abs=1e-3)
 
@@ -307,16 +306,16 @@ def test_flashlight_counts_words_and_leaves_out_those_that_are_cut_off(flashligh
         frames = log_probs(14, seed)
         for law in (WIDE, dataclasses.replace(WIDE, lexicon=frozenset({"ab", "b"}))):
             law = dataclasses.replace(law, beam=500, merge="max", word_score=0.0)
-            assert flashlight_search(frames, TOKENS, law)[0].words == beam_search(frames, TOKENS, law)[0].words
+            assert Flashlight(TOKENS, law).search(frames)[0].words == beam_search(frames, TOKENS, law)[0].words
     law = Search(beam=1, threshold=9.0, lexicon=frozenset({"ab", "bbb"}))
-    assert text_of(flashlight_search(spoken("ab|b"), TOKENS, law)[0].ids) in ((), ("ab",))
+    assert text_of(Flashlight(TOKENS, law).search(spoken("ab|b"))[0].ids) in ((), ("ab",))
 
 
 def test_flashlight_says_what_it_cannot_do(flashlight):
     with pytest.raises(UserError, match="needs a lexicon"):
-        flashlight_search(log_probs(2, 0), TOKENS, Search(lm=WORDS))
+        Flashlight(TOKENS, Search(lm=WORDS))
     with pytest.raises(UserError, match=r"no '\|'"):
-        flashlight_search(log_probs(2, 0), ("<blank>", "AH", "K", "S"), Search())
+        Flashlight(("<blank>", "AH", "K", "S"), Search())
     for law in (dict(word_score=-0.5), dict(lm=LETTERS, lm_unit="token")):
         with pytest.raises(UserError, match="cannot add a score per word.*--word-score 0"):
             Flashlight(TOKENS, Search(**law))

@@ -20,17 +20,12 @@ from w2v_jax.decode import Hypothesis, Search
 from w2v_jax.lm import UNKNOWN, NGram, write_arpa
 
 
-def search(log_probs: np.ndarray, tokens: Sequence[str], law: Search) -> list[Hypothesis]:
-    """`beam_search` by flashlight-text. Raises UserError for what flashlight cannot do.
+class Flashlight:
+    """A decoder of flashlight-text that is built once and searches many utterances. Raises UserError for what it lacks.
 
     With a lexicon, a frame in which the last word may end is added, because flashlight ends words with the boundary.
     Without one, flashlight knows no language model of words and no word_score.
     """
-    return Flashlight(tokens, law).search(log_probs)
-
-
-class Flashlight:
-    """A decoder of flashlight-text that is built once and searches many utterances. Raises UserError."""
 
     def __init__(self, tokens: Sequence[str], law: Search):
         try:

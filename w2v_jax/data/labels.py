@@ -120,9 +120,7 @@ def build(
     """
     if kind not in KINDS or casing not in CASINGS:
         raise UserError(f"data.labels is one of {', '.join(KINDS)} and data.casing one of {', '.join(CASINGS)}")
-    draft, counter = Alphabet((BLANK,), kind, casing, remove), Counter()
-    for text in transcripts:
-        counter.update(draft.split(text))
+    counter = _counted(Alphabet((BLANK,), kind, casing, remove), transcripts)
     rare = sorted(token for token, count in counter.items() if count < min_count and token != BOUNDARY)
     kept = sorted(token for token in counter if token not in set(rare) | {BOUNDARY})
     if not kept:
@@ -141,7 +139,7 @@ def reuse(
     Raises UserError where the file says something else than `kind` and `casing`, or keeps characters of `remove`. It
     may remove others, as those that were too rare where it was made.
     """
-    alphabet, counter = Alphabet.load(path), Counter()
+    alphabet = Alphabet.load(path)
     given = {"data.labels": (kind, alphabet.kind), "data.casing": (casing, alphabet.casing)}
     if set(unicodedata.normalize("NFC", remove)) - set(unicodedata.normalize("NFC", alphabet.remove)):
         given["data.remove"] = (remove, alphabet.remove)
@@ -153,10 +151,13 @@ def reuse(
             f"data.alphabet={os.fspath(path)} contradicts the config: {told}. To read transcripts as the file says: "
             f"{flags}; or leave data.alphabet empty to have an alphabet made"
         )
-    for text in transcripts:
-        counter.update(alphabet.split(text))
+    counter = _counted(alphabet, transcripts)
     lacking = sorted(set(counter) - set(alphabet.tokens[1:]))
     return alphabet, {t: counter[t] for t in alphabet.tokens[1:]}, {t: counter[t] for t in lacking}
+
+
+def _counted(alphabet: Alphabet, transcripts: Iterable[str]) -> Counter[str]:
+    return Counter(token for text in transcripts for token in alphabet.split(text))
 
 
 def table(alphabet: Alphabet, counts: dict[str, int], dropped: dict[str, int]) -> str:
