@@ -73,9 +73,10 @@ def get_config(variant: str = "") -> ConfigDict:
         layer_drop=0.0,
         attention="auto",
         positional="auto",
-        scan_layers=True,
-        remat_frontend=False,
-        remat_layers=False,
+        stack="auto",  # "scan", "unroll" or the better one
+        convolution="auto",  # "xla", "products", "patches" or the best one
+        remat_frontend="none",  # "products", "full" or the better one, "auto"
+        remat_layers="none",  # or "products", "full"
         frozen=True,  # no gradient, no dropout, no mask inside
         frozen_steps=0,
     )
@@ -186,7 +187,8 @@ def causal(config: ConfigDict, **encoder) -> None:
         padding_aware=True,
         context_zero_pad=False,
         layers=1,
-        remat_frontend=False,
+        convolution="auto",  # "xla", "products", "patches" or the best one
+        remat_frontend="none",  # "products", "full" or the better one, "auto"
         frozen=True,
         frozen_steps=0,  # without `frozen`: first updates that leave the encoder as it is
     )

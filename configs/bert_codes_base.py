@@ -58,8 +58,8 @@ def get_config(variant: str = "") -> ConfigDict:
         mlp_dropout=0.0,
         layer_drop=0.0,
         attention="auto",  # "xla", "blocks", "cudnn" (bfloat16, no attention_dropout) or the best one
-        scan_layers=True,
-        remat_layers=False,
+        stack="auto",  # "scan", "unroll" or the better one
+        remat_layers="none",  # or "products", "full"
     )
     config.masking = dict(prob=0.5, length=10, min_spans=1)  # 0.05 of frames start a span: 40 % are masked
     config.optim = dict(

@@ -56,7 +56,8 @@ def get_config(variant: str = "") -> ConfigDict:
         context_zero_pad=False,  # conv only
         width=256,
         layers=1,
-        remat_frontend=False,
+        convolution="auto",  # "xla", "products", "patches" or the best one
+        remat_frontend="none",  # "products", "full" or the better one, "auto"
     )
     config.loss = dict(
         steps=12,

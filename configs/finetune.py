@@ -77,9 +77,10 @@ def get_config(variant: str = "") -> ConfigDict:
         layer_drop=0.05,
         attention="auto",
         positional="auto",
-        scan_layers=True,
-        remat_frontend=False,
-        remat_layers=False,
+        stack="auto",  # "scan", "unroll" or the better one
+        convolution="auto",  # "xla", "products", "patches" or the best one
+        remat_frontend="none",  # "products", "full" or the better one, "auto"
+        remat_layers="none",  # or "products", "full"
         frozen=False,  # True: no gradient, no dropout, no mask inside
         frozen_steps=10_000,  # first updates that leave the encoder as it is
     )

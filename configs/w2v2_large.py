@@ -62,9 +62,10 @@ def get_config(variant: str = "") -> ConfigDict:
         layer_drop=0.0,
         attention="auto",  # "xla", "blocks", "cudnn" (bfloat16, no attention_dropout) or the best one
         positional="auto",  # "grouped", "split" or the better one
-        scan_layers=True,
-        remat_frontend=True,
-        remat_layers=False,
+        stack="auto",  # "scan", "unroll" or the better one
+        convolution="auto",  # "xla", "products", "patches" or the best one
+        remat_frontend="auto",  # "none", "products", "full" or the better one
+        remat_layers="none",  # or "products", "full"
     )
     config.quantizer = dict(groups=2, codes=320, dim=768, temperature=(2.0, 0.1, 0.999995), input_dropout=0.0)
     config.masking = dict(prob=0.65, length=10, min_spans=2)  # prob / length = 0.065 of frames start a span
@@ -145,7 +146,7 @@ def tiny(config: ConfigDict) -> None:
     config.data.update(name="synthetic", root=("data/synthetic-tiny",), hours=0.02, min_seconds=0.5, eval_share=0.2)
     config.data.update(batch_hours=8 * 2 / 3600, unit_seconds=2.0, device_seconds=16.0, bucket_seconds=(2.0,))
     config.encoder.update(conv_layers=tuple((32, k, s) for _, k, s in CONV), width=32, layers=2, heads=4, mlp=64)
-    config.encoder.update(pos_kernel=16, pos_groups=4, remat_frontend=False)
+    config.encoder.update(pos_kernel=16, pos_groups=4, remat_frontend="none")
     config.quantizer.update(codes=16, dim=16)
     config.loss.update(proj=16, negatives=10)
     config.optim.update(peak=1e-3, warmup=5)

@@ -55,7 +55,8 @@ def get_config(variant: str = "") -> ConfigDict:
         context_zero_pad=False,  # False: the first frame is repeated before the start
         width=512,  # gru, lstm only
         layers=1,  # gru, lstm only
-        remat_frontend=True,
+        convolution="auto",  # "xla", "products", "patches" or the best one
+        remat_frontend="auto",  # "none", "products", "full" or the better one
     )
     config.loss = dict(
         kind="bce",  # or "infonce"
@@ -135,7 +136,7 @@ def tiny(config: ConfigDict) -> None:
     config.data.update(name="synthetic", root=("data/synthetic-tiny",), hours=0.02, min_seconds=0.5, eval_share=0.2)
     config.data.update(batch_hours=8 * 2 / 3600, unit_seconds=2.0, device_seconds=16.0, bucket_seconds=(2.0,))
     config.encoder.update(conv_layers=tuple((32, k, s) for _, k, s in CONV), context_kernels=(2, 3))
-    config.encoder.update(width=32, remat_frontend=False)
+    config.encoder.update(width=32, remat_frontend="none")
     config.loss.update(steps=4, negatives=5)
     config.optim.update(peak=5e-3, warmup=5)
     config.train.update(steps=20, dtype="float32", log_every=1, eval_every=10, checkpoint_every=10)

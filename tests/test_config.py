@@ -85,6 +85,29 @@ def test_config_of_an_older_version_means_what_it_meant():
         assert configs.difference(config, configs.from_json(json.dumps(older))) == []
 
 
+@pytest.mark.parametrize(("flag", "stack", "policy"), [(True, "scan", "full"), (False, "unroll", "none")])
+def test_flags_of_an_older_version_become_the_words_that_mean_them(flag, stack, policy):
+    older = configs.load(BASE).to_dict()
+    for key in ("stack", "convolution", "remat_frontend", "remat_layers"):
+        del older["encoder"][key]
+    older["encoder"] |= dict(scan_layers=flag, remat_frontend=flag, remat_layers=flag)
+    flags = [("encoder.stack", stack), ("encoder.remat_frontend", policy), ("encoder.remat_layers", policy)]
+    wanted = configs.load(BASE, flags)
+    assert configs.difference(wanted, configs.from_json(json.dumps(older))) == []
+
+
+def test_portable_programs_depend_on_no_platform():
+    """Nothing is "auto", and no key is new but in the section that has these formulations without keys."""
+    for name in ("w2v2_base", "finetune", "cpc", "wav2vec_small", "bert_codes_base", "acoustic_logmel"):
+        config = configs.load(f"configs/{name}.py")
+        found = configs.portable(config)
+        assert found.encoder.keys() == config.encoder.keys()
+        assert "auto" not in configs.flatten(found).values()
+    found = configs.portable(configs.load(BASE)).encoder
+    assert (found.stack, found.convolution, found.remat_frontend, found.remat_layers) == ("scan", "xla", "full", "none")
+    assert configs.portable(configs.load("configs/finetune.py")).acoustic.stack == "scan"
+
+
 def test_difference_names_each_changed_key():
     assert configs.difference(configs.load(BASE), configs.load(BASE, [("seed", "2")])) == ["seed: 1 -> 2"]
 

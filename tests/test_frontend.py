@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import flax.linen as nn
@@ -172,6 +173,29 @@ def test_rows_without_samples_are_finite(padded):
 def test_unknown_norm_is_an_error(padded):
     with pytest.raises(UserError, match="conv_norm is 'batch'"):
         ConvFrontend(SMALL, "batch", False).init(jax.random.key(0), padded[0], padded[2])
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_policies_of_remat_agree_and_keep_less(padded, norm):
+    """Gradients of what is kept and of what is computed anew, and the bytes that wait for the backward pass."""
+    wave, _, lengths = padded
+    params = random_params(ConvFrontend(SMALL, norm, True), wave, lengths)
+
+    def loss(remat, params):
+        return (ConvFrontend(SMALL, norm, True, remat=remat).apply({"params": params}, wave, lengths) ** 2).sum()
+
+    def kept(remat):
+        residuals = jax.eval_shape(lambda p: jax.vjp(functools.partial(loss, remat), p)[1], params)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(residuals))
+
+    policies = ("none", "products", "full")
+    plain, *others = (jax.jit(jax.grad(functools.partial(loss, remat)))(params) for remat in policies)
+    for other in others:
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), other, plain)
+    assert kept("none") > kept("products") > kept("full")
+    assert kept("auto") == kept("none"), "on CPU"
+    with pytest.raises(UserError, match="encoder.remat_frontend is 'True'; it is one of .*'full', 'auto'"):
+        loss("True", params)
 
 
 def test_scale_gradient_scales_the_gradient_alone():

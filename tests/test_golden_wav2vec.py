@@ -25,18 +25,20 @@ from w2v_jax.quantizers import temperature
 
 GOLDEN = pathlib.Path(os.environ.get("W2V_JAX_GOLDEN") or pathlib.Path(__file__).parent / "golden")
 FILES = sorted([*GOLDEN.glob("wav2vec_*.npz"), *GOLDEN.glob("vq_wav2vec_*.npz")])
+CASES = [(path, "auto") for path in FILES] + list(zip(FILES[-3:], ("xla", "products", "patches"), strict=False))
+"""(file, encoder.convolution)"""
 
 
 def test_golden_files_are_there():
     assert len(FILES) == 6, f"wav2vec_*.npz and vq_wav2vec_*.npz in {GOLDEN}"
 
 
-def our_config(reference: dict, rows: int, samples: int) -> ml_collections.ConfigDict:
+def our_config(reference: dict, rows: int, samples: int, convolution: str) -> ml_collections.ConfigDict:
     """The config as `convert` makes it, for one unit of rows; the reference's norms see padding."""
     config = fairseq.wav2vec_config({"normalize": False, "vq_temp": (2.0, 0.5, 0.99)} | reference)
     with config.unlocked():
         config.data.unit_seconds = rows * samples / 16_000
-        config.encoder.padding_aware = False
+        config.encoder.update(padding_aware=False, convolution=convolution)
         if "quantizer" not in config:
             config.quantizer = dict(groups=1, temperature=(2.0, 0.5, 0.99))
     return config
@@ -45,12 +47,12 @@ def our_config(reference: dict, rows: int, samples: int) -> ml_collections.Confi
 class Case:
     """One golden file: our config, params and batch, the reference's draws, and one forward and backward pass."""
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, convolution: str):
         self.arrays = dict(np.load(path))
         self.reference = json.loads(str(self.arrays["config"]))
         wave = self.arrays["in/source"]
         rows = len(wave)
-        self.config = our_config(self.reference, rows, wave.shape[1])
+        self.config = our_config(self.reference, rows, wave.shape[1], convolution)
         self.batch = dict(
             wave=jnp.asarray(wave),
             num_samples=jnp.full(rows, wave.shape[1], jnp.int32),
@@ -105,9 +107,9 @@ class Case:
         return total.total, (total, metrics, outputs)
 
 
-@pytest.fixture(scope="module", params=FILES, ids=lambda p: p.stem)
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0].stem}-{case[1]}")
 def case(request) -> Case:
-    return Case(request.param)
+    return Case(*request.param)
 
 
 def relative_error(ours, theirs) -> float:

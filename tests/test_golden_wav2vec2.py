@@ -25,18 +25,20 @@ from w2v_jax.quantizers import temperature
 
 GOLDEN = pathlib.Path(os.environ.get("W2V_JAX_GOLDEN") or pathlib.Path(__file__).parent / "golden")
 FILES = sorted(GOLDEN.glob("wav2vec2_*.npz"))
+CASES = [(path, "auto") for path in FILES] + list(zip(FILES[-3:], ("xla", "products", "patches"), strict=False))
+"""(file, encoder.convolution)"""
 
 
 def test_golden_files_are_there():
     assert FILES, f"no wav2vec2_*.npz in {GOLDEN}"
 
 
-def our_config(reference: dict, samples: int):
+def our_config(reference: dict, samples: int, convolution: str):
     """The config as `convert` makes it, for one unit of so many samples, without noise; norms see padding."""
     config = fairseq.wav2vec2_config({"normalize": False} | reference)
     with config.unlocked():
         config.data.unit_seconds = samples / 16_000
-        config.encoder.padding_aware = False
+        config.encoder.update(padding_aware=False, convolution=convolution)
         config.quantizer.input_dropout = 0.0
         config.loss.codebook_negatives = 0
     return config
@@ -45,11 +47,11 @@ def our_config(reference: dict, samples: int):
 class Case:
     """One golden file: our config, params and batch, the reference's draws, and one forward and backward pass."""
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, convolution: str):
         self.arrays = dict(np.load(path))
         reference = json.loads(str(self.arrays["config"]))
         wave = self.arrays["in/source"]
-        self.config = our_config(reference, wave.size)
+        self.config = our_config(reference, wave.size, convolution)
         self.groups = reference["latent_groups"]
         padding = self.arrays.get("in/padding_mask", np.zeros(wave.shape, bool))
         rows = len(wave)
@@ -98,9 +100,9 @@ class Case:
         return total.total, (total, metrics, prediction)
 
 
-@pytest.fixture(scope="module", params=FILES, ids=lambda p: p.stem)
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0].stem}-{case[1]}")
 def case(request) -> Case:
-    return Case(request.param)
+    return Case(*request.param)
 
 
 def relative_error(ours, theirs) -> float:

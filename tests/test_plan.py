@@ -108,12 +108,46 @@ def test_fsdp_0_takes_the_smallest_that_fits(capsys):
 
 
 def test_remat_keeps_less():
-    plain, remat = (
+    plain, products, full = (
         plan.estimated(load(BASE, [("encoder.remat_layers", each)]), plan.parse_target("h200-1"))
-        for each in ("False", "True")
+        for each in ("none", "products", "full")
     )
-    assert remat.activations < 0.6 * plain.activations
-    assert 1.1 < remat.flops / plain.flops < 4 / 3
+    assert full.activations < 0.6 * plain.activations
+    assert full.activations < products.activations < 0.9 * plain.activations
+    assert plain.flops < products.flops < full.flops
+    assert 1.1 < full.flops / plain.flops < 4 / 3
+
+
+@pytest.mark.parametrize(("frontend", "layers"), [("none", "none"), ("products", "products"), ("auto", "full")])
+def test_the_parts_that_are_computed_again_are_those_of_the_policies(frontend, layers):
+    """Against a count of the products in the gradient."""
+    import jax.numpy as jnp
+
+    from w2v_jax import flops
+    from w2v_jax.batches import random_batch
+    from w2v_jax.config import portable
+    from w2v_jax.methods import wav2vec2
+
+    def counted(frontend, layers):
+        config = load(f"{BASE}:tiny", [("encoder.remat_frontend", frontend), ("encoder.remat_layers", layers)])
+        method, key, batch = wav2vec2.make(portable(config)), jax.random.key(0), random_batch(config, 8, 32_000)
+        params, extra = sharding.bare(jax.eval_shape(lambda: method.init(key, batch)))
+        loss = lambda params: method.loss(params, extra, batch, key, jnp.int32(0), train=True)[0].total
+        return config, flops.count(jax.grad(loss), params)
+
+    (_, once), (config, found) = counted("none", "none"), counted(frontend, layers)
+    again = [part for part in found if found[part] > once[part]]
+    assert sorted(again) == sorted(plan.recomputed(config))
+
+
+def test_policies_that_keep_less_than_the_config_are_suggested():
+    target, flat = plan.parse_target("h200-1"), lambda law: [flags for tries in law for flags in tries]
+    full, products = {"encoder.remat_layers": "full"}, {"encoder.remat_layers": "products"}
+    frontend = {"encoder.remat_frontend": "full"}
+    found = [flags for flags in flat(plan.changes(load("configs/finetune.py"), target)) if "remat" in str(flags)]
+    assert found == [frontend, products, full]
+    config = load(BASE, [("encoder.remat_layers", "products")])  # its frontend is "auto": "full" on the target
+    assert [flags for flags in flat(plan.changes(config, target)) if "remat" in str(flags)] == [full]
 
 
 def test_float32_is_slower_where_the_device_is():
@@ -126,7 +160,7 @@ def test_float32_is_slower_where_the_device_is():
 
 def test_where_nothing_else_fits_long_recordings_are_left_out():
     config, one = load("configs/finetune.py"), plan.parse_target("h200-1")
-    law = [("encoder.remat_frontend", "True"), ("encoder.remat_layers", "True"), ("data.device_seconds", "40.0")]
+    law = [("encoder.remat_frontend", "full"), ("encoder.remat_layers", "full"), ("data.device_seconds", "40.0")]
     short = [
         *law[:2],
         ("data.bucket_seconds", "(4.0,20.0)"),

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from commands import environment
 
-from w2v_jax.products import plus, product, strided_conv
+from w2v_jax.config import UserError
+from w2v_jax.products import CONVOLUTIONS, plus, product, strided_conv
 
-CONVOLUTIONS = [(11, 3, 2), (12, 3, 2), (13, 2, 2), (10, 4, 2), (13, 4, 2), (31, 8, 4), (7, 1, 1)]
+CASES = [(11, 3, 2, 5), (12, 3, 2, 5), (13, 2, 2, 5), (10, 4, 2, 5), (13, 4, 2, 5), (31, 8, 4, 5), (7, 1, 1, 5)]
+CASES += [(40, 10, 5, 1), (43, 10, 5, 1), (10, 10, 5, 1), (29, 7, 5, 1), (26, 5, 5, 1)]
+"""(samples, taps, stride, channels); of one channel, as the first layer of the papers."""
 
 
 def draw(*shapes, dtype=jnp.float32):
@@ -53,19 +56,38 @@ def test_a_bias_is_added_in_the_type_of_the_frames_and_its_gradient_summed_in_fl
     np.testing.assert_array_equal(of_bias, 999.0)  # 1000 in bfloat16
 
 
-@pytest.mark.parametrize(("length", "taps", "stride"), CONVOLUTIONS)
+@pytest.mark.parametrize(("length", "taps", "stride", "channels"), CASES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2**-5)])
-def test_strided_convolutions_and_their_gradients_are_those_of_xla(length, taps, stride, dtype, tolerance):
-    inputs = draw((2, length, 5), (taps, 5, 6), dtype=dtype)
+def test_strided_convolutions_and_their_gradients_are_those_of_xla(length, taps, stride, channels, dtype, tolerance):
+    inputs = draw((2, length, channels), (taps, channels, 6), dtype=dtype)
 
     def plain(x, kernel):
         x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
         y = jax.lax.conv_general_dilated(x, kernel, (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
         return y.astype(dtype)
 
-    ours = with_gradients(functools.partial(strided_conv, stride=stride), *inputs)
-    for found, expected in zip(ours, with_gradients(plain, *inputs), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+    theirs = with_gradients(plain, *inputs)
+    for formulation in CONVOLUTIONS:
+        ours = with_gradients(functools.partial(strided_conv, stride=stride, formulation=formulation), *inputs)
+        for found, expected in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance, err_msg=formulation)
+
+
+@pytest.mark.parametrize(("channels", "formulation"), [(1, "xla"), (1, "patches"), (6, "xla"), (6, "products")])
+def test_a_formulation_that_is_named_is_that_of_all_platforms(channels, formulation):
+    def both(x, kernel):
+        return jax.grad(lambda *a: (strided_conv(*a, 5, formulation) ** 2).sum(), (0, 1))(x, kernel)
+
+    for dtype in (jnp.float32, jnp.bfloat16):
+        shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape in ((2, 31, channels), (10, channels, 8))]
+        for platform in ("cpu", "cuda", "tpu"):
+            text = jax.jit(both).trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
+            assert text.count("stablehlo.convolution") == (3 if formulation == "xla" else 0), (dtype, platform)
+
+
+def test_unknown_formulation_is_an_error():
+    with pytest.raises(UserError, match="encoder.convolution is 'fast'"):
+        strided_conv(*draw((2, 31, 1), (10, 1, 8)), 5, "fast")
 
 
 def test_formulations_of_cpu_are_for_cpu_alone():
@@ -95,6 +117,10 @@ for rows, width, outputs in ((1, 2, 1), (33, 7, 6), (500, 256, 1), (500, 256, 25
             assert np.isfinite(np.asarray(out, np.float32)).all()
     x, kernel = jnp.ones((2, rows + 3, width), jnp.bfloat16), jnp.ones((3, width, outputs), jnp.bfloat16)
     for out in jax.jit(lambda *a: [y.T for y in gradients(lambda x, k: strided_conv(x, k, 2), *a)])(x, kernel):
+        assert np.isfinite(np.asarray(out, np.float32)).all()
+    x, kernel = jnp.ones((2, 5 * rows + 8, 1), jnp.bfloat16), jnp.ones((10, 1, outputs), jnp.bfloat16)
+    patches = lambda x, k: strided_conv(x, k, 5, "patches")
+    for out in jax.jit(lambda *a: [y.T for y in gradients(patches, *a)])(x, kernel):
         assert np.isfinite(np.asarray(out, np.float32)).all()
 print("all computed")
 """

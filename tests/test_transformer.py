@@ -18,7 +18,7 @@ B, F, D, H, L = 2, 12, 8, 2, 2
 LENGTHS = jnp.asarray([F, 7])
 VALID = np.arange(F)[None] < np.asarray(LENGTHS)[:, None]
 PLAIN = dict(layers=L, heads=H, mlp=16, pos_kernel=4, pos_groups=2, dropout=0.0, attention_dropout=0.0)
-PLAIN |= dict(mlp_dropout=0.0, layer_drop=0.0, pre_norm=False, attention="xla", positional="grouped")
+PLAIN |= dict(mlp_dropout=0.0, layer_drop=0.0, pre_norm=False, attention="xla", positional="grouped", stack="scan")
 
 
 def random_params(module, *args, **kwargs):
@@ -89,11 +89,15 @@ def gradient_of(params, x, noise, layer_key, **fields):
         context = model.apply({"params": params}, x, LENGTHS, noise, layer_key, collect=True)
         return (jnp.where(VALID[..., None], context.output, 0.0) * jnp.arange(D)).sum(), context
 
-    (_, context), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    once = {"xla_backend_optimization_level": 0}  # compile time is all that counts
+    (_, context), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=once)(params)
     return context, gradient
 
 
-def test_scanned_and_unrolled_with_remat_and_split_agree(params, x):
+OTHERS = [("unroll", "none", "split"), ("unroll", "full", "split"), ("scan", "products", "grouped")]
+
+
+def test_stacks_policies_and_positional_convolutions_agree(params, x):
     """Outputs and gradients, dropout and LayerDrop included: how it is computed does not change what."""
     noise = noises.row_noise(jax.random.key(1), jnp.arange(B))
     key = jax.random.key(1)
@@ -101,10 +105,12 @@ def test_scanned_and_unrolled_with_remat_and_split_agree(params, x):
     assert keep.any() and not keep.all(), "the key is to drop some layers, not all"
     context, gradient = gradient_of(params, x, noise, key)
     largest = max(float(np.abs(g).max()) for g in jax.tree.leaves(gradient))
-    other, other_gradient = gradient_of(params, x, noise, key, scan_layers=False, remat=True, positional="split")
-    np.testing.assert_allclose(other.hidden, context.hidden, atol=1e-5)
-    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * largest)
+    for stack, remat, positional in OTHERS:
+        fields = dict(stack=stack, remat=remat, positional=positional)
+        other, other_gradient = gradient_of(params, x, noise, key, **fields)
+        np.testing.assert_allclose(other.hidden, context.hidden, atol=1e-5, err_msg=str(fields))
+        for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5 * largest, err_msg=str(fields))
     for layer in range(L):  # a dropped layer passes its input on and gets no gradient
         passes = np.array_equal(context.hidden[layer], context.hidden[layer + 1])
         assert passes != keep[layer]
@@ -163,6 +169,20 @@ def test_positional_conv_starts_with_a_scale_equal_to_the_norm():
     np.testing.assert_allclose(params["direction"].std(), np.sqrt(4 / (4 * 64)), rtol=0.05)
 
 
-def test_unknown_positional_is_an_error(params, x):
-    with pytest.raises(UserError, match="encoder.positional is 'fast'"):
-        run(params, x, positional="fast")
+def test_layers_are_unrolled_on_one_cpu_device_and_scanned_on_a_mesh(params, x):
+    def loops(stack):
+        model = Transformer(**(PLAIN | dict(stack=stack)))
+        lowered = jax.jit(lambda p, x: model.apply({"params": p}, x, LENGTHS, None, None)).lower(params, x)
+        return lowered.as_text().count("stablehlo.while")
+
+    assert [loops(stack) for stack in ("scan", "unroll", "auto")] == [1, 0, 0]
+    with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
+        assert [loops(stack) for stack in ("scan", "unroll", "auto")] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("field", "key"), [("positional", "positional"), ("stack", "stack"), ("remat", "remat_layers")]
+)
+def test_unknown_formulation_is_an_error(field, key, params, x):
+    with pytest.raises(UserError, match=f"encoder.{key} is 'fast'"):
+        run(params, x, **{field: "fast"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,16 @@ WIDTH = 512  # of random features
 def with_alphabet(config: Any) -> Any:
     """The config with as many outputs as random transcripts have tokens, where it has outputs at all."""
     return with_outputs(config, config.acoustic.outputs or TOKENS) if "acoustic" in config else config
+
+
+def thawed(config: Any) -> Any:
+    """The config without first updates that train the last layer alone: what an update costs that trains the model."""
+    if not config.encoder.get("frozen_steps", 0):
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.encoder.frozen_steps = 0
+    return config
 
 
 def random_batch(config: Any, rows: int, samples: int) -> dict[str, np.ndarray]:
@@ -38,6 +49,20 @@ def random_batch(config: Any, rows: int, samples: int) -> dict[str, np.ndarray]:
 
 def forward_flops(config: Any, batch: dict[str, Any]) -> dict[str, float]:
     """FLOP of the loss of one batch (arrays or shapes), by part of the model, whatever kernels the platform takes."""
+    return _counted(config, batch, lambda loss: loss)
+
+
+def step_flops(config: Any, batch: dict[str, Any]) -> dict[str, float]:
+    """FLOP of the loss and its gradient: about three times the loss, but where nothing is trained.
+
+    Without what the config's rematerialisation computes twice.
+    """
+    import jax
+
+    return _counted(config, batch, jax.value_and_grad)
+
+
+def _counted(config: Any, batch: dict[str, Any], of: Callable[[Any], Any]) -> dict[str, float]:
     import jax
 
     from w2v_jax import flops, sharding
@@ -45,7 +70,12 @@ def forward_flops(config: Any, batch: dict[str, Any]) -> dict[str, float]:
     from w2v_jax.step import zeros_like
 
     plain = portable(config)
+    with plain.unlocked():
+        plain.train.dtype = "float32"  # products in half precision have gradients of their own, with dead code in them
+        kept = dict(remat_frontend="none", remat_layers="none")
+        plain.encoder.update({key: value for key, value in kept.items() if key in plain.encoder})
     method, key = method_module(config.method).make(plain), jax.random.key(0)
     params, extra = sharding.bare(jax.eval_shape(lambda: method.init(key, zeros_like(batch))))
     step = jax.ShapeDtypeStruct((), np.int32)
-    return flops.count(lambda *args: method.loss(*args[:3], key, args[3], train=True), params, extra, batch, step)
+    loss = lambda params, extra, batch, step: method.loss(params, extra, batch, key, step, train=True)[0].total
+    return flops.count(of(loss), params, extra, batch, step)

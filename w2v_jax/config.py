@@ -172,8 +172,11 @@ def portable(config: Any, positional: str = "grouped") -> Any:
     """The config with those formulations that the programs of every platform can have, whatever machine makes them."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        plain = dict(attention="xla", positional=positional)
-        config.encoder.update({key: value for key, value in plain.items() if key in config.encoder})
+        plain = dict(attention="xla", positional=positional, stack="scan")
+        own = plain | dict(convolution="xla")
+        if config.encoder.get("remat_frontend") == "auto":
+            own["remat_frontend"] = "full"
+        config.encoder.update({key: value for key, value in own.items() if key in config.encoder})
         if "acoustic" in config:
             config.acoustic.update(plain)
     return config
@@ -230,6 +233,13 @@ def from_json(text: str):
     encoder = found.get("encoder", {})
     if "conv_layers" in encoder and "pos_kernel" in encoder:
         encoder.setdefault("pos_layers", 1)
+    if "conv_norm" in encoder:
+        encoder.setdefault("convolution", "auto")
+    if "scan_layers" in encoder:
+        encoder["stack"] = "scan" if encoder.pop("scan_layers") else "unroll"
+    for key in ("remat_frontend", "remat_layers"):
+        if isinstance(encoder.get(key), bool):
+            encoder[key] = "full" if encoder[key] else "none"
     return ml_collections.ConfigDict(found).lock()
 
 

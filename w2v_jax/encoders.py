@@ -56,7 +56,8 @@ class Wav2Vec2Encoder(nn.Module):
     width: int
     input_dropout: float
     transformer: dict[str, Any]
-    remat_frontend: bool = False
+    remat_frontend: str = "none"
+    convolution: str = "auto"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -72,6 +73,7 @@ class Wav2Vec2Encoder(nn.Module):
             self.conv_bias,
             self.padding_aware,
             self.remat_frontend,
+            self.convolution,
             self.dtype,
             name="frontend",
         )
@@ -105,6 +107,7 @@ def wav2vec2_encoder(encoder: Any, dtype: Any) -> Wav2Vec2Encoder:
         width=encoder.width,
         input_dropout=encoder.input_dropout,
         remat_frontend=encoder.remat_frontend,
+        convolution=encoder.convolution,
         dtype=dtype,
         transformer=dict(
             layers=encoder.layers,
@@ -120,7 +123,7 @@ def wav2vec2_encoder(encoder: Any, dtype: Any) -> Wav2Vec2Encoder:
             layer_drop=encoder.layer_drop,
             attention=encoder.attention,
             positional=encoder.positional,
-            scan_layers=encoder.scan_layers,
+            stack=encoder.stack,
             remat=encoder.remat_layers,
         ),
     )
@@ -136,7 +139,8 @@ class CausalEncoder(nn.Module):
     log_compression: bool
     padding_aware: bool
     context_net: Any
-    remat_frontend: bool = False
+    remat_frontend: str = "none"
+    convolution: str = "auto"
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
@@ -146,6 +150,7 @@ class CausalEncoder(nn.Module):
             self.conv_bias,
             self.padding_aware,
             self.remat_frontend,
+            self.convolution,
             self.dtype,
             self.activation,
             kaiming=False,
@@ -189,6 +194,7 @@ def causal_encoder(encoder: Any, dtype: Any) -> CausalEncoder:
         padding_aware=encoder.padding_aware,
         context_net=net,
         remat_frontend=encoder.remat_frontend,
+        convolution=encoder.convolution,
         dtype=dtype,
     )
 
@@ -236,7 +242,7 @@ def code_encoder(encoder: Any, vocab_size: int, dtype: Any) -> CodeEncoder:
         if encoder.width % encoder[key]:
             raise UserError(f"encoder.width={encoder.width} is not divisible by encoder.{key}={encoder[key]}")
     same = ("layers", "heads", "mlp", "pre_norm", "positions", "max_frames", "pos_kernel", "pos_groups", "positional")
-    same += ("dropout", "attention_dropout", "mlp_dropout", "layer_drop", "attention", "scan_layers")
+    same += ("dropout", "attention_dropout", "mlp_dropout", "layer_drop", "attention", "stack")
     fields = {key: encoder[key] for key in same} | dict(remat=encoder.remat_layers)
     return CodeEncoder(vocab_size, encoder.width, encoder.hop, fields, dtype)
 

@@ -282,7 +282,8 @@ def wav2vec_config(settings: Mapping[str, Any]) -> Any:
         context_zero_pad=bool(one("agg_zero_pad", False)),
         width=channels,
         layers=1,
-        remat_frontend=False,
+        convolution="auto",
+        remat_frontend="none",
     )
     loss = dict(
         kind="infonce" if one("infonce", False) else "bce",

@@ -1,7 +1,7 @@
 """How many floating-point operations a program takes, counted on its text, and what devices can do at best.
 
 Matrix products and convolutions are counted, no norms or activations; a multiply-add counts as two. What is counted is
-the program that is given, before XLA: of a loss, the work of the model in one forward pass.
+the program that is given, before XLA.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-STEP_FACTOR = 3
-"""A training step is about three forward passes: the backward pass forms a gradient for both factors of a product."""
 
 PEAKS = (  # (in the device's name, dense bfloat16 FLOP/s of the whole device); the first match counts
     ("H100", 989e12),
@@ -33,13 +30,15 @@ PEAKS = (  # (in the device's name, dense bfloat16 FLOP/s of the whole device); 
 
 
 PARTS = (  # (in the path of modules, part of the model); the first match counts
+    (r"\bdraws\b", "masks and distractors"),
     ("frontend", "feature encoder"),
     ("positional|encoder/projection", "projection and positional convolution"),
-    ("bhqd|bhqk", "attention"),
-    ("transformer|layers", "Transformer linear"),
+    (r"\battention\b", "attention"),
+    ("transformer|layers", "Transformer layers"),
     ("aggregator", "context network"),
     ("quantizer", "quantizer"),
     ("acoustic|head", "acoustic model and head"),
+    (r"\boptimizer\b", "optimizer"),
     ("", "predictions and loss"),
 )
 
@@ -47,13 +46,18 @@ PARTS = (  # (in the path of modules, part of the model); the first match counts
 def count(function: Callable[..., Any], *args: Any) -> dict[str, float]:
     """FLOP of one call of `function`, by part of the model; args may be shapes. Nothing is computed.
 
-    A loop that runs as often as its data say counts once; of branches the largest counts.
+    A loop that runs as often as its data say counts once; of branches the largest counts. Dead code counts, too.
     """
     found = dict.fromkeys(part for _, part in PARTS)
     for path, flop in _products(jax.make_jaxpr(function)(*args).jaxpr, ""):
-        part = next(part for pattern, part in PARTS if re.search(pattern, path))
+        part = part_of(path)
         found[part] = (found[part] or 0.0) + flop
     return {part: flop for part, flop in found.items() if flop}
+
+
+def part_of(path: str) -> str:
+    """The part of the model that a path of modules and named scopes is in."""
+    return next(part for pattern, part in PARTS if re.search(pattern, path))
 
 
 def _products(jaxpr: Any, path: str) -> Iterator[tuple[str, float]]:
@@ -66,7 +70,8 @@ def _products(jaxpr: Any, path: str) -> Iterator[tuple[str, float]]:
             yield here, 2.0 * out.size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
         elif name == "conv_general_dilated":
             kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
-            yield here, 2.0 * out.size * math.prod(kernel) / kernel[numbers.rhs_spec[0]]
+            zeros = math.prod(equation.params["lhs_dilation"])  # a gradient spread by zeros, which are no work
+            yield here, 2.0 * out.size * math.prod(kernel) / kernel[numbers.rhs_spec[0]] / zeros
         elif name == "cond":
             each = [list(_products(branch.jaxpr, here)) for branch in equation.params["branches"]]
             yield from max(each, key=lambda products: sum(flop for _, flop in products))

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from w2v_jax.config import UserError
-from w2v_jax.products import plus, product, strided_conv
+from w2v_jax.products import KEPT, plus, product, strided_conv
 
 part: Any = nn.with_logical_partitioning
 
@@ -189,11 +189,28 @@ class LayerNorm(nn.Module):
         return y.astype(self.dtype)
 
 
+def rematerialised(module: Any, policy: str, key: str, *, auto: str = "", prevent_cse: bool = True) -> Any:
+    """The class of modules, whose backward pass computes what it needs of the inside anew but for what is kept.
+
+    policy: "none" keeps everything, "full" nothing, "products" the results of matrix products and convolutions, so that
+    norms, activations, dropout and attention are computed anew (Korthikanti et al. 2022, section 5). "auto" is the
+    policy `auto`, where there is one. Raises UserError, which names the config's key, for other words.
+    """
+    policies = ("none", "products", "full") + ("auto",) * bool(auto)
+    if policy not in policies:
+        raise UserError(f"{key} is {policy!r}; it is one of {policies}")
+    policy = auto if policy == "auto" else policy
+    if policy == "none":
+        return module
+    keep = jax.checkpoint_policies.save_only_these_names(KEPT) if policy == "products" else None
+    return nn.remat(module, policy=keep, prevent_cse=prevent_cse)
+
+
 class ConvLayer(nn.Module):
     """Convolution -> norm -> activation; frames are [B F C]. `norm` is one of NORMS, "group" for this very layer.
 
     `pad` frames stand before the first one: copies of it, or zeros with `zero_pad`. Weights start as in PyTorch
-    (uniform) or, with `kaiming`, as wav2vec 2.0's (normal).
+    (uniform) or, with `kaiming`, as wav2vec 2.0's (normal). `convolution` is the formulation of `strided_conv`.
     """
 
     channels: int
@@ -205,6 +222,7 @@ class ConvLayer(nn.Module):
     kaiming: bool = True
     pad: int = 0
     zero_pad: bool = False
+    convolution: str = "auto"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -218,7 +236,7 @@ class ConvLayer(nn.Module):
             # jnp.pad's "edge" would also touch the batch axis, and devices would exchange zeros for it
             first = jnp.zeros_like(x[:, :1]) if self.zero_pad else x[:, :1]
             x = jnp.concatenate([jnp.repeat(first, self.pad, axis=1), x], axis=1)
-        y = strided_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        y = strided_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.convolution)
         if self.use_bias:
             y = plus(y, self.param("bias", part(uniform, ("conv",)), (self.channels,)))
         if self.norm in ("group", "utterance"):
@@ -230,13 +248,18 @@ class ConvLayer(nn.Module):
 
 
 class ConvFrontend(nn.Module):
-    """The feature encoder: `layers` of (channels, kernel, stride), `norm` one of NORMS."""
+    """The feature encoder: `layers` of (channels, kernel, stride), `norm` one of NORMS.
+
+    remat: a policy of `rematerialised`, "auto" for "none" on CPU, whose XLA undoes part of the recomputation, and for
+    "full" elsewhere. convolution: the formulation of `strided_conv`.
+    """
 
     layers: ConvSpec
     norm: str
     use_bias: bool
     padding_aware: bool = True
-    remat: bool = False
+    remat: str = "none"
+    convolution: str = "auto"
     dtype: Any = jnp.float32
     activation: str = "gelu"
     kaiming: bool = True
@@ -246,7 +269,8 @@ class ConvFrontend(nn.Module):
         """wave [B T], num_samples [B] -> local features [B F C]."""
         if self.norm not in NORMS:
             raise UserError(f"encoder.conv_norm is {self.norm!r}; it is one of {NORMS}")
-        layer_class = nn.remat(ConvLayer) if self.remat else ConvLayer
+        best = "none" if jax.default_backend() == "cpu" else "full"
+        layer_class = rematerialised(ConvLayer, self.remat, "encoder.remat_frontend", auto=best)
         x = wave[..., None]
         for i, (channels, kernel, stride) in enumerate(self.layers):
             norm = "none" if self.norm == "group" and i else self.norm
@@ -258,6 +282,7 @@ class ConvFrontend(nn.Module):
                 self.use_bias,
                 self.activation,
                 self.kaiming,
+                convolution=self.convolution,
                 dtype=self.dtype,
                 name=f"conv{i}",
             )

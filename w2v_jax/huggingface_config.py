@@ -147,9 +147,10 @@ def our_config(theirs: Mapping[str, Any], head: str, normalize: bool, outputs: i
         layer_drop=0.0,
         attention="auto",
         positional="auto",
-        scan_layers=True,
-        remat_frontend=False,
-        remat_layers=False,
+        stack="auto",
+        convolution="auto",
+        remat_frontend="none",
+        remat_layers="none",
     )
     data = dict(unit_seconds=1.0, bucket_seconds=(1.0,), normalize=normalize, vocab_size=0)
     config: dict[str, Any] = dict(method="ctc" if head == "ctc" else "wav2vec2", seed=1, data=data, encoder=encoder)

@@ -76,6 +76,7 @@ class Estimate(NamedTuple):
     gradients: float
     activations: float
     flops: float
+    forward_share: float  # of the FLOP: what an update costs that trains the last layer alone
     traffic: float
 
     @property
@@ -129,10 +130,10 @@ def estimated(config: Any, target: Target) -> Estimate:
     from jax.sharding import AbstractMesh, AxisType
 
     from w2v_jax import sharding, step
-    from w2v_jax.batches import forward_flops, random_batch, with_alphabet
+    from w2v_jax.batches import forward_flops, random_batch, step_flops, thawed, with_alphabet
     from w2v_jax.runs import method_module
 
-    config, d = with_alphabet(portable(config)), config.data
+    config, d = thawed(with_alphabet(portable(config))), config.data
     sizes = sharding.mesh_shape(config.sharding, target.devices)
     mesh = AbstractMesh(sizes, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     units, shards = batch_units(d), sharding.batch_shards(mesh)
@@ -154,8 +155,9 @@ def estimated(config: Any, target: Target) -> Estimate:
 
     kept = leaves(jax.eval_shape(backward, params, extra, batch, jax.ShapeDtypeStruct((), np.int32)))
     activations = float(sum(x.size * x.dtype.itemsize for x in kept))
-    work = forward_flops(config, batch)
-    passes = 3 * sum(work.values()) + sum(work[part] for part in recomputed(config) if part in work)
+    forward = forward_flops(config, batch)
+    passes = sum(step_flops(config, batch).values())
+    passes += sum(forward[part] for part in recomputed(config) if part in forward)
     gradients = held(shapes.params) * (2 if parts > 1 else 1)
     return Estimate(
         mesh=sizes,
@@ -167,6 +169,7 @@ def estimated(config: Any, target: Target) -> Estimate:
         gradients=gradients,
         activations=activations,
         flops=passes * parts / sizes[2],
+        forward_share=sum(forward.values()) / passes,
         traffic=parts * 3 * activations + 2 * held(shapes),
     )
 
@@ -174,8 +177,9 @@ def estimated(config: Any, target: Target) -> Estimate:
 def recomputed(config: Any) -> list[str]:
     """The parts of the model whose forward pass the backward pass computes once more."""
     encoder = config.encoder
-    parts = ["feature encoder"] if encoder.get("remat_frontend", False) else []
-    return parts + (["attention", "Transformer linear"] if encoder.get("remat_layers", False) else [])
+    parts = ["feature encoder"] if encoder.get("remat_frontend", "none") in ("auto", "full") else []
+    layers = {"none": [], "products": ["attention"], "full": ["attention", "Transformer layers"]}
+    return parts + layers[encoder.get("remat_layers", "none")]
 
 
 def peak_flops(config: Any, target: Target) -> float:
@@ -311,7 +315,11 @@ def changes(config: Any, target: Target) -> list[list[dict[str, Any]]]:
     d = config.data
     ratio = max(1, int(d.device_seconds / d.unit_seconds))
     law: list[list[dict[str, Any]]] = [[{"data.device_seconds": d.unit_seconds * n} for n in range(ratio - 1, 0, -1)]]
-    law += [[{f"encoder.{key}": True}] for key in ("remat_frontend", "remat_layers") if key in config.encoder]
+    if config.encoder.get("remat_frontend", "full") in ("none", "products"):
+        law.append([{"encoder.remat_frontend": "full"}])
+    policies = ("none", "products", "full")
+    stronger = policies[policies.index(config.encoder.get("remat_layers", "full")) + 1 :]
+    law.append([{"encoder.remat_layers": each} for each in stronger])
     law.append([{"sharding.fsdp": 2**n} for n in range(1, 12) if target.devices % 2**n == 0])
     buckets = tuple(sorted(d.bucket_seconds))
     shorter = [buckets[:n] for n in range(len(buckets) - 1, 0, -1)]
@@ -325,7 +333,8 @@ def summary(config: Any, target: Target, estimate: Estimate, share: float, price
     peak = peak_flops(config, target)
     floor = max(estimate.flops / peak, estimate.traffic / target.bandwidth)
     expected = max(estimate.flops / (share * peak), estimate.traffic / target.bandwidth)
-    hours = expected * config.train.steps / 3600
+    frozen = min(config.encoder.get("frozen_steps", 0), config.train.steps)
+    hours = expected * (config.train.steps - frozen * (1 - estimate.forward_share)) / 3600
     result = {"target": target.name, "devices": target.devices, "fits": fits(estimate, target)}
     result |= estimate._asdict() | {"memory": estimate.memory, "device_memory": target.memory}
     result |= {"floor_seconds": floor, "expected_seconds": expected, "hours": hours}

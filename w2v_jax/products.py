@@ -1,18 +1,29 @@
-"""Matrix products, strided convolutions and biases, by the formulation that suits a CPU; others keep XLA's products.
+"""Matrix products, strided convolutions and biases, by the formulation that suits the platform or that a config names.
 
 Of bfloat16, XLA reaches a CPU's matrix unit (AMX) only where the result is asked for in float32, and for sums over
 rows, of which gradients of weights are made, only where the columns of one operand are in two axes; otherwise it widens
 the operands. Gradients of strided convolutions are products in float32, too: XLA convolves the gradient spread by
 zeros, which takes longer, and makes and gives back large arrays at each call. A sum in bfloat16 over rows, as the
-gradient of a bias is, takes it some thirty times longer than one in float32.
+gradient of a bias is, takes it some thirty times longer than one in float32. Platforms other than CPU keep XLA's
+products and, unless the config names another formulation, its convolutions.
+
+Results of products and convolutions have the name KEPT, by which rematerialisation can keep them and them alone.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from w2v_jax.config import UserError
+
+CONVOLUTIONS = ("auto", "xla", "products", "patches")
+KEPT = "product"
 
 LAST_FIRST = (((1,), (0,)), ((), ()))
 LAST_LAST = (((1,), (1,)), ((), ()))
@@ -21,9 +32,7 @@ FIRST_FIRST = (((0,), (0,)), ((), ()))
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [... I] by kernel [I O], of one type -> [... O] of that type."""
-    if x.dtype != jnp.bfloat16:
-        return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-    return _half(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[1])
+    return checkpoint_name(_product(False, x, kernel), KEPT)
 
 
 @jax.custom_vjp
@@ -39,18 +48,38 @@ def _plus_backward(bias, g):
 plus.defvjp(lambda x, bias: (plus(x, bias), bias), _plus_backward)
 
 
-def strided_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """x [B T I] by kernel [K I O], no padding -> [B F O].
+def strided_conv(x: jax.Array, kernel: jax.Array, stride: int, formulation: str = "auto") -> jax.Array:
+    """x [B T I] by kernel [K I O], no padding -> [B F O]. Raises UserError.
 
-    By products only kernels of one to two strides; the first layer, of one channel, is left to XLA.
+    formulation, of values and gradients: "xla" is XLA's convolution; "products" are matrix products, of kernels of one
+    to two strides and more than one channel, else as "xla"; "patches" are products, too, and of one channel a product
+    of the windows. "auto" is "xla", but on CPU "products" for gradients and for values in bfloat16.
     """
+    if formulation not in CONVOLUTIONS:
+        raise UserError(f"encoder.convolution is {formulation!r}; it is one of {CONVOLUTIONS}")
     taps, channels, _ = kernel.shape
-    if channels > 1 and stride <= taps <= 2 * stride:
-        return _strided(stride, x, kernel)
-    return _convolution(stride, x, kernel)
+    if formulation == "xla" or not stride <= taps <= 2 * stride:
+        y = _convolution(stride, x, kernel)
+    elif channels > 1:
+        y = _strided(formulation != "auto", stride, x, kernel)
+    else:
+        y = (_by_patches if formulation == "patches" else _convolution)(stride, x, kernel)
+    return checkpoint_name(y, KEPT)
+
+
+def _chosen(everywhere: bool, ours: Callable[..., Any], xla: Callable[..., Any], *args: jax.Array) -> Any:
+    """What `ours` makes of the args, everywhere or on CPU alone; else what `xla` makes of them."""
+    return ours(*args) if everywhere else jax.lax.platform_dependent(*args, cpu=ours, default=xla)
 
 
 # Products in bfloat16
+
+
+def _product(everywhere: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    if x.dtype != jnp.bfloat16:
+        return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+    y: Any = _half(everywhere, x.reshape(-1, x.shape[-1]), kernel)
+    return y.reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def _plain(x, kernel):
@@ -70,20 +99,20 @@ def _over_rows(x: jax.Array, g: jax.Array) -> jax.Array:
     return _wide(x, g, FIRST_FIRST)
 
 
-@jax.custom_vjp
-def _half(x: jax.Array, kernel: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _half(everywhere: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [R I] by kernel [I O], bfloat16."""
-    return jax.lax.platform_dependent(x, kernel, cpu=lambda *a: _wide(*a).astype(x.dtype), default=_plain)
+    return _chosen(everywhere, lambda *a: _wide(*a).astype(x.dtype), _plain, x, kernel)
 
 
-def _half_backward(kept, g):
+def _half_backward(everywhere, kept, g):
     def products(x, kernel, g):
         return _wide(g, kernel, LAST_LAST).astype(x.dtype), _over_rows(x, g).astype(kernel.dtype)
 
-    return jax.lax.platform_dependent(*kept, g, cpu=products, default=functools.partial(_gradients, _plain))
+    return _chosen(everywhere, products, functools.partial(_gradients, _plain), *kept, g)
 
 
-_half.defvjp(lambda x, kernel: (_half(x, kernel), (x, kernel)), _half_backward)
+_half.defvjp(lambda everywhere, x, kernel: (_half(everywhere, x, kernel), (x, kernel)), _half_backward)
 
 
 def _gradients(function, x, kernel, g):
@@ -97,21 +126,29 @@ def _convolution(stride: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.conv_general_dilated(x, kernel, (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _strided(stride: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _strided(everywhere: bool, stride: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
     plain = functools.partial(_convolution, stride)
-    if x.dtype != jnp.bfloat16:
+    if x.dtype != jnp.bfloat16 and not everywhere:
         return plain(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=functools.partial(_by_products, stride), default=plain)
+    return _chosen(everywhere, functools.partial(_by_products, stride), plain, x, kernel)
 
 
-def _strided_backward(stride, kept, g):
+def _strided_backward(everywhere, stride, kept, g):
     plain = functools.partial(_gradients, functools.partial(_convolution, stride))
     products = functools.partial(_gradients_by_products, stride)
-    return jax.lax.platform_dependent(*kept, g, cpu=products, default=plain)
+    return _chosen(everywhere, products, plain, *kept, g)
 
 
-_strided.defvjp(lambda stride, x, kernel: (_strided(stride, x, kernel), (x, kernel)), _strided_backward)
+_strided.defvjp(lambda *args: (_strided(*args), args[2:]), _strided_backward)
+
+
+def _by_patches(stride: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [B T 1]. A window is a block of S samples and the K - S first ones of the next block."""
+    taps, batch, frames = kernel.shape[0], x.shape[0], (x.shape[1] - kernel.shape[0]) // stride + 1
+    blocks = jnp.pad(x, ((0, 0), (0, stride), (0, 0)))[:, : (frames + 1) * stride].reshape(batch, frames + 1, stride)
+    patches = jnp.concatenate([blocks[:, :-1], blocks[:, 1:, : taps - stride]], axis=-1)
+    return _product(True, patches.reshape(-1, taps), kernel[:, 0]).reshape(batch, frames, -1)
 
 
 # x is seen as blocks of S frames. Output f reads block f with the taps up to S, and the K - S first frames of block

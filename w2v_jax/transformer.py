@@ -1,8 +1,8 @@
 """The context network of wav2vec 2.0 and of BERT: a position embedding and Transformer blocks.
 
 Post-norm (Base) and pre-norm (Large) of Baevski et al. 2020, section 2, with convolutional positions; with learned
-ones, post-norm, it is the encoder of BERT and RoBERTa. All layers are one scanned module with
-stacked parameters [L ...], compiled once (`scan_layers`) or unrolled; the parameters are the same either way.
+ones, post-norm, it is the encoder of BERT and RoBERTa. All layers are one module with stacked parameters
+[L ...], compiled once (`stack="scan"`) or layer by layer ("unroll"); the parameters are the same either way.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ import jax.numpy as jnp
 from w2v_jax import noise as noises
 from w2v_jax.attention import attention
 from w2v_jax.config import UserError
-from w2v_jax.frontend import Dense, LayerNorm, gathered, gelu, part, symmetric_uniform, valid_frames
+from w2v_jax.frontend import (
+    Dense,
+    LayerNorm,
+    gathered,
+    gelu,
+    part,
+    rematerialised,
+    symmetric_uniform,
+    valid_frames,
+)
 from w2v_jax.products import plus
 
 
@@ -153,7 +162,9 @@ class Transformer(nn.Module):
     """Position embedding and L blocks. Frames beyond num_frames are zeroed and never attended to.
 
     positions: "conv" (pos_kernel, pos_groups, positional; pos_layers convolutions, several are data2vec's) or
-    "learned" (a vector for each of max_frames places).
+    "learned" (a vector for each of max_frames places). stack: "scan" compiles one layer and keeps what the gradient
+    needs in stacked arrays, "unroll" compiles all of them and is faster on CPU; "auto" is "unroll" on a single CPU
+    device, else "scan". remat: a policy of `rematerialised`, for each layer.
     """
 
     layers: int
@@ -168,8 +179,8 @@ class Transformer(nn.Module):
     layer_drop: float
     attention: str = "auto"
     positional: str = "auto"
-    scan_layers: bool = True
-    remat: bool = False
+    stack: str = "auto"
+    remat: str = "none"
     dtype: Any = jnp.float32
     positions: str = "conv"
     pos_layers: int = 1
@@ -214,14 +225,18 @@ class Transformer(nn.Module):
         return gathered(table, ("frames", "embed"))[: x.shape[1]].astype(self.dtype)
 
     def _stack(self, collect: bool):
-        block = nn.remat(Block, prevent_cse=not self.scan_layers) if self.remat else Block
+        if self.stack not in ("auto", "scan", "unroll"):
+            raise UserError(f"encoder.stack is {self.stack!r}; it is one of 'auto', 'scan', 'unroll'")
+        alone = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
+        unrolled = self.stack == "unroll" or (self.stack == "auto" and alone)
+        block = rematerialised(Block, self.remat, "encoder.remat_layers", prevent_cse=unrolled)
         stack: Any = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=self.layers,
-            unroll=1 if self.scan_layers else self.layers,
+            unroll=self.layers if unrolled else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         return stack(

@@ -21,7 +21,7 @@ from w2v_jax.runs import form_of, read_config
 ENCODER_OF = {"wav2vec2": "wav2vec2", "cpc": "causal", "wav2vec": "causal", "bert_codes": "codes", "ctc": ""}
 """Methods whose encoder another model can start from, and its `encoder.kind`; "" where the run says it itself."""
 ANY_VALUE = ("kind", "frozen", "frozen_steps", "conv_grad_scale", "layer_drop", "padding_aware", "max_frames")
-ANY_VALUE += ("attention", "positional", "scan_layers", "remat_frontend", "remat_layers")
+ANY_VALUE += ("attention", "convolution", "positional", "stack", "remat_frontend", "remat_layers")
 SHOWN = 10
 
 
