@@ -45,13 +45,13 @@ QUICK = {"xla_backend_optimization_level": 0}
 eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the eight CPU devices of conftest.py")
 
 
-def config_of(name: str, rows_per_unit: int = 2):
+def config_of(name: str, rows_per_unit: int = 2, overrides=()):
     """The config of a method[:variant], tiny without one, with units of some rows of SAMPLES (or LONGER) samples."""
     method, _, variant = name.partition(":")
     fits = lambda file: file.stem == method if variant else configs.load(f"{file}:tiny").method == method
     file = next(filter(fits, CONFIGS), None)
     assert file is not None, f"no file of configs/ has method={method!r}"
-    config = configs.load(f"{file}:{variant or 'tiny'}")
+    config = configs.load(f"{file}:{variant or 'tiny'}", overrides)
     if "acoustic" in config:
         config = configs.with_outputs(config, TOKENS)
     with config.unlocked():
@@ -85,9 +85,9 @@ def cut(batch, parts: int):
 class Job:
     """A method of a tiny config, its parameters, and jitted functions that count how often they were traced."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, overrides=()):
         self.name = name
-        self.config, self.single = config_of(name), config_of(name, rows_per_unit=1)
+        self.config, self.single = (config_of(name, rows, overrides) for rows in (2, 1))
         self.module = method_module(self.config.method)
         self.method, self.single_method = (self.module.make(c) for c in (self.config, self.single))
         self.key = jax.random.key(5)
@@ -350,6 +350,15 @@ def test_eight_devices_give_what_one_gives(job):
             jax.tree_util.tree_leaves_with_path(one.state.params), jax.tree.leaves(other.state.params), strict=True
         ):
             np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5, err_msg=f"{name} {optim.path_name(path)}")
+
+
+@eight
+def test_first_updates_that_train_the_last_layer_alone_are_the_same_on_a_mesh():
+    runs = Job("finetune:tiny", [("encoder.frozen_steps", "2")]).runs
+    for name, run in runs.items():
+        for a, b in zip(runs["one"].metrics, run.metrics, strict=True):
+            for metric in a:
+                np.testing.assert_allclose(b[metric], a[metric], rtol=1e-5, atol=1e-6, err_msg=f"{name} {metric}")
 
 
 @eight

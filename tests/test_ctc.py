@@ -160,6 +160,40 @@ def test_first_updates_leave_the_encoder_as_it_is():
     assert not moves(after["encoder"]["frontend"])
 
 
+def test_the_gradient_is_that_of_a_training_without_first_updates_and_the_heads_is_so_from_the_start():
+    law = dict(encoder__frozen_steps=3)
+    before, after = (gradient_of(config_of("finetune", **law), step) for step in (2, 3))
+    first, whole = (gradient_of(config_of("finetune"), step) for step in (2, 3))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), after, whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), before["head"], first["head"])
+
+
+@pytest.mark.parametrize("condition", [True, False])
+def test_the_branch_that_is_taken_gives_value_and_gradient_and_keeps_no_more(condition):
+    cube, square = (lambda p, n=n: (jnp.sum(p["x"] ** n), {"power": jnp.int32(n)}) for n in (3, 2))
+    params = {"x": jnp.arange(4.0)}
+    chosen = lambda p: ctc.either(jnp.bool_(condition), cube, square)(p)
+    (value, aux), gradient = jax.jit(jax.value_and_grad(chosen, has_aux=True))(params)
+    power = 3 if condition else 2
+    assert value == jnp.sum(params["x"] ** power) and aux["power"] == power
+    np.testing.assert_allclose(gradient["x"], power * params["x"] ** (power - 1))
+    assert chosen(params)[0] == value
+    kept = jax.tree.leaves(jax.vjp(chosen, params, has_aux=True)[1])
+    assert sum(x.size for x in kept) == params["x"].size
+
+
+def test_first_updates_have_no_backward_pass_of_the_encoder():
+    config = config_of("finetune", encoder__frozen_steps=3)
+    method, params, extra = start(config)
+    total = lambda p, n: method.loss(p, extra, batch_of(), jax.random.key(1), n, train=True)[0].total
+    program = jax.make_jaxpr(jax.grad(total))(params, jnp.int32(0))
+    (choice,) = (
+        e for e in program.eqns if e.primitive.name == "cond" and "dot_general" in str(e.params["branches"][0])
+    )
+    head, whole = (str(branch).count("dot_general") for branch in choice.params["branches"])
+    assert head < 0.5 * whole
+
+
 def test_frozen_encoder_gets_no_gradient_and_the_rest_does():
     gradient = gradient_of(config_of("acoustic_frozen"))
     assert not moves(gradient["encoder"])

@@ -43,6 +43,7 @@ MACHINERY = {
     "watchdog",
     "meter",
     "flops",
+    "trace",
     "workdir",
     "runlog",
 }  # L3

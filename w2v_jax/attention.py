@@ -21,6 +21,7 @@ BLOCK = 2**21
 """Scores that "blocks" holds at once, of all of [B H F F]: 8 MB, so that they stay in a core's cache."""
 
 
+@jax.named_scope("attention")
 def attention(
     query: jax.Array,
     key: jax.Array,

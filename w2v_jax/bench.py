@@ -6,7 +6,8 @@
 Both sides run in turn in one process, so that a busy machine slows both; the figure to trust is the ratio of medians,
 theirs / ours. A turn begins with steps that are not timed: in training a step follows its own kind, and finds memory
 and caches as that left them. Loading and decoding are not part of the time, and the rows are full: --data tells what
-padding the config's buckets would leave on its data. One device.
+padding the config's buckets would leave on its data. Of a fine-tuning the updates that train the whole model are timed;
+--config.encoder.frozen_steps=1000 times the first ones, which train the last layer alone. One device.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax.batches import forward_flops, random_batch, with_alphabet
+from w2v_jax.batches import random_batch, step_flops, thawed, with_alphabet
 from w2v_jax.config import (
     SAMPLE_RATE,
     UserError,
@@ -45,7 +46,7 @@ OURS = (
     "batch -> loss, gradient and update in one jitted program with donated state; masks, distractors and dropout are "
     "drawn inside"
 )
-PROFILED = 3
+TRACED = 3
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,9 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--runs", type=int, default=5, help="timed steps of each side (default 5)")
     parser.add_argument("--warmup", type=int, default=1, help="untimed steps that begin a turn (default 1)")
-    parser.add_argument("--stages", action="store_true", help="also time the parts of a step (four more programs)")
+    parser.add_argument("--stages", action="store_true", help=f"also time the parts of a step, by a trace of {TRACED}")
     parser.add_argument("--data", action="store_true", help="also tell the padding of the config's data (lists them)")
-    parser.add_argument("--profile", metavar="DIR", help="write a trace of three steps for TensorBoard or Perfetto")
+    parser.add_argument("--profile", metavar="DIR", help=f"keep a trace of {TRACED} steps for TensorBoard or Perfetto")
     parser.add_argument("--torch-compile", action="store_true", help="let torch.compile the other side (minutes)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, all else on stderr")
     return parser
@@ -100,6 +101,8 @@ def _config(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> tuple
     if args.against and config.method not in THEIRS:
         raise UserError(f"--against=torch knows {', '.join(THEIRS)}; the config's method is {config.method!r}")
     config = with_alphabet(config)
+    if "encoder.frozen_steps" not in dict(overrides):
+        config = thawed(config)
     if config.data.name not in ("codes", "features"):
         law = config.masking if "masking" in config else None
         frames = num_frames(samples, config.encoder.conv_layers) if "conv_layers" in config.encoder else samples // 160
@@ -123,25 +126,19 @@ def measure(config: Any, samples: int, args: argparse.Namespace) -> dict[str, An
     import jax
 
     batch = random_batch(config, args.batch, samples)
-    ours = our_side(config, batch, stages=args.stages)
+    ours = our_side(config, batch)
     own_peak = _peak_memory()
     sides = {"ours": ours}
     if args.against:
         sides["theirs"] = their_side(config, batch, args.torch_compile)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    parts: dict[str, list[float]] = {name: [] for name in ours.parts}
     losses: dict[str, float] = {}
     for turn in range(args.runs):
         for name, side in sides.items():
             for _ in range(args.warmup if turn == 0 or args.against else 0):
                 side.run()
             losses[name] = _timed(side.run, seconds[name])
-        for name, run in ours.parts.items():
-            _timed(run, parts[name])
-    if args.profile:
-        with jax.profiler.trace(args.profile):
-            for _ in range(PROFILED):
-                ours.run()
+    stages = _traced(ours, args.profile) if args.stages or args.profile else {}
     device = jax.devices()[0]
     medians = {name: statistics.median(runs) for name, runs in seconds.items()}
     result = {f"{name}_seconds": value for name, value in medians.items()}
@@ -152,7 +149,7 @@ def measure(config: Any, samples: int, args: argparse.Namespace) -> dict[str, An
     result |= {
         **{f"{name}_parameters": side.parameters for name, side in sides.items()},
         **{f"{name}_does": side.words for name, side in sides.items()},
-        "stages": _stages({name: statistics.median(runs) for name, runs in parts.items()}, medians["ours"]),
+        "stages": stages if args.stages else {},
         **{f"{name}_first_seconds": side.first_seconds for name, side in sides.items()},
         "compile_seconds": ours.compile_seconds,
         "shapes": {"batch": args.batch, "samples": samples},
@@ -176,22 +173,29 @@ def _timed(run: Callable[[], Any], seconds: list[float]) -> Any:
     return found
 
 
-def _stages(parts: dict[str, float], whole: float) -> dict[str, float]:
-    """{stage: seconds}: what each program takes beyond the one before, the whole step as the last."""
-    before, stages = 0.0, {}
-    for name, seconds in (parts | {"optimizer": whole}).items() if parts else ():
-        stages[name], before = seconds - before, seconds
-    return stages
+def _traced(side: Side, folder: str | None) -> dict[str, dict[str, float]]:
+    """Device seconds of a step by part of the model, forward and backward; the trace is kept in `folder`."""
+    import jax
+
+    from w2v_jax.trace import seconds_by_part
+
+    with tempfile.TemporaryDirectory() as scratch:
+        place = pathlib.Path(folder or scratch)
+        with jax.profiler.trace(str(place)):
+            for _ in range(TRACED):
+                side.run()
+        found = seconds_by_part(place, side.program)
+    return {part: {way: s / TRACED for way, s in both.items()} for part, both in found.items()}
 
 
 def _flops(config: Any, batch: dict[str, np.ndarray], seconds: float, device_kind: str) -> dict[str, Any]:
     from w2v_jax import flops
 
-    forward = forward_flops(config, batch)
-    step = flops.STEP_FACTOR * sum(forward.values())
+    parts = step_flops(config, batch)
+    step = sum(parts.values())
     peak = flops.peak_flops(device_kind, config.train.dtype)
     reached, product = step / seconds, flops.product_flops(config.train.dtype)
-    result = {"flops": step, "forward_flops": forward, "flops_per_second": reached}
+    result = {"flops": step, "part_flops": parts, "flops_per_second": reached}
     result |= {"product_flops_per_second": product, "product_share": reached / product}
     return result | ({"peak_share": reached / peak} if peak else {})
 
@@ -206,7 +210,7 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def our_side(config: Any, batch: dict[str, np.ndarray], *, stages: bool) -> Side:
+def our_side(config: Any, batch: dict[str, np.ndarray]) -> Side:
     """The update of `step.train_step` on a batch, on the first device."""
     import flax.linen as nn
     import jax
@@ -226,12 +230,6 @@ def our_side(config: Any, batch: dict[str, np.ndarray], *, stages: bool) -> Side
         start = time.perf_counter()
         program = step.jitted(method, tx, rate, shapes).lower(state, placed, key).compile()
         compiled = time.perf_counter() - start
-        shorter = {}
-        for name, part in _parts(method).items() if stages else ():
-            try:
-                shorter[name] = jax.jit(part).lower(state, placed, key).compile()
-            except KeyError:  # what the method's `predict` does not give
-                continue
 
     def run() -> float:
         nonlocal state
@@ -243,28 +241,9 @@ def our_side(config: Any, batch: dict[str, np.ndarray], *, stages: bool) -> Side
     first = compiled + time.perf_counter() - start
     memory = program.memory_analysis()
     held = memory and memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
-    wait = {name: lambda part=part: jax.block_until_ready(part(state, placed, key)) for name, part in shorter.items()}
-    for part in wait.values():
-        part()
     parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
-    return Side(OURS, first, run, parameters, compiled, held - memory.alias_size_in_bytes if memory else None, wait)
-
-
-def _parts(method: Any) -> dict[str, Callable[..., Any]]:
-    """Programs of (state, batches [1 B ...], key), each with what the one before does; the rest is never computed."""
-    import jax
-
-    from w2v_jax import step
-
-    first = lambda batches: jax.tree.map(lambda x: x[0], batches)
-    predict = lambda name: lambda state, x, key: method.predict(state.params, state.extra, first(x))[name]
-    loss = lambda state, x, key: method.loss(state.params, state.extra, first(x), key, state.step, train=True)[0]
-    return {
-        "feature encoder": predict("local"),
-        "context network": predict("context"),
-        "predictions and loss": loss,
-        "backward": lambda state, x, key: step.gradients(method, state, x, key),
-    }
+    held = held - memory.alias_size_in_bytes if memory else None
+    return Side(OURS, first, run, parameters, compiled, held, program.as_text())
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -283,9 +262,6 @@ def describe(result: dict[str, Any]) -> str:
         lines += textwrap.wrap(result[f"{side}_does"], 110, initial_indent=" " * 13, subsequent_indent=" " * 13)
     if compared:
         lines.append(f"ratio        {result['ratio']:.3f} (theirs / ours; above 1 ours is faster)")
-    for name, seconds in result["stages"].items():
-        share = seconds / result["ours_seconds"]
-        lines.append(f"             {seconds:9.4f} s {share:>5.0%}  {name} (beyond the stages above)")
     first = f"{result['ours_first_seconds']:.1f} s, of it {result['compile_seconds']:.1f} s compilation"
     other = f"; theirs {result['theirs_first_seconds']:.1f} s" if compared else ""
     size = f"; theirs {result['theirs_parameters'] / 1e6:.2f} M" if compared else ""
@@ -296,13 +272,28 @@ def describe(result: dict[str, Any]) -> str:
         f"peak memory  {_memory_words(result)}",
         f"padding      {_padding_words(result['padding_share'])}",
         f"work         {result['flops'] / 1e9:.4g} GFLOP per step, {result['flops_per_second'] / 1e9:.4g} GFLOP/s",
-        *(f"             {flop / 1e9:9.3f} forward, {part}" for part, flop in result["forward_flops"].items()),
+        *_part_lines(result["part_flops"], result["stages"]),
     ]
     product = f"a large product, measured now ({result['product_flops_per_second'] / 1e9:.4g} GFLOP/s)"
     lines.append(f"             {result['product_share']:.1%} of {product}")
     if "peak_share" in result:
         lines.append(f"             {result['peak_share']:.1%} of the peak that the device's maker states")
     return "\n".join(lines)
+
+
+def _part_lines(flops: dict[str, float], stages: dict[str, dict[str, float]]) -> list[str]:
+    """A line for each part of the model: its work and, where it was traced, its time."""
+    if not stages:
+        return [f"             {flop / 1e9:9.3f} GFLOP  {part}" for part, flop in flops.items()]
+    whole = sum(sum(both.values()) for both in stages.values())
+    lines = ["             seconds        forward  backward     GFLOP   GFLOP/s   (time on the device, by a trace)"]
+    for part in dict.fromkeys([*stages, *flops]):
+        both, flop = stages.get(part, {"forward": 0.0, "backward": 0.0}), flops.get(part, 0.0)
+        seconds = sum(both.values())
+        work = f"{flop / 1e9:9.2f} {flop / seconds / 1e9:9.4g}" if flop and seconds else " " * 19
+        ways = f"{both['forward']:9.4f} {both['backward']:9.4f}"
+        lines.append(f"             {seconds:7.4f} {seconds / whole:>4.0%}  {ways} {work}   {part}")
+    return lines
 
 
 def _padding_words(share: float | None) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,10 +31,7 @@ THEIRS = {
 
 
 class Side(NamedTuple):
-    """One contender. run() does one whole step, waits for it and returns the loss in nats per prediction.
-
-    parts: shorter programs, {name: a call that waits}, each of which does what the one before does and more.
-    """
+    """One contender. run() does one whole step, waits for it and returns the loss in nats per prediction."""
 
     words: str  # what it does
     first_seconds: float  # compilation and first step
@@ -43,7 +39,7 @@ class Side(NamedTuple):
     parameters: int
     compile_seconds: float | None = None  # where it can be told apart
     program_bytes: int | None = None
-    parts: Mapping[str, Callable[[], Any]] = MappingProxyType({})
+    program: str = ""  # its text
 
 
 def their_side(config: Any, batch: dict[str, np.ndarray], compiled: bool) -> Side:

@@ -1,9 +1,9 @@
 """Acoustic models by CTC (Graves et al. 2006) on any encoder: fine-tuned, frozen, or log-mel features.
 
 wav2vec 2.0 recipe (Baevski et al. 2020, sections 3.3 and 4.3): a linear layer on the pretrained context network, whose
-first updates train that layer alone; time and channel masks as in pretraining regularise (SpecAugment). wav2vec and
-vq-wav2vec recipe (2019, section 4.2): the encoder stays as it is and an acoustic model reads its features. With
-`encoder.kind="logmel"` the same model reads log-mel features: the baseline.
+first updates train that layer alone and do without a backward pass of the encoder; time and channel masks as in
+pretraining regularise (SpecAugment). wav2vec and vq-wav2vec recipe (2019, section 4.2): the encoder stays as it is and
+an acoustic model reads its features. With `encoder.kind="logmel"` the same model reads log-mel features: the baseline.
 
 Differs: the wav2vec papers train with ASG and stochastic gradient descent. Transcripts that have no alignment weigh
 nothing, where the reference counts them with loss 0. There is no separator after the last word.
@@ -11,7 +11,9 @@ nothing, where the reference counts them with loss 0. There is no separator afte
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -25,6 +27,8 @@ from w2v_jax.api import Batch, Mean, Method, PyTree
 from w2v_jax.config import UserError
 from w2v_jax.encoders import ENCODERS, Encoded, make_encoder, standardise
 from w2v_jax.frontend import Dense, num_frames, part, valid_frames
+
+Loss = Callable[[PyTree], tuple[jax.Array, Any]]
 
 INPUTS = ("context", "local", "weighted")
 
@@ -64,18 +68,17 @@ class Recognizer(nn.Module):
         given = dict(channels=channels, collect=collect)
         return self.encoder(x, batch["num_samples"], masked, noise, layer_key, **given), masked
 
-    def __call__(self, batch: Batch, noise=None, layer_key=None, thawed=1.0) -> tuple[jax.Array, jax.Array]:
-        """(logits [B F' A] float32, num_frames' [B]); thawed: 0 keeps the gradient from the encoder."""
+    def __call__(self, batch: Batch, noise=None, layer_key=None) -> tuple[jax.Array, jax.Array]:
+        """(logits [B F' A] float32, num_frames' [B])."""
         draws = (None, None) if self.config.encoder.frozen else (noise, layer_key)
         encoded, masked = self.encode(batch, *draws, collect=self.config.acoustic.input == "weighted")
-        return self.recognise(encoded, masked, noise, layer_key, thawed)
+        return self.recognise(encoded, masked, noise, layer_key)
 
-    def recognise(self, encoded: Encoded, masked=None, noise=None, layer_key=None, thawed=1.0):
+    def recognise(self, encoded: Encoded, masked=None, noise=None, layer_key=None):
         """As above, from what `encode` gives."""
         encoder, acoustic = self.config.encoder, self.config.acoustic
-        hidden: Any = {"context": encoded.context, "local": encoded.local, "weighted": encoded.hidden}[acoustic.input]
-        held = jax.lax.stop_gradient(hidden)
-        x = held if encoder.frozen else held + thawed * (hidden - held)
+        x: Any = {"context": encoded.context, "local": encoded.local, "weighted": encoded.hidden}[acoustic.input]
+        x = jax.lax.stop_gradient(x) if encoder.frozen else x
         if acoustic.input == "weighted":
             weights = jax.nn.softmax(self.layer_weights.astype(jnp.float32))
             x = jnp.einsum("l,lbfd->bfd", weights.astype(x.dtype), x)
@@ -156,6 +159,28 @@ def objective(logits: jax.Array, frames: jax.Array, batch: Any, *, train: bool) 
     return Mean(total, count), metrics
 
 
+def either(condition: jax.Array, one: Loss, other: Loss) -> Loss:
+    """The function `one` where the condition holds, else `other`: params -> (a number, anything else).
+
+    The gradient is formed within the branch that is taken, and is at hand when the number is. A `cond` that JAX
+    differentiates would keep what the backward passes of both need.
+    """
+
+    @jax.custom_vjp
+    def chosen(params):
+        return jax.lax.cond(condition, one, other, params)
+
+    def forward(params):
+        with_gradient = functools.partial(jax.value_and_grad, has_aux=True)
+        return jax.lax.cond(condition, with_gradient(one), with_gradient(other), params)
+
+    def backward(gradient, cotangent):
+        return (jax.tree.map(lambda x: cotangent[0] * x, gradient),)
+
+    chosen.defvjp(forward, backward)
+    return chosen
+
+
 def levels(config: Any) -> dict[str, float]:
     """What a useless model reaches: one that says nothing errs in every token."""
     return {"error_silent": 1.0}
@@ -175,11 +200,21 @@ def make(config: Any) -> Method:
     def loss(params, extra, batch, key, step, *, train):
         noise = noises.row_noise(key, batch["row"]) if train else None
         layer_key = jax.random.fold_in(key, 7) if train else None
-        thawed = (step >= config.encoder.frozen_steps).astype(jnp.float32)
-        found: Any = model.apply({"params": params}, batch, noise, layer_key, thawed)
-        logits, frames = found
-        total, metrics = objective(logits, frames, batch, train=train)
-        return total, (extra, metrics)
+
+        def whole(params):
+            logits, frames = cast(Any, model.apply({"params": params}, batch, noise, layer_key))
+            total, metrics = objective(logits, frames, batch, train=train)
+            return total.total, (total.weight, metrics)
+
+        def head(params):
+            return whole(params | {"encoder": jax.lax.stop_gradient(params["encoder"])})
+
+        if train and config.encoder.frozen_steps:
+            found = either(step >= config.encoder.frozen_steps, whole, head)(params)
+        else:
+            found = whole(params)
+        total, (weight, metrics) = found
+        return Mean(total, weight), (extra, metrics)
 
     def predict(params, extra, batch):
         return model.apply({"params": params}, batch, method=Recognizer.features)
