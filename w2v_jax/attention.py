@@ -71,7 +71,12 @@ def attention(
 def _best(flash: bool) -> str:
     if jax.default_backend() == "gpu" and flash:
         return "cudnn"
-    return "blocks" if jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1 else "xla"
+    return "blocks" if one_cpu() else "xla"
+
+
+def one_cpu() -> bool:
+    """Whether a program that is made now is for a single CPU device."""
+    return jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
 
 
 # Blocks of heads. The gradient keeps the output and two numbers per query, the largest score and the sum of

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from w2v_jax import noise as noises
-from w2v_jax.attention import attention
+from w2v_jax.attention import attention, one_cpu
 from w2v_jax.config import UserError
 from w2v_jax.frontend import (
     Dense,
@@ -163,8 +163,8 @@ class Transformer(nn.Module):
 
     positions: "conv" (pos_kernel, pos_groups, positional; pos_layers convolutions, several are data2vec's) or
     "learned" (a vector for each of max_frames places). stack: "scan" compiles one layer and keeps what the gradient
-    needs in stacked arrays, "unroll" compiles all of them and is faster on CPU; "auto" is "unroll" on a single CPU
-    device, else "scan". remat: a policy of `rematerialised`, for each layer.
+    needs in stacked arrays, "unroll" compiles all of them and is faster in bfloat16 on CPU; "auto" is that for training
+    on a single CPU device without remat, else "scan". remat: a policy of `rematerialised`, for each layer.
     """
 
     layers: int
@@ -198,7 +198,7 @@ class Transformer(nn.Module):
         if layer_key is not None and self.layer_drop > 0.0:
             keep = jax.random.uniform(layer_key, (self.layers,)) > self.layer_drop
         first = x
-        x, outputs = self._stack(collect)(x, (jnp.arange(self.layers), keep), num_frames, noise)
+        x, outputs = self._stack(collect, noise is not None)(x, (jnp.arange(self.layers), keep), num_frames, noise)
         hidden = jnp.concatenate([first[None], outputs]) if collect else None
         if self.pre_norm:
             x = LayerNorm(dtype=self.dtype, name="norm")(x)
@@ -224,11 +224,11 @@ class Transformer(nn.Module):
         table = self.param("position_table", init, (self.max_frames, x.shape[-1]))
         return gathered(table, ("frames", "embed"))[: x.shape[1]].astype(self.dtype)
 
-    def _stack(self, collect: bool):
+    def _stack(self, collect: bool, training: bool):
         if self.stack not in ("auto", "scan", "unroll"):
             raise UserError(f"encoder.stack is {self.stack!r}; it is one of 'auto', 'scan', 'unroll'")
-        alone = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
-        unrolled = self.stack == "unroll" or (self.stack == "auto" and alone)
+        pays = training and self.remat == "none" and self.dtype == jnp.bfloat16 and one_cpu()
+        unrolled = self.stack == "unroll" or (self.stack == "auto" and pays)
         block = rematerialised(Block, self.remat, "encoder.remat_layers", prevent_cse=unrolled)
         stack: Any = nn.scan(
             block,
