@@ -23,6 +23,7 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 HEAD = 64  # channels of an attention head
+COUNTED = "loss and gradient"  # what the FLOP of a point are those of; earlier points had three times the loss
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "scaling.json"
     points = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    asked = [{"axis": axis, "x": x, "words": words + flags} for axis, x, words in wanted(args)]
+    asked = [{"axis": axis, "x": x, "words": words + flags, "counted": COUNTED} for axis, x, words in wanted(args)]
     for point in asked:
         if not any(point.items() <= known.items() for known in points):
             points.append(point | measured(point["words"]))

@@ -81,6 +81,32 @@ def test_a_step_is_three_forward_passes_of_what_is_trained(config):
         assert least <= step_[part] / forward[part] <= most, part
 
 
+def test_the_first_updates_of_a_fine_tuning_are_forward_passes_and_the_gradient_of_the_head():
+    loaded = batches.with_alphabet(load("configs/finetune.py", [("data.unit_seconds", "4.0")]))
+    batch = batches.random_batch(loaded, 2, 32_000)
+    assert loaded.encoder.frozen_steps > 0
+    forward, first = batches.forward_flops(loaded, batch), batches.step_flops(loaded, batch)
+    assert all(first[part] == forward[part] for part in ("feature encoder", "attention", "Transformer layers"))
+    assert first["acoustic model and head"] == 2 * forward["acoustic model and head"]
+
+
+@pytest.mark.parametrize(("flags", "frozen"), [((), 0), (("--config.encoder.frozen_steps=5",), 5)])
+def test_the_updates_that_train_the_encoder_are_timed_unless_others_are_asked_for(flags, frozen, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "measure", lambda config, samples, args: {"frozen": config.encoder.frozen_steps})
+    assert bench.main(["--config=configs/finetune.py:demo", "--json", *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["frozen"] == frozen
+
+
+def test_a_profiler_that_fails_does_not_lose_the_measurement(monkeypatch, capsys):
+    def fails(folder):
+        raise RuntimeError("Only one profile may be run at a time.")
+
+    monkeypatch.setattr(jax.profiler, "trace", fails)
+    assert bench.main([*TINY, "--stages"]) == 0
+    said = capsys.readouterr().out
+    assert "Only one profile" in said and "s per step" in said and "GFLOP  attention" in said
+
+
 def test_zeros_that_a_gradient_is_spread_by_are_not_counted():
     kernel, x = jax.numpy.ones((4, 3, 5)), jax.numpy.ones((1, 82, 3))
     numbers = ("NHC", "HIO", "NHC")
@@ -148,7 +174,7 @@ def test_peak_is_known_for_named_accelerators_in_bfloat16_only():
 
 def check_result(result):
     assert result["shapes"] == {"batch": 2, "samples": 16_000} and result["stages"] == {}
-    assert result["dtype"] == "float32"
+    assert result["dtype"] == "float32" and result["trace_error"] is None
     assert len(result["ours_runs"]) == 1 and result["ours_seconds"] == result["ours_runs"][0] > 0
     assert result["flops"] == sum(result["part_flops"].values()) > 0
     assert result["audio_hours_per_hour"] == pytest.approx(2 / result["ours_seconds"])
@@ -187,6 +213,17 @@ def test_other_methods_are_timed_beside_the_reference_and_start_at_about_its_los
     result = json.loads(capsys.readouterr().out)
     assert result["ratio"] > 0 and "fused" in result["theirs_does"]
     assert result["ours_loss"] == pytest.approx(result["theirs_loss"], rel=0.3)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("frozen", [0, 5])
+def test_the_other_side_trains_what_ours_does_in_the_first_updates(frozen):
+    torch = pytest.importorskip("torch", reason="torch or transformers is not installed (extra `parity`)")
+    pytest.importorskip("transformers", reason="torch or transformers is not installed (extra `parity`)")
+    config = batches.with_alphabet(load("configs/finetune.py:tiny", [("encoder.frozen_steps", str(frozen))]))
+    model, _ = rival.ctc(torch, config)
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == ({"lm_head"} if frozen else {"wav2vec2", "lm_head"})
 
 
 @pytest.mark.parity

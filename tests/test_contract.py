@@ -353,12 +353,24 @@ def test_eight_devices_give_what_one_gives(job):
 
 
 @eight
-def test_first_updates_that_train_the_last_layer_alone_are_the_same_on_a_mesh():
-    runs = Job("finetune:tiny", [("encoder.frozen_steps", "2")]).runs
-    for name, run in runs.items():
-        for a, b in zip(runs["one"].metrics, run.metrics, strict=True):
+def test_first_updates_that_leave_the_encoder_as_it_is_are_the_same_on_a_mesh_and_cut():
+    """Two of three updates. The branches of a program are both in its text: what they say to each other is not read."""
+    job = Job("finetune:tiny", [("encoder.frozen_steps", "2")])
+    for name, run in job.runs.items():
+        for a, b in zip(job.runs["one"].metrics, run.metrics, strict=True):
             for metric in a:
                 np.testing.assert_allclose(b[metric], a[metric], rtol=1e-5, atol=1e-6, err_msg=f"{name} {metric}")
+        for a, b in zip(*(jax.tree.leaves(each.state.params) for each in (run, job.runs["one"])), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=name)
+        assert_state_is_cut(run)
+    for n in (1, 2):
+        state = job.state.replace(step=jnp.int32(n))
+        gradients = jax.jit(
+            lambda x, state=state: step.gradients(job.method, state, x, job.key), compiler_options=QUICK
+        )
+        whole, parts = (gradients(cut(make_batch(), pieces)) for pieces in (1, 4))
+        assert_gradients_close(parts[0], whole[0])
+        assert any(np.any(x) for x in jax.tree.leaves(whole[0]["encoder"])) == (n == 2)
 
 
 @eight

@@ -194,6 +194,12 @@ def test_first_updates_have_no_backward_pass_of_the_encoder():
     assert head < 0.5 * whole
 
 
+def test_an_encoder_without_parameters_has_no_first_updates_of_its_own():
+    first, later = (gradient_of(config_of("acoustic_logmel", encoder__frozen_steps=3), step) for step in (0, 3))
+    jax.tree.map(np.testing.assert_array_equal, first, later)
+    assert moves(first["acoustic"]) and moves(first["head"])
+
+
 def test_frozen_encoder_gets_no_gradient_and_the_rest_does():
     gradient = gradient_of(config_of("acoustic_frozen"))
     assert not moves(gradient["encoder"])

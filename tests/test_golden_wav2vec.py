@@ -25,7 +25,7 @@ from w2v_jax.quantizers import temperature
 
 GOLDEN = pathlib.Path(os.environ.get("W2V_JAX_GOLDEN") or pathlib.Path(__file__).parent / "golden")
 FILES = sorted([*GOLDEN.glob("wav2vec_*.npz"), *GOLDEN.glob("vq_wav2vec_*.npz")])
-CASES = [(path, "auto") for path in FILES] + list(zip(FILES[-3:], ("xla", "products", "patches"), strict=False))
+CASES = [(path, "auto") for path in FILES] + list(zip(FILES[-3:], ("xla", "products", "patches"), strict=True))
 """(file, encoder.convolution)"""
 
 

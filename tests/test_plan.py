@@ -107,6 +107,25 @@ def test_fsdp_0_takes_the_smallest_that_fits(capsys):
     assert json.loads(capsys.readouterr().out)["mesh"] == [8, 1, 1]
 
 
+def test_first_updates_without_a_backward_pass_of_the_encoder_take_less_of_the_run(capsys):
+    def hours(frozen):
+        flags = [f"--config.encoder.frozen_steps={frozen}", "--config.train.steps=1000"]
+        assert plan.main(["--config=configs/finetune.py:10h", "--target=h200-1", "--json", *flags]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    none, half, every = (hours(frozen) for frozen in (0, 500, 2000))
+    share = half["first_share"]
+    assert 1 / 3 < share < 1 / 2 and none["first_share"] == 1
+    assert half["expected_seconds"] == none["expected_seconds"]
+    assert half["hours"] == pytest.approx(none["hours"] * (1 + share) / 2)
+    assert every["hours"] == pytest.approx(none["hours"] * share)
+
+
+def test_a_frozen_encoder_computes_nothing_anew():
+    config = load("configs/acoustic_frozen.py", [("encoder.remat_layers", "full"), ("encoder.remat_frontend", "full")])
+    assert plan.recomputed(config) == []
+
+
 def test_remat_keeps_less():
     plain, products, full = (
         plan.estimated(load(BASE, [("encoder.remat_layers", each)]), plan.parse_target("h200-1"))

@@ -1,45 +1,19 @@
-"""Where a program's time goes: spans of threads shared out, operations found in a text, and a real trace."""
+"""Where a program's time goes: spans shared out, operations found in a text, and traces of a CPU and of a GPU."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.profiler import ProfileData
 
 from w2v_jax import trace
-from w2v_jax.trace import Operation, Span
+from w2v_jax.trace import Span
 
 
-def test_a_span_has_no_time_of_those_inside_it():
-    line = [Span(0, 10, "loop"), Span(1, 4, "product"), Span(2, 3, "zeros"), Span(6, 8, "product"), Span(12, 13, "sum")]
-    assert list(trace.innermost(line)) == [
-        Span(0, 1, "loop"),
-        Span(1, 2, "product"),
-        Span(2, 3, "zeros"),
-        Span(3, 4, "product"),
-        Span(4, 6, "loop"),
-        Span(6, 8, "product"),
-        Span(8, 10, "loop"),
-        Span(12, 13, "sum"),
-    ]
-
-
-def test_spans_that_end_together_are_closed_from_the_inside():
-    line = [Span(0, 4, "loop"), Span(2, 4, "product"), Span(4, 5, "sum")]
-    assert list(trace.innermost(line)) == [Span(0, 2, "loop"), Span(2, 4, "product"), Span(4, 5, "sum")]
-
-
-def test_threads_that_work_at_once_share_the_time():
-    first, second = [Span(0, 4e9, "a"), Span(6e9, 7e9, "a")], [Span(2e9, 6e9, "b"), Span(6e9, 7e9, "a")]
-    assert trace.shared([first, second], {}) == pytest.approx({"a": 2 + 1 + 1, "b": 1 + 2})
-
-
-def test_time_without_a_span_belongs_to_what_the_next_operation_waited_for():
-    known = {"use": Operation(None, ("view",)), "view": Operation(None, ("conv", "early")), "sum": Operation(None, ())}
-    ran = [("early", 0, 1), ("conv", 1, 2), ("sum", 2, 3), ("use", 7, 8), ("sum", 9, 10)]
-    line = [Span(start * 1e9, end * 1e9, name) for name, start, end in ran] + [Span(20e9, 21e9, "use", 1)]
-    assert trace.shared([line], known) == pytest.approx({"early": 1, "conv": 1 + 4, "sum": 2, "use": 1 + 1 + 1})
-    assert trace.shared([line], {}) == pytest.approx({"early": 1, "conv": 1, "sum": 2, "use": 2})
+def test_operations_that_run_at_once_share_the_time():
+    ran = [Span(0, 4e9, "a"), Span(6e9, 7e9, "a"), Span(2e9, 6e9, "b"), Span(6e9, 7e9, "a"), Span(9e9, 10e9, "c")]
+    assert trace.shared(ran) == pytest.approx({"a": 2 + 1 + 1, "b": 1 + 2, "c": 1})
 
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
@@ -54,31 +28,88 @@ ENTRY %main.1 (x: f32[4]) -> f32[4] {
   %x = f32[4]{0} parameter(0), metadata={op_name="x"}
   %fusion.2 = f32[4]{0} fusion(%x), kind=kLoop, calls=%fused
   %copy.3 = f32[4]{0} copy(%fusion.2)
+  %loop.5 = (f32[4]{0:T(128)}, s32[]) while(%copy.3), condition=%c, body=%b, metadata={op_name="jit(step)/while"}
   ROOT %dot.4 = f32[4]{0} dot(%copy.3, %x), metadata={op_name="jit(step)/optimizer/dot"}
 }
 """
 
 
 def test_operations_are_found_in_the_text_of_a_program():
-    found = trace.operations(PROGRAM)
-    assert found["fusion.2"] == Operation("jit(step)/transpose(jvp(frontend))/mul", ("x",))
-    assert found["dot.4"] == Operation("jit(step)/optimizer/dot", ("copy.3", "x"))
-    assert found["copy.3"] == Operation(None, ("fusion.2",)) and found["x"].reads == ()
+    paths, holders = trace.operations(PROGRAM)
+    assert paths["fusion.2"] == paths["last"] == "jit(step)/transpose(jvp(frontend))/mul"
+    assert paths["dot.4"] == "jit(step)/optimizer/dot" and "copy.3" not in paths
+    assert holders == {"loop.5"}
+
+
+def plane(name: str, **lines: list[tuple[str, int, int, dict]]) -> str:
+    """The text of a plane: {line: (operation, start and length in ns, further numbers)}."""
+    keys = ("hlo_op", "hlo_module", "_p", "_c")
+    text = f'planes {{ name: "{name}"'
+    for number, key in enumerate(keys, 1):
+        text += f' stat_metadata {{ key: {number} value {{ id: {number} name: "{key}" }} }}'
+    events = sorted({event for ran in lines.values() for event, *_ in ran})
+    for number, event in enumerate(events, 1):
+        text += f' event_metadata {{ key: {number} value {{ id: {number} name: "{event}" }} }}'
+    for line, ran in lines.items():
+        text += f' lines {{ name: "{line.replace("_", " ")}"'
+        for event, start, length, stats in ran:
+            text += f" events {{ metadata_id: {events.index(event) + 1} offset_ps: {start}000 duration_ps: {length}000"
+            for key, value in stats.items():
+                kind = f'str_value: "{value}"' if isinstance(value, str) else f"uint64_value: {value}"
+                text += f" stats {{ metadata_id: {keys.index(key) + 1} {kind} }}"
+            text += " }"
+        text += " }"
+    return text + " }"
+
+
+def read(*planes: str) -> ProfileData:
+    return ProfileData.from_serialized_xspace(ProfileData.text_proto_to_serialized_xspace("\n".join(planes)))
+
+
+def of(name: str, module: str = "jit_step", **more) -> dict:
+    return dict(hlo_op=name, hlo_module=module) | more
+
+
+def test_on_cpu_an_operation_lasts_until_its_end_is_told():
+    first = [("conv.1", 10, 2, of("conv.1", _p=7)), ("sum.2", 15, 1, of("sum.2"))]
+    second = [("end: conv.1", 40, 1, dict(_c=7)), ("end: sum.2", 90, 1, dict(_c=8))]
+    found = trace.spans(read(plane("/host:CPU", one=first, two=second)), "jit_step")
+    assert sorted(found) == [Span(10, 40, "conv.1"), Span(15, 16, "sum.2")]
+
+
+def test_on_a_gpu_its_streams_count_and_neither_the_host_nor_what_is_derived():
+    kernels = [("gemm", 10, 5, of("dot.4")), ("gemm", 20, 5, of("dot.9", module="jit_other"))]
+    gpu = plane("/device:GPU:0", Stream_1=kernels, XLA_Ops=[("dot.4", 10, 15, of("dot.4"))])
+    host = plane("/host:CPU", thread=[("dot.4", 0, 99, of("dot.4"))])
+    assert trace.spans(read(host, gpu), "jit_step") == [Span(10, 15, "dot.4")]
+
+
+def test_a_folder_without_a_trace_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no trace"):
+        trace.newest(tmp_path)
+
+
+def traced(folder, function, *args) -> str:
+    """Runs a jitted function in a trace and returns the text of its program."""
+    program = jax.jit(function).lower(*args).compile()
+    with jax.profiler.trace(str(folder)):
+        jax.block_until_ready(program(*args))
+    return program.as_text() or ""
 
 
 def test_a_convolution_has_its_time(tmp_path):
     def step(x, kernel):
+        with jax.named_scope("optimizer"):
+            x = x + 1.0
         with jax.named_scope("frontend"):
             y = jax.lax.conv_general_dilated(x, kernel, (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC"))
         with jax.named_scope("quantizer"):
             return y.sum()
 
-    x, kernel = jnp.ones((2, 4000, 64)), jnp.ones((8, 64, 64))
-    program = jax.jit(step).lower(x, kernel).compile()
-    with jax.profiler.trace(str(tmp_path)):
-        program(x, kernel).block_until_ready()
-    found = trace.seconds_by_part(tmp_path, (program.as_text() or ""))
-    assert found["feature encoder"]["forward"] > 2 * found["quantizer"]["forward"]
+    text = traced(tmp_path, step, jnp.ones((2, 4000, 64)), jnp.ones((8, 64, 64)))
+    found = trace.seconds_by_part(tmp_path, text)
+    others = sum(both["forward"] for part, both in found.items() if part != "feature encoder")
+    assert found["feature encoder"]["forward"] > 2 * others
 
 
 def test_a_traced_program_is_read_by_part_forward_and_backward(tmp_path):
@@ -93,11 +124,8 @@ def test_a_traced_program_is_read_by_part_forward_and_backward(tmp_path):
         with jax.named_scope("optimizer"):
             return kernel - 0.1 * gradient
 
-    x = jnp.ones((512, 512)) / 512
-    program = jax.jit(step).lower(x, x).compile()
-    with jax.profiler.trace(str(tmp_path)):
-        program(x, x).block_until_ready()
-    found = trace.seconds_by_part(tmp_path, (program.as_text() or ""))
-    assert {"feature encoder", "quantizer"} <= found.keys()
+    text = traced(tmp_path, step, jnp.ones((512, 512)) / 512, jnp.ones((512, 512)) / 512)
+    found = trace.seconds_by_part(tmp_path, text)
+    assert list(found)[:2] == ["feature encoder", "quantizer"]
     assert all(found[part][way] > 0 for part in ("feature encoder", "quantizer") for way in ("forward", "backward"))
-    assert trace.seconds_by_part(tmp_path, (program.as_text() or "").replace("jit_step", "jit_other")) == {}
+    assert trace.seconds_by_part(tmp_path, text.replace("jit_step", "jit_other")) == {}

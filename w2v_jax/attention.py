@@ -17,8 +17,8 @@ from w2v_jax.config import UserError
 from w2v_jax.frontend import valid_frames
 
 ATTENTION = ("auto", "xla", "blocks", "cudnn")
-BLOCK = 2**21
-"""Scores that "blocks" holds at once, of all of [B H F F]: 8 MB, so that they stay in a core's cache."""
+BLOCK = 2**20
+"""Scores that "blocks" holds at once, of all of [B H F F]: 4 MB, so that they stay in the cache."""
 
 
 @jax.named_scope("attention")

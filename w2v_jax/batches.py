@@ -19,12 +19,20 @@ def with_alphabet(config: Any) -> Any:
 
 
 def thawed(config: Any) -> Any:
-    """The config without first updates that train the last layer alone: what an update costs that trains the model."""
+    """The config without first updates that leave the encoder as it is: what an update costs that trains it."""
     if not config.encoder.get("frozen_steps", 0):
         return config
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.encoder.frozen_steps = 0
+    return config
+
+
+def head_only(config: Any) -> Any:
+    """The config of the first updates of a fine-tuning for ever: they train what stands on the encoder alone."""
+    config = thawed(config).copy_and_resolve_references()
+    with config.unlocked():
+        config.encoder.frozen = True
     return config
 
 
@@ -55,11 +63,12 @@ def forward_flops(config: Any, batch: dict[str, Any]) -> dict[str, float]:
 def step_flops(config: Any, batch: dict[str, Any]) -> dict[str, float]:
     """FLOP of the loss and its gradient: about three times the loss, but where nothing is trained.
 
-    Without what the config's rematerialisation computes twice.
+    Without what the config's rematerialisation computes twice. With encoder.frozen_steps, of the first updates.
     """
     import jax
 
-    return _counted(config, batch, jax.value_and_grad)
+    first = config.encoder.get("frozen_steps", 0) > 0
+    return _counted(head_only(config) if first else config, batch, jax.value_and_grad)
 
 
 def _counted(config: Any, batch: dict[str, Any], of: Callable[[Any], Any]) -> dict[str, float]:

@@ -7,7 +7,7 @@ Both sides run in turn in one process, so that a busy machine slows both; the fi
 theirs / ours. A turn begins with steps that are not timed: in training a step follows its own kind, and finds memory
 and caches as that left them. Loading and decoding are not part of the time, and the rows are full: --data tells what
 padding the config's buckets would leave on its data. Of a fine-tuning the updates that train the whole model are timed;
---config.encoder.frozen_steps=1000 times the first ones, which train the last layer alone. One device.
+--config.encoder.frozen_steps=1 times the first ones, which leave the encoder as it is. One device.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--runs", type=int, default=5, help="timed steps of each side (default 5)")
     parser.add_argument("--warmup", type=int, default=1, help="untimed steps that begin a turn (default 1)")
-    parser.add_argument("--stages", action="store_true", help=f"also time the parts of a step, by a trace of {TRACED}")
+    parser.add_argument(
+        "--stages", action="store_true", help=f"also time the parts of a step, from a trace of {TRACED} steps"
+    )
     parser.add_argument("--data", action="store_true", help="also tell the padding of the config's data (lists them)")
     parser.add_argument("--profile", metavar="DIR", help=f"keep a trace of {TRACED} steps for TensorBoard or Perfetto")
     parser.add_argument("--torch-compile", action="store_true", help="let torch.compile the other side (minutes)")
@@ -138,7 +140,7 @@ def measure(config: Any, samples: int, args: argparse.Namespace) -> dict[str, An
             for _ in range(args.warmup if turn == 0 or args.against else 0):
                 side.run()
             losses[name] = _timed(side.run, seconds[name])
-    stages = _traced(ours, args.profile) if args.stages or args.profile else {}
+    stages, failure = _traced(ours, args.profile) if args.stages or args.profile else ({}, None)
     device = jax.devices()[0]
     medians = {name: statistics.median(runs) for name, runs in seconds.items()}
     result = {f"{name}_seconds": value for name, value in medians.items()}
@@ -149,7 +151,8 @@ def measure(config: Any, samples: int, args: argparse.Namespace) -> dict[str, An
     result |= {
         **{f"{name}_parameters": side.parameters for name, side in sides.items()},
         **{f"{name}_does": side.words for name, side in sides.items()},
-        "stages": stages if args.stages else {},
+        "stages": stages,
+        "trace_error": failure,
         **{f"{name}_first_seconds": side.first_seconds for name, side in sides.items()},
         "compile_seconds": ours.compile_seconds,
         "shapes": {"batch": args.batch, "samples": samples},
@@ -173,19 +176,27 @@ def _timed(run: Callable[[], Any], seconds: list[float]) -> Any:
     return found
 
 
-def _traced(side: Side, folder: str | None) -> dict[str, dict[str, float]]:
-    """Device seconds of a step by part of the model, forward and backward; the trace is kept in `folder`."""
+def _traced(side: Side, folder: str | None) -> tuple[dict[str, dict[str, float]], str | None]:
+    """(device seconds of a step by part of the model, forward and backward; why there are none or None).
+
+    The trace is kept in `folder`. A profiler that fails does not lose what was measured before.
+    """
     import jax
 
     from w2v_jax.trace import seconds_by_part
 
     with tempfile.TemporaryDirectory() as scratch:
         place = pathlib.Path(folder or scratch)
-        with jax.profiler.trace(str(place)):
-            for _ in range(TRACED):
-                side.run()
-        found = seconds_by_part(place, side.program)
-    return {part: {way: s / TRACED for way, s in both.items()} for part, both in found.items()}
+        try:
+            with jax.profiler.trace(str(place)):
+                for _ in range(TRACED):
+                    side.run()
+            found = seconds_by_part(place, side.text())
+        except (OSError, RuntimeError, ValueError) as error:
+            return {}, f"the profiler failed: {error}"
+    if not found:
+        return {}, "the trace names no operations of the program; TensorBoard or Perfetto shows what it has (--profile)"
+    return {part: {way: s / TRACED for way, s in both.items()} for part, both in found.items()}, None
 
 
 def _flops(config: Any, batch: dict[str, np.ndarray], seconds: float, device_kind: str) -> dict[str, Any]:
@@ -243,7 +254,8 @@ def our_side(config: Any, batch: dict[str, np.ndarray]) -> Side:
     held = memory and memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
     parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
     held = held - memory.alias_size_in_bytes if memory else None
-    return Side(OURS, first, run, parameters, compiled, held, program.as_text())
+    text = lambda: program.as_text() or ""
+    return Side(OURS, first, run, parameters, compiled, held, text)
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -274,6 +286,8 @@ def describe(result: dict[str, Any]) -> str:
         f"work         {result['flops'] / 1e9:.4g} GFLOP per step, {result['flops_per_second'] / 1e9:.4g} GFLOP/s",
         *_part_lines(result["part_flops"], result["stages"]),
     ]
+    if result["trace_error"]:
+        lines.append(f"trace        {result['trace_error']}")
     product = f"a large product, measured now ({result['product_flops_per_second'] / 1e9:.4g} GFLOP/s)"
     lines.append(f"             {result['product_share']:.1%} of {product}")
     if "peak_share" in result:

@@ -21,12 +21,14 @@ class ConvContext(nn.Module):
     """One causal convolution with utterance norm per entry of `kernels`; the width is that of the input.
 
     skip: out = (layer(x) + x) * sqrt(0.5). The frames before the first one are copies of it, or zeros (`zero_pad`).
+    convolution: the formulation of `products.strided_conv`.
     """
 
     kernels: Sequence[int]
     skip: bool
     zero_pad: bool
     activation: str
+    convolution: str = "auto"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -44,6 +46,7 @@ class ConvContext(nn.Module):
                 False,
                 pad=kernel - 1,
                 zero_pad=self.zero_pad,
+                convolution=self.convolution,
                 dtype=self.dtype,
                 name=f"conv{i}",
             )

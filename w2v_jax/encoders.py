@@ -178,9 +178,8 @@ class CausalEncoder(nn.Module):
 def causal_encoder(encoder: Any, dtype: Any) -> CausalEncoder:
     """The causal encoder that a config's `encoder` section describes. Raises UserError for an unknown context."""
     if encoder.context == "conv":
-        net: Any = ConvContext(
-            encoder.context_kernels, encoder.context_skip, encoder.context_zero_pad, encoder.activation, dtype
-        )
+        law = (encoder.context_kernels, encoder.context_skip, encoder.context_zero_pad, encoder.activation)
+        net: Any = ConvContext(*law, encoder.convolution, dtype)
     elif encoder.context in ("gru", "lstm"):
         net = Recurrent(encoder.context, encoder.width, encoder.layers, dtype)
     else:

@@ -190,7 +190,7 @@ class LayerNorm(nn.Module):
 
 
 def rematerialised(module: Any, policy: str, key: str, *, auto: str = "", prevent_cse: bool = True) -> Any:
-    """The class of modules, whose backward pass computes what it needs of the inside anew but for what is kept.
+    """The module class; its backward pass computes the inside anew, but for what the policy keeps.
 
     policy: "none" keeps everything, "full" nothing, "products" the results of matrix products and convolutions, so that
     norms, activations, dropout and attention are computed anew (Korthikanti et al. 2022, section 5). "auto" is the

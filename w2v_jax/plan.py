@@ -76,7 +76,7 @@ class Estimate(NamedTuple):
     gradients: float
     activations: float
     flops: float
-    forward_share: float  # of the FLOP: what an update costs that trains the last layer alone
+    first_share: float  # of the FLOP: what one of the first updates takes, which leave the encoder as it is
     traffic: float
 
     @property
@@ -130,10 +130,10 @@ def estimated(config: Any, target: Target) -> Estimate:
     from jax.sharding import AbstractMesh, AxisType
 
     from w2v_jax import sharding, step
-    from w2v_jax.batches import forward_flops, random_batch, step_flops, thawed, with_alphabet
+    from w2v_jax.batches import forward_flops, head_only, random_batch, step_flops, thawed, with_alphabet
     from w2v_jax.runs import method_module
 
-    config, d = thawed(with_alphabet(portable(config))), config.data
+    first, config, d = frozen_updates(config), thawed(with_alphabet(portable(config))), config.data
     sizes = sharding.mesh_shape(config.sharding, target.devices)
     mesh = AbstractMesh(sizes, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     units, shards = batch_units(d), sharding.batch_shards(mesh)
@@ -158,6 +158,7 @@ def estimated(config: Any, target: Target) -> Estimate:
     forward = forward_flops(config, batch)
     passes = sum(step_flops(config, batch).values())
     passes += sum(forward[part] for part in recomputed(config) if part in forward)
+    head = sum(step_flops(head_only(config), batch).values()) if first else passes
     gradients = held(shapes.params) * (2 if parts > 1 else 1)
     return Estimate(
         mesh=sizes,
@@ -169,7 +170,7 @@ def estimated(config: Any, target: Target) -> Estimate:
         gradients=gradients,
         activations=activations,
         flops=passes * parts / sizes[2],
-        forward_share=sum(forward.values()) / passes,
+        first_share=head / passes,
         traffic=parts * 3 * activations + 2 * held(shapes),
     )
 
@@ -177,9 +178,16 @@ def estimated(config: Any, target: Target) -> Estimate:
 def recomputed(config: Any) -> list[str]:
     """The parts of the model whose forward pass the backward pass computes once more."""
     encoder = config.encoder
+    if encoder.get("frozen", False):  # it has no backward pass
+        return []
     parts = ["feature encoder"] if encoder.get("remat_frontend", "none") in ("auto", "full") else []
     layers = {"none": [], "products": ["attention"], "full": ["attention", "Transformer layers"]}
     return parts + layers[encoder.get("remat_layers", "none")]
+
+
+def frozen_updates(config: Any) -> int:
+    """How many of the run's updates leave the encoder as it is and have no backward pass of it."""
+    return min(config.encoder.get("frozen_steps", 0), config.train.steps)
 
 
 def peak_flops(config: Any, target: Target) -> float:
@@ -333,8 +341,7 @@ def summary(config: Any, target: Target, estimate: Estimate, share: float, price
     peak = peak_flops(config, target)
     floor = max(estimate.flops / peak, estimate.traffic / target.bandwidth)
     expected = max(estimate.flops / (share * peak), estimate.traffic / target.bandwidth)
-    frozen = min(config.encoder.get("frozen_steps", 0), config.train.steps)
-    hours = expected * (config.train.steps - frozen * (1 - estimate.forward_share)) / 3600
+    hours = expected * (config.train.steps - frozen_updates(config) * (1 - estimate.first_share)) / 3600
     result = {"target": target.name, "devices": target.devices, "fits": fits(estimate, target)}
     result |= estimate._asdict() | {"memory": estimate.memory, "device_memory": target.memory}
     result |= {"floor_seconds": floor, "expected_seconds": expected, "hours": hours}
@@ -366,6 +373,10 @@ def describe(config: Any, target: Target, estimate: Estimate, result: dict[str, 
         "run": f"{config.train.steps:,} updates in about {duration(result['hours'] * 3600)} "
         f"({result['device_hours']:,.0f} device-hours), {result['audio_hours_per_hour']:,.0f} hours of audio per hour",
     }
+    if first := frozen_updates(config):
+        rows["run"] += (
+            f"\nthe first {first:,} have no backward pass of the encoder: {estimate.first_share:.0%} of the work"
+        )
     if "compiled" in result:
         c = result["compiled"]
         rows["compiled"] = (

@@ -51,9 +51,10 @@ plus.defvjp(lambda x, bias: (plus(x, bias), bias), _plus_backward)
 def strided_conv(x: jax.Array, kernel: jax.Array, stride: int, formulation: str = "auto") -> jax.Array:
     """x [B T I] by kernel [K I O], no padding -> [B F O]. Raises UserError.
 
-    formulation, of values and gradients: "xla" is XLA's convolution; "products" are matrix products, of kernels of one
-    to two strides and more than one channel, else as "xla"; "patches" are products, too, and of one channel a product
-    of the windows. "auto" is "xla", but on CPU "products" for gradients and for values in bfloat16.
+    formulation, of values and gradients: "xla" is XLA's convolution; "products" are matrix products where the kernel
+    spans one to two strides and there is more than one channel, else as "xla"; "patches": as "products", and one channel
+    is cut into windows for a single product. "auto" is "xla", but on CPU "products" for gradients and for values in
+    bfloat16.
     """
     if formulation not in CONVOLUTIONS:
         raise UserError(f"encoder.convolution is {formulation!r}; it is one of {CONVOLUTIONS}")

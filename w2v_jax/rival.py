@@ -39,7 +39,7 @@ class Side(NamedTuple):
     parameters: int
     compile_seconds: float | None = None  # where it can be told apart
     program_bytes: int | None = None
-    program: str = ""  # its text
+    text: Callable[[], str] = str  # of the program
 
 
 def their_side(config: Any, batch: dict[str, np.ndarray], compiled: bool) -> Side:
@@ -112,6 +112,8 @@ def ctc(torch: Any, config: Any) -> tuple[Any, reference.Loss]:
     model = transformers.Wav2Vec2ForCTC(their_config(config, "ctc"))
     if not config.encoder.conv_grad_scale:
         model.freeze_feature_encoder()
+    if config.encoder.frozen_steps:  # the first updates
+        model.wav2vec2.requires_grad_(False)
 
     def loss(batch: dict[str, Any]) -> tuple[Any, Any]:
         total = model(batch["wave"], labels=batch["tokens"].long()).loss

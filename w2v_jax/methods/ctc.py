@@ -162,8 +162,8 @@ def objective(logits: jax.Array, frames: jax.Array, batch: Any, *, train: bool) 
 def either(condition: jax.Array, one: Loss, other: Loss) -> Loss:
     """The function `one` where the condition holds, else `other`: params -> (a number, anything else).
 
-    The gradient is formed within the branch that is taken, and is at hand when the number is. A `cond` that JAX
-    differentiates would keep what the backward passes of both need.
+    The gradient of the number, and of it alone, is formed within the branch that is taken. A `cond` that JAX
+    differentiates would keep what the backward passes of both need. The program holds both.
     """
 
     @jax.custom_vjp
@@ -209,7 +209,7 @@ def make(config: Any) -> Method:
         def head(params):
             return whole(params | {"encoder": jax.lax.stop_gradient(params["encoder"])})
 
-        if train and config.encoder.frozen_steps:
+        if train and config.encoder.frozen_steps and not config.encoder.frozen and "encoder" in params:
             found = either(step >= config.encoder.frozen_steps, whole, head)(params)
         else:
             found = whole(params)
