@@ -66,7 +66,7 @@ def test_flops_of_matrix_products_are_counted_one_by_one():
 TRAINED = {  # FLOP of a step over those of its forward pass; what reads the waveform forms no gradient for it
     "configs/w2v2_base.py": {"feature encoder": (2.9, 3), "Transformer layers": (3, 3), "attention": (3, 3)},
     "configs/finetune.py": {"feature encoder": (1, 1), "Transformer layers": (3, 3), "acoustic model and head": (3, 3)},
-    "configs/acoustic_frozen.py": {"feature encoder": (1, 1), "context network": (1, 1)},
+    "configs/acoustic_frozen.py": {"feature encoder": (1, 1), "Transformer layers": (1, 1)},
     "configs/wav2vec_large.py": {"feature encoder": (2.9, 3), "context network": (3, 3.1)},
 }
 
