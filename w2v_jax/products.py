@@ -52,8 +52,8 @@ def strided_conv(x: jax.Array, kernel: jax.Array, stride: int, formulation: str 
     """x [B T I] by kernel [K I O], no padding -> [B F O]. Raises UserError.
 
     formulation, of values and gradients: "xla" is XLA's convolution; "products" are matrix products where the kernel
-    spans one to two strides and there is more than one channel, else as "xla"; "patches": as "products", and one channel
-    is cut into windows for a single product. "auto" is "xla", but on CPU "products" for gradients and for values in
+    spans one to two strides and there is more than one channel, else as "xla"; "patches": as "products", and a single
+    channel is cut into windows for one product. "auto" is "xla", but on CPU "products" for gradients and for values in
     bfloat16.
     """
     if formulation not in CONVOLUTIONS:

@@ -29,7 +29,7 @@ class Span(NamedTuple):
 
 
 def seconds_by_part(folder: pathlib.Path, program: str) -> dict[str, dict[str, float]]:
-    """{part of the model: {"forward": seconds, "backward": seconds}} of a program in all of the newest trace of a folder.
+    """{part of the model: {"forward": seconds, "backward": seconds}} of a program in all of a folder's newest trace.
 
     program: its text as `Compiled.as_text` gives it. Where several operations run at once each has its share of that
     time, so that the sum is the time in which any ran. Empty where the trace names no operations of the program.

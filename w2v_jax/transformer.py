@@ -163,8 +163,9 @@ class Transformer(nn.Module):
 
     positions: "conv" (pos_kernel, pos_groups, positional; pos_layers convolutions, several are data2vec's) or
     "learned" (a vector for each of max_frames places). stack: "scan" compiles one layer and keeps what the gradient
-    needs in stacked arrays, "unroll" compiles all of them and is faster in bfloat16 on CPU; "auto" unrolls
-    training in bfloat16 on a single CPU device without remat, and scans elsewhere. remat: a policy of `rematerialised`, for each layer.
+    needs in stacked arrays, "unroll" compiles all of them and is faster in bfloat16 on CPU; "auto" unrolls training in
+    bfloat16 on a single CPU device without remat, and scans elsewhere. remat: a policy of `rematerialised`, for each
+    layer.
     """
 
     layers: int
