@@ -18,7 +18,7 @@ from w2v_jax.frontend import valid_frames
 
 ATTENTION = ("auto", "xla", "blocks", "cudnn")
 BLOCK = 2**20
-"""Scores that "blocks" holds at once, of all of [B H F F]: 4 MB, so that they stay in the cache."""
+"""Scores that "blocks" holds at once, of all of [B H F F]: 4 MB, so that they stay in the cache. Two heads at least."""
 
 
 @jax.named_scope("attention")
@@ -132,9 +132,9 @@ def _scores(query, key, num_frames):
 
 
 def _by_block(function, arrays):
-    """function of [rows ...] arrays, mapped over as many rows at once as BLOCK allows."""
+    """function of [rows ...] arrays, mapped over as many rows at once as BLOCK allows, and over two rather than one."""
     count, frames, _ = arrays[0].shape
-    rows = max(n for n in range(1, count + 1) if count % n == 0 and (n == 1 or n * frames * frames <= BLOCK))
+    rows = max(n for n in range(1, count + 1) if count % n == 0 and (n <= 2 or n * frames * frames <= BLOCK))
     cut = jax.tree.map(lambda x: x.reshape(count // rows, rows, *x.shape[1:]), arrays)
     found = jax.lax.map(lambda block: function(*block), cut)
     return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), found)
