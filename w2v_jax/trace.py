@@ -67,15 +67,15 @@ def operations(program: str) -> tuple[dict[str, str], set[str]]:
     return {name: inside[called] for name, called in calls.items() if called in inside} | paths, holders
 
 
-def newest(folder: pathlib.Path) -> ProfileData:
-    """The trace that was written last in a folder. Raises FileNotFoundError where there is none."""
+def newest(folder: pathlib.Path) -> Any:
+    """The `ProfileData` that was written last into a folder. Raises FileNotFoundError where there is none."""
     files = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise FileNotFoundError(f"the profiler wrote no trace into {folder}")
     return ProfileData.from_file(str(files[-1]))
 
 
-def spans(trace: ProfileData, module: str) -> list[Span]:
+def spans(trace: Any, module: str) -> list[Span]:
     """The operations of `module` that ran: those on devices where there are any, else those on the host, a CPU's.
 
     On a device with streams only these count, and not the lines that tools derive from them. On CPU an event ends when
