@@ -7,7 +7,7 @@ Both sides run in turn in one process, so that a busy machine slows both; the fi
 theirs / ours. A turn begins with steps that are not timed: in training a step follows its own kind, and finds memory
 and caches as that left them. Loading and decoding are not part of the time, and the rows are full: --data tells what
 padding the config's buckets would leave on its data. Of a fine-tuning the updates that train the whole model are timed;
---config.encoder.frozen_steps=1 times the first ones, which leave the encoder as it is. One device.
+--config.encoder.frozen_steps=100000 times the first ones, which leave the encoder as it is. One device.
 """
 
 from __future__ import annotations
