@@ -21,7 +21,7 @@ def torch():
 
 @pytest.mark.parametrize("path", SAME, ids=lambda path: path.stem)
 def test_formulation_in_torch_gives_the_golden_loss(torch, path, monkeypatch):
-    case = Case(path)
+    case = Case(path, "auto")
     config, gumbel = case.config, case.arrays.get("in/gumbel_noise")
     config.method = "vq_wav2vec" if case.quantizes else "wav2vec"
     if case.quantizes:
