@@ -135,13 +135,18 @@ def test_every_method_can_be_counted_and_none_of_its_products_is_free(config):
 
 
 @pytest.mark.parametrize(
-    "config", ["configs/cpc.py:tiny", "configs/bert_codes_small.py:tiny", "configs/finetune.py:tiny"]
+    ("config", "context"),
+    [
+        ("configs/cpc.py:tiny", "context network"),
+        ("configs/bert_codes_small.py:tiny", "Transformer layers"),
+        ("configs/finetune.py:tiny", "Transformer layers"),
+    ],
 )
-def test_other_methods_are_timed_in_stages(config, capsys, tmp_path):
+def test_other_methods_are_timed_in_stages(config, context, capsys, tmp_path):
     words = [f"--config={config}", "--batch=2", "--seconds=2", "--runs=1", "--warmup=0", "--stages"]
     assert bench.main([*words, "--profile", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    for word in ("optimizer", "predictions and loss", "forward  backward", "GFLOP per step"):
+    for word in (context, "optimizer", "predictions and loss", "forward  backward", "GFLOP per step"):
         assert word in said
     (trace,) = tmp_path.rglob("*.trace.json.gz")  # of Perfetto; TensorBoard's .xplane.pb lies beside it
     assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"] and list(trace.parent.glob("*.xplane.pb"))

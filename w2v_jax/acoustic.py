@@ -126,10 +126,8 @@ def acoustic_model(acoustic: Any, dtype: Any) -> nn.Module:
         if acoustic.width % acoustic[key]:
             raise UserError(f"acoustic.width={acoustic.width} is not divisible by acoustic.{key}={acoustic[key]}")
     fields = {key: acoustic[key] for key in ("layers", "heads", "mlp", "pos_kernel", "pos_groups", "dropout")}
-    fields |= dict(pre_norm=True, attention_dropout=acoustic.dropout, mlp_dropout=acoustic.dropout)
-    fields |= dict(layer_drop=0.0)
-    for key in ("attention", "positional", "stack"):  # `config.portable` sets them
-        fields[key] = acoustic.get(key, "auto")
+    fields |= dict(pre_norm=True, attention_dropout=acoustic.dropout, mlp_dropout=acoustic.dropout, layer_drop=0.0)
+    fields |= {key: acoustic.get(key, "auto") for key in ("attention", "positional", "stack")}  # `portable` sets them
     return TransformerStack(acoustic.stride, acoustic.width, acoustic.dropout, fields, dtype)
 
 

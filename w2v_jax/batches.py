@@ -28,14 +28,6 @@ def thawed(config: Any) -> Any:
     return config
 
 
-def head_only(config: Any) -> Any:
-    """The config of the first updates of a fine-tuning for ever: they train what stands on the encoder alone."""
-    config = thawed(config).copy_and_resolve_references()
-    with config.unlocked():
-        config.encoder.frozen = True
-    return config
-
-
 def random_batch(config: Any, rows: int, samples: int) -> dict[str, np.ndarray]:
     """`rows` rows of noise, random codes or random features as the config's data are, with transcripts for CTC."""
     rng, name = np.random.default_rng(config.seed), config.data.name
@@ -67,8 +59,11 @@ def step_flops(config: Any, batch: dict[str, Any]) -> dict[str, float]:
     """
     import jax
 
-    first = config.encoder.get("frozen_steps", 0) > 0
-    return _counted(head_only(config) if first else config, batch, jax.value_and_grad)
+    if config.encoder.get("frozen_steps", 0):
+        config = thawed(config)
+        with config.unlocked():
+            config.encoder.frozen = True
+    return _counted(config, batch, jax.value_and_grad)
 
 
 def _counted(config: Any, batch: dict[str, Any], of: Callable[[Any], Any]) -> dict[str, float]:

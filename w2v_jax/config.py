@@ -25,6 +25,10 @@ CODE_PAD, CODE_MASK, CODE_UNKNOWN, FIRST_CODE = 0, 1, 2, 3
 """Ids of a vocabulary of codes: no frame, a hidden frame, a type that the vocabulary lacks, and the first real type."""
 
 
+REMAT = ("none", "products", "full")
+"""Policies of rematerialisation (`frontend.rematerialised`), from most memory to least."""
+
+
 class UserError(Exception):
     """A mistake of the person at the keyboard: shown as one message without a stack trace, exit code 1."""
 

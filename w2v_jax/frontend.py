@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from w2v_jax.config import UserError
+from w2v_jax.config import REMAT, UserError
 from w2v_jax.products import KEPT, plus, product, strided_conv
 
 part: Any = nn.with_logical_partitioning
@@ -201,7 +201,7 @@ def rematerialised(module: Any, policy: str, key: str, *, auto: str = "", preven
     norms, activations, dropout and attention are computed anew (Korthikanti et al. 2022, section 5). "auto" is the
     policy `auto`, where there is one. Raises UserError, which names the config's key, for other words.
     """
-    policies = ("none", "products", "full") + ("auto",) * bool(auto)
+    policies = REMAT + ("auto",) * bool(auto)
     if policy not in policies:
         raise UserError(f"{key} is {policy!r}; it is one of {policies}")
     policy = auto if policy == "auto" else policy

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from w2v_jax.config import (
+    REMAT,
     SAMPLE_RATE,
     UserError,
     add_config_argument,
@@ -130,10 +131,11 @@ def estimated(config: Any, target: Target) -> Estimate:
     from jax.sharding import AbstractMesh, AxisType
 
     from w2v_jax import sharding, step
-    from w2v_jax.batches import forward_flops, head_only, random_batch, step_flops, thawed, with_alphabet
+    from w2v_jax.batches import forward_flops, random_batch, step_flops, thawed, with_alphabet
     from w2v_jax.runs import method_module
 
-    first, config, d = frozen_updates(config), thawed(with_alphabet(portable(config))), config.data
+    given, d = with_alphabet(portable(config)), config.data
+    config = thawed(given)
     sizes = sharding.mesh_shape(config.sharding, target.devices)
     mesh = AbstractMesh(sizes, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     units, shards = batch_units(d), sharding.batch_shards(mesh)
@@ -158,7 +160,7 @@ def estimated(config: Any, target: Target) -> Estimate:
     forward = forward_flops(config, batch)
     passes = sum(step_flops(config, batch).values())
     passes += sum(forward[part] for part in recomputed(config) if part in forward)
-    head = sum(step_flops(head_only(config), batch).values()) if first else passes
+    first = sum(step_flops(given, batch).values()) if frozen_updates(given) else passes
     gradients = held(shapes.params) * (2 if parts > 1 else 1)
     return Estimate(
         mesh=sizes,
@@ -170,7 +172,7 @@ def estimated(config: Any, target: Target) -> Estimate:
         gradients=gradients,
         activations=activations,
         flops=passes * parts / sizes[2],
-        first_share=head / passes,
+        first_share=first / passes,
         traffic=parts * 3 * activations + 2 * held(shapes),
     )
 
@@ -325,8 +327,7 @@ def changes(config: Any, target: Target) -> list[list[dict[str, Any]]]:
     law: list[list[dict[str, Any]]] = [[{"data.device_seconds": d.unit_seconds * n} for n in range(ratio - 1, 0, -1)]]
     if config.encoder.get("remat_frontend", "full") in ("none", "products"):
         law.append([{"encoder.remat_frontend": "full"}])
-    policies = ("none", "products", "full")
-    stronger = policies[policies.index(config.encoder.get("remat_layers", "full")) + 1 :]
+    stronger = REMAT[REMAT.index(config.encoder.get("remat_layers", "full")) + 1 :]
     law.append([{"encoder.remat_layers": each} for each in stronger])
     law.append([{"sharding.fsdp": 2**n} for n in range(1, 12) if target.devices % 2**n == 0])
     buckets = tuple(sorted(d.bucket_seconds))
