@@ -51,7 +51,7 @@ def collectives(text: str, shape: dict[str, int]) -> list[Collective]:
 
 
 def _turns(text: str) -> dict[str, int]:
-    """{computation: how often the loop around it turns}; loops inside loops multiply."""
+    """{computation: how often the loop around it turns}; loops inside loops multiply, and every branch is taken."""
     inside: dict[str, tuple[str, int]] = {}
     computation = ""
     for line in text.splitlines():
@@ -59,7 +59,9 @@ def _turns(text: str) -> dict[str, int]:
         computation = header[1] if header else computation
         loop = re.search(r" while\(.*body=%?([\w.\-]+)", line)
         count = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-        for called in re.findall(r"(?:body|to_apply|calls)=%?([\w.\-]+)", line):
+        branches = re.search(r"branch_computations=\{(.*?)\}", line)
+        called_here = re.findall(r"(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)", line)
+        for called in called_here + (re.findall(r"[\w.\-]+", branches[1]) if branches else []):
             inside[called] = (computation, int(count[1]) if loop and count else 1)
 
     def turns(name: str) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from w2v_jax import batches, bench, flops, rival, sharding, step
+from w2v_jax import batches, bench, flops, meter, rival, sharding, step
 from w2v_jax.config import UserError, load
 from w2v_jax.runs import method_module
 
@@ -73,12 +73,14 @@ TRAINED = {  # FLOP of a step over those of its forward pass; what reads the wav
 
 @pytest.mark.parametrize("config", TRAINED)
 def test_a_step_is_three_forward_passes_of_what_is_trained(config):
+    """Less, in the mean, what LayerDrop drops."""
     loaded = batches.thawed(batches.with_alphabet(load(config, [("data.unit_seconds", "4.0")])))
     batch = batches.random_batch(loaded, 2, 32_000)
     forward, step_ = batches.forward_flops(loaded, batch), batches.step_flops(loaded, batch)
     assert forward.keys() == step_.keys()
     for part, (least, most) in TRAINED[config].items():
-        assert least <= step_[part] / forward[part] <= most, part
+        drop = loaded.encoder.get("layer_drop", 0.0) if part in ("Transformer layers", "attention") else 0.0
+        assert least <= step_[part] / forward[part] / (1 - drop) <= most + 1e-9, part
 
 
 def test_the_first_updates_of_a_fine_tuning_are_forward_passes_and_the_gradient_of_the_head():
@@ -86,7 +88,9 @@ def test_the_first_updates_of_a_fine_tuning_are_forward_passes_and_the_gradient_
     batch = batches.random_batch(loaded, 2, 32_000)
     assert loaded.encoder.frozen_steps > 0
     forward, first = batches.forward_flops(loaded, batch), batches.step_flops(loaded, batch)
-    assert all(first[part] == forward[part] for part in ("feature encoder", "attention", "Transformer layers"))
+    kept = 1 - loaded.encoder.layer_drop
+    assert first["feature encoder"] == forward["feature encoder"]
+    assert all(first[part] == kept * forward[part] for part in ("attention", "Transformer layers"))
     assert first["acoustic model and head"] == 2 * forward["acoustic model and head"]
 
 
@@ -95,6 +99,29 @@ def test_the_updates_that_train_the_encoder_are_timed_unless_others_are_asked_fo
     monkeypatch.setattr(bench, "measure", lambda config, samples, args: {"frozen": config.encoder.frozen_steps})
     assert bench.main(["--config=configs/finetune.py:demo", "--json", *flags]) == 0
     assert json.loads(capsys.readouterr().out)["frozen"] == frozen
+
+
+@pytest.mark.parametrize(
+    ("offered", "library", "tunables", "advised"),
+    [
+        ("always [madvise] never", "2.36", None, True),
+        ("always [madvise] never", "2.36", "glibc.malloc.arena_max=1", True),
+        ("always [madvise] never", "2.36", "glibc.malloc.hugetlb=1", False),
+        ("[always] madvise never", "2.36", None, False),
+        ("always madvise [never]", "2.36", None, False),
+        ("always [madvise] never", "2.31", None, False),
+        (None, "2.36", None, False),
+    ],
+)
+def test_larger_pages_are_advised_where_they_can_be_had(offered, library, tunables, advised, tmp_path, monkeypatch):
+    monkeypatch.setattr(meter, "OFFERED", tmp_path / "enabled")
+    monkeypatch.setattr(meter.platform, "libc_ver", lambda: ("glibc", library))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if offered:
+        (tmp_path / "enabled").write_text(offered + "\n")
+    if tunables:
+        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    assert (meter.LARGE_PAGES in meter.page_advice()) == advised
 
 
 def test_a_profiler_that_fails_does_not_lose_the_measurement(monkeypatch, capsys):

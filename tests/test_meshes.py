@@ -31,6 +31,10 @@ def test_every_mesh_gives_the_losses_of_one_device_with_the_collectives_that_wer
 PROGRAM = """
 %body.1 (p: (f32[8])) -> (f32[8]) {
   %gathered = f32[8,4]{1,0} all-gather(%p), replica_groups=[4,2]<=[2,2,2]T(0,2,1), metadata={op_name="a/b"}
+  %either = f32[8] conditional(%i, %p, %p), branch_computations={%kept.1, %dropped.1}
+}
+%kept.1 (p: f32[8]) -> f32[8] {
+  %inside = f32[8] all-reduce(%p), replica_groups={{0,1},{2,3},{4,5},{6,7}}
 }
 ENTRY %main (p: f32[8]) -> f32[8] {
   %sum = (f32[3]{0}, bf16[]) all-reduce(%p, %q), replica_groups=mesh['x'=2,'y'=4] {'x'}, to_apply=%add
@@ -45,9 +49,10 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 def test_collectives_are_read_from_a_program():
     names = "data", "fsdp", "tensor"
-    gathered, added, moved, everywhere, listed, turned = collectives(PROGRAM, dict.fromkeys(names, 2))
+    gathered, inside, added, moved, everywhere, listed, turned = collectives(PROGRAM, dict.fromkeys(names, 2))
     assert gathered == Collective("all-gather", frozenset({"fsdp"}), (("f32", (8, 4)),), 12, "a/b")
     assert gathered.bytes == 12 * 8 * 4 * 4
+    assert (inside.axes, inside.times) == ({"tensor"}, 12), "a branch in a loop turns with it"
     assert (added.kind, added.axes, added.bytes, added.times) == ("all-reduce", {"data"}, 3 * 4 + 2, 1)
     assert (moved.kind, moved.axes) == ("collective-permute", {"tensor"})
     assert everywhere.axes == set(names)

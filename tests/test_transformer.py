@@ -118,6 +118,51 @@ def test_stacks_policies_and_positional_convolutions_agree(params, x):
         assert learns == keep[layer]
 
 
+@pytest.mark.parametrize(("stack", "remat"), [("scan", "none"), ("unroll", "products"), ("scan", "full")])
+def test_layers_that_may_be_dropped_keep_no_more_for_the_gradient_than_others(stack, remat, params, x):
+    """No copies of parameters; and a layer that stays computes what it does without LayerDrop."""
+    noise, key = noises.row_noise(jax.random.key(1), jnp.arange(B)), jax.random.key(1)
+
+    def loss(rate, params):
+        model = Transformer(**(PLAIN | dict(dropout=0.2, mlp=64, stack=stack, remat=remat, layer_drop=rate)))
+        return (model.apply({"params": params}, x, LENGTHS, noise, key).output ** 2).sum()
+
+    def kept(rate):
+        leaves = jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(functools.partial(loss, rate), p)[1], wide))
+        return sum(each.size * each.dtype.itemsize for each in leaves)
+
+    wide = random_params(Transformer(**(PLAIN | dict(mlp=64))), x, LENGTHS, None, None)
+    rare = 1e-6
+    assert bool((jax.random.uniform(key, (L,)) > rare).all())
+    copies = sum(each.nbytes for each in jax.tree.leaves(wide["layers"]))
+    assert kept(rare) < kept(0.0) + copies / 2
+    whole, dropping = (jax.jit(jax.grad(functools.partial(loss, rate)))(wide) for rate in (0.0, rare))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(dropping), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(np.abs(a).max()) + 1e-6)
+
+
+def test_a_dropped_layer_is_not_computed(params, x):
+    """Products stand in the branches of the program, but for those of the position embedding."""
+
+    def products(rate):
+        model = Transformer(**(PLAIN | dict(layer_drop=rate)))
+        loss = lambda p: model.apply({"params": p}, x, LENGTHS, None, jax.random.key(0)).output.sum()
+        program = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
+        return outside(program)
+
+    def outside(program):
+        found = 0
+        for equation in program.eqns:
+            found += equation.primitive.name == "dot_general"
+            if equation.primitive.name != "cond":
+                found += sum(
+                    outside(getattr(each, "jaxpr", each)) for each in jax.core.jaxprs_in_params(equation.params)
+                )
+        return found
+
+    assert products(0.5) == 0 < products(0.0)
+
+
 def test_layer_drop_of_all_layers_leaves_the_input_and_of_none_the_model(plain, params, x):
     pre_norm, context = plain
     key = jax.random.key(0)

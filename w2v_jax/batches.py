@@ -11,6 +11,8 @@ from w2v_jax.config import FIRST_CODE, SAMPLE_RATE, portable, with_outputs
 
 TOKENS = 32  # of the alphabet that random transcripts are made of
 WIDTH = 512  # of random features
+LAYERS = ("attention", "Transformer layers")
+"""The parts of a model (`flops.PARTS`) that LayerDrop drops."""
 
 
 def with_alphabet(config: Any) -> Any:
@@ -55,15 +57,18 @@ def forward_flops(config: Any, batch: dict[str, Any]) -> dict[str, float]:
 def step_flops(config: Any, batch: dict[str, Any]) -> dict[str, float]:
     """FLOP of the loss and its gradient: about three times the loss, but where nothing is trained.
 
-    Without what the config's rematerialisation computes twice. With encoder.frozen_steps, of the first updates.
+    In the mean of LayerDrop, whose layers are not computed, and without what the config's rematerialisation computes
+    twice. With encoder.frozen_steps, of the first updates.
     """
     import jax
 
+    kept = 1.0 - config.encoder.get("layer_drop", 0.0)
     if config.encoder.get("frozen_steps", 0):
         config = thawed(config)
         with config.unlocked():
             config.encoder.frozen = True
-    return _counted(config, batch, jax.value_and_grad)
+    found = _counted(config, batch, jax.value_and_grad)
+    return {part: flop * kept if part in LAYERS else flop for part, flop in found.items()}
 
 
 def _counted(config: Any, batch: dict[str, Any], of: Callable[[Any], Any]) -> dict[str, float]:

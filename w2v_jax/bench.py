@@ -44,7 +44,7 @@ from w2v_jax.rival import THEIRS, Side, their_side
 
 OURS = (
     "batch -> loss, gradient and update in one jitted program with donated state; masks, distractors and dropout are "
-    "drawn inside"
+    "drawn inside; layers that LayerDrop drops are not computed"
 )
 TRACED = 3
 
@@ -127,6 +127,8 @@ def measure(config: Any, samples: int, args: argparse.Namespace) -> dict[str, An
     """Builds both sides, times them in turn, and returns what `--json` prints."""
     import jax
 
+    from w2v_jax.meter import page_advice
+
     batch = random_batch(config, args.batch, samples)
     ours = our_side(config, batch)
     own_peak = _peak_memory()
@@ -159,6 +161,7 @@ def measure(config: Any, samples: int, args: argparse.Namespace) -> dict[str, An
         "dtype": config.train.dtype,
         "device": f"{device.platform}: {device.device_kind}",
         "cores": os.cpu_count(),
+        "page_advice": page_advice(),
         "versions": _versions(["jax", "jaxlib", "flax", *(["torch", "transformers"] if args.against else [])]),
         "peak_memory_bytes": _peak_memory(),
         "ours_peak_memory_bytes": own_peak,
@@ -264,6 +267,7 @@ def describe(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines = [
         f"device       {result['device']}, {result['cores']} cores",
+        *([f"pages        {result['page_advice']}"] if result["page_advice"] else []),
         f"batch        {shapes['batch']} x {shapes['samples']} samples, {result['dtype']}",
         f"versions     {versions}",
     ]

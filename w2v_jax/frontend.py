@@ -194,8 +194,10 @@ class LayerNorm(nn.Module):
         return y.astype(self.dtype)
 
 
-def rematerialised(module: Any, policy: str, key: str, *, auto: str = "", prevent_cse: bool = True) -> Any:
-    """The module class; its backward pass computes the inside anew, but for what the policy keeps.
+def rematerialised(
+    target: Any, policy: str, key: str, *, auto: str = "", prevent_cse: bool = True, by: Any = nn.remat
+) -> Any:
+    """The module class, or with by=jax.checkpoint the function, whose backward pass computes its inside anew.
 
     policy: "none" keeps everything, "full" nothing, "products" the results of matrix products and convolutions, so that
     norms, activations, dropout and attention are computed anew (Korthikanti et al. 2022, section 5). "auto" is the
@@ -206,9 +208,9 @@ def rematerialised(module: Any, policy: str, key: str, *, auto: str = "", preven
         raise UserError(f"{key} is {policy!r}; it is one of {policies}")
     policy = auto if policy == "auto" else policy
     if policy == "none":
-        return module
+        return target
     keep = jax.checkpoint_policies.save_only_these_names(KEPT) if policy == "products" else None
-    return nn.remat(module, policy=keep, prevent_cse=prevent_cse)
+    return by(target, policy=keep, prevent_cse=prevent_cse)
 
 
 class ConvLayer(nn.Module):

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import pathlib
+import platform
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from w2v_jax.config import SAMPLE_RATE
+
+LARGE_PAGES = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
+"""Asks glibc for larger pages of memory: fewer of them are made anew for each step."""
+OFFERED = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 class Meter:
@@ -81,3 +89,16 @@ class Meter:
 def _shape(batch: dict[str, np.ndarray], info: Any) -> tuple[int, int]:
     """(rows, 16 kHz samples of each) of a batch and its `pipeline.Info`."""
     return len(batch["row"]), info.length
+
+
+def page_advice() -> str:
+    """What would give this process larger pages of memory; "" where it has them, cannot, or does not train on a CPU."""
+    if jax.default_backend() != "cpu" or "hugetlb" in os.environ.get("GLIBC_TUNABLES", ""):
+        return ""
+    library, version = platform.libc_ver()
+    known = library == "glibc" and tuple(int(n) for n in version.split(".")[:2]) >= (2, 35)
+    try:
+        offered = "[madvise]" in OFFERED.read_text()
+    except OSError:
+        return ""
+    return f"small; {LARGE_PAGES} before the command may make steps faster" if known and offered else ""

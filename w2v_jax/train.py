@@ -33,6 +33,7 @@ from w2v_jax.data.labels import table as alphabet_table
 from w2v_jax.data.pipeline import Info, batches
 from w2v_jax.data.plan import EvalPlan, TrainPlan, eval_plan, train_plan
 from w2v_jax.foreign import by_path, nest
+from w2v_jax.meter import page_advice
 from w2v_jax.probing import LiveProbe
 from w2v_jax.runlog import RunLog
 from w2v_jax.runs import method_module
@@ -408,6 +409,7 @@ def start_up(config: Any, path: pathlib.Path, mesh: Any, data: Data, params: Any
     table = {
         "method": f"{config.method}, {count:,} parameters, {config.train.dtype}",
         "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
+        "memory pages": page_advice(),
         "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         "data": f"{d.name}: {len(index):,} recordings, {index.hours:,.2f} h{skipped}",
         "held out": f"{len(data.eval.index):,} recordings, {data.eval.index.hours:,.2f} h",

@@ -112,7 +112,10 @@ class Context(NamedTuple):
 
 
 class Block(nn.Module):
-    """One Transformer layer: self-attention and a feed-forward network, pre- or post-norm."""
+    """One Transformer layer: self-attention and a feed-forward network, pre- or post-norm.
+
+    remat: None where LayerDrop is off, else what rematerialises a layer as a function.
+    """
 
     heads: int
     mlp: int
@@ -122,12 +125,18 @@ class Block(nn.Module):
     mlp_dropout: float
     attention: str
     collect: bool
+    remat: Any
     dtype: Any
 
     @nn.compact
     def __call__(self, x, layer, num_frames, noise):
         """x [B F D]; layer (number, keep): LayerDrop leaves x as it is where keep is False -> (x, x if collect)."""
         number, keep = layer
+        if self.remat is not None and not self.is_initializing():
+            bare = self.clone(parent=None, remat=None, collect=False)
+            apply = lambda params, x, *others: bare.apply({"params": params}, x, *others)[0]
+            y = unless_dropped(self.remat(apply), keep, self.variables["params"], x, layer, num_frames, noise)
+            return y, (y if self.collect else None)
         streams = [None] * 4 if noise is None else [noises.fold(noises.fold(noise, number), i) for i in range(4)]
         norm = functools.partial(LayerNorm, dtype=self.dtype)
         y = norm(name="attention_norm")(x) if self.pre_norm else x
@@ -139,7 +148,7 @@ class Block(nn.Module):
         z = self._dense(x.shape[-1], ("mlp", "embed"), "mlp_out")(noises.dropout(z, self.mlp_dropout, streams[2]))
         y = y + noises.dropout(z, self.dropout, streams[3])
         y = y if self.pre_norm else norm(name="mlp_norm")(y)
-        y = nn.with_logical_constraint(jnp.where(keep, y, x), ("batch", "frames", None))
+        y = nn.with_logical_constraint(y, ("batch", "frames", None))
         return y, (y if self.collect else None)
 
     def _attend(self, x: jax.Array, num_frames: jax.Array, noise: jax.Array | None) -> jax.Array:
@@ -156,6 +165,50 @@ class Block(nn.Module):
     def _dense(self, features: int, axes: tuple[str, str], name: str) -> Dense:
         init, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
         return Dense(features, axes, init, zeros, self.dtype, gather=False, name=name)
+
+
+def unless_dropped(layer, keep: jax.Array, params, x: jax.Array, *rest) -> jax.Array:
+    """layer(params, x, *rest) where keep is True, else x; a layer that is dropped is not computed, nor its gradient.
+
+    A `cond` that JAX differentiates would return all that the gradient needs, copies of the parameters among it. Here
+    the branches return what the layer has computed, and the gradient takes its inputs as they are.
+    """
+
+    @jax.custom_vjp
+    def chosen(keep, *inputs):
+        return jax.lax.cond(keep, layer, lambda params, x, *rest: x, *inputs)
+
+    def forward(keep, *inputs):
+        made: list[Any] = []
+
+        def kept(params, x, *rest):
+            y, vjp = jax.vjp(lambda params, x: layer(params, x, *rest), params, x)
+            leaves, tree = jax.tree.flatten(vjp)
+            places = {id(each): i for i, each in enumerate(jax.tree.leaves((params, x, *rest)))}
+            made[:] = tree, [places.get(id(leaf)) for leaf in leaves]
+            return y, [leaf for leaf in leaves if id(leaf) not in places]
+
+        def dropped(params, x, *rest):
+            return x, jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
+
+        _, shapes = jax.eval_shape(kept, *inputs)
+        y, computed = jax.lax.cond(keep, kept, dropped, *inputs)
+        tree, places = made
+
+        def gradient(g, computed, params, x, *rest):
+            flat, others = jax.tree.leaves((params, x, *rest)), iter(computed)
+            return jax.tree.unflatten(tree, [next(others) if i is None else flat[i] for i in places])(g)
+
+        return y, (keep, inputs, computed, jax.tree_util.Partial(gradient))
+
+    def backward(saved, g):
+        keep, inputs, computed, gradient = saved
+        nothing = lambda g, computed, params, *rest: (jax.tree.map(jnp.zeros_like, params), g)
+        of_params, of_x = jax.lax.cond(keep, gradient, nothing, g, computed, *inputs)
+        return None, of_params, of_x, *jax.tree.map(lambda _: None, inputs[2:])
+
+    chosen.defvjp(forward, backward)
+    return chosen(keep, params, x, *rest)
 
 
 class Transformer(nn.Module):
@@ -195,11 +248,13 @@ class Transformer(nn.Module):
         if not self.pre_norm:
             x = LayerNorm(dtype=self.dtype, name="norm")(x)
         x = noises.dropout(x, self.dropout, None if noise is None else noises.fold(noise, 1 << 16))
-        keep = jnp.ones(self.layers, bool)
-        if layer_key is not None and self.layer_drop > 0.0:
+        keep, drops = jnp.ones(self.layers, bool), layer_key is not None and self.layer_drop > 0.0
+        if drops:
             keep = jax.random.uniform(layer_key, (self.layers,)) > self.layer_drop
         first = x
-        x, outputs = self._stack(collect, noise is not None)(x, (jnp.arange(self.layers), keep), num_frames, noise)
+        x, outputs = self._stack(collect, noise is not None, drops)(
+            x, (jnp.arange(self.layers), keep), num_frames, noise
+        )
         hidden = jnp.concatenate([first[None], outputs]) if collect else None
         if self.pre_norm:
             x = LayerNorm(dtype=self.dtype, name="norm")(x)
@@ -225,14 +280,14 @@ class Transformer(nn.Module):
         table = self.param("position_table", init, (self.max_frames, x.shape[-1]))
         return gathered(table, ("frames", "embed"))[: x.shape[1]].astype(self.dtype)
 
-    def _stack(self, collect: bool, training: bool):
+    def _stack(self, collect: bool, training: bool, drops: bool):
         if self.stack not in ("auto", "scan", "unroll"):
             raise UserError(f"encoder.stack is {self.stack!r}; it is one of 'auto', 'scan', 'unroll'")
         pays = training and self.remat == "none" and self.dtype == jnp.bfloat16 and one_cpu()
         unrolled = self.stack == "unroll" or (self.stack == "auto" and pays)
-        block = rematerialised(Block, self.remat, "encoder.remat_layers", prevent_cse=unrolled)
+        remat = functools.partial(rematerialised, policy=self.remat, key="encoder.remat_layers", prevent_cse=unrolled)
         stack: Any = nn.scan(
-            block,
+            Block if drops else remat(Block),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
@@ -249,6 +304,7 @@ class Transformer(nn.Module):
             self.mlp_dropout,
             self.attention,
             collect,
+            functools.partial(remat, by=jax.checkpoint) if drops else None,
             self.dtype,
             name="layers",
         )
