@@ -28,6 +28,21 @@ def test_every_mesh_gives_the_losses_of_one_device_with_the_collectives_that_wer
         assert_meant(run)
 
 
+@eight
+@pytest.mark.timeout(1200)
+def test_meshes_agree_where_layers_are_dropped():
+    """All devices take the same branch; what they say to each other inside is what is said elsewhere."""
+    job = Job("wav2vec2", [("encoder.layer_drop", "0.5"), ("encoder.layers", "4")])
+    leaf = jax.tree.leaves(job.whole[0]["encoder"]["transformer"]["layers"])[0]
+    learns = [bool(np.any(layer)) for layer in leaf]
+    assert any(learns) and not all(learns), "some layers are to be dropped in the first update, not all"
+    one = job.runs.pop("one")
+    for name, run in job.runs.items():
+        for a, b in zip(one.metrics, run.metrics, strict=True):
+            np.testing.assert_allclose(b["loss"], a["loss"], rtol=1e-5, err_msg=name)
+        assert_meant(run)
+
+
 PROGRAM = """
 %body.1 (p: (f32[8])) -> (f32[8]) {
   %gathered = f32[8,4]{1,0} all-gather(%p), replica_groups=[4,2]<=[2,2,2]T(0,2,1), metadata={op_name="a/b"}

@@ -248,13 +248,11 @@ class Transformer(nn.Module):
         if not self.pre_norm:
             x = LayerNorm(dtype=self.dtype, name="norm")(x)
         x = noises.dropout(x, self.dropout, None if noise is None else noises.fold(noise, 1 << 16))
-        keep, drops = jnp.ones(self.layers, bool), layer_key is not None and self.layer_drop > 0.0
-        if drops:
-            keep = jax.random.uniform(layer_key, (self.layers,)) > self.layer_drop
-        first = x
-        x, outputs = self._stack(collect, noise is not None, drops)(
-            x, (jnp.arange(self.layers), keep), num_frames, noise
-        )
+        keep, drops = jnp.ones(self.layers, bool), False
+        if layer_key is not None and self.layer_drop > 0.0:
+            keep, drops = jax.random.uniform(layer_key, (self.layers,)) > self.layer_drop, True
+        first, layers = x, (jnp.arange(self.layers), keep)
+        x, outputs = self._stack(collect, noise is not None, drops)(x, layers, num_frames, noise)
         hidden = jnp.concatenate([first[None], outputs]) if collect else None
         if self.pre_norm:
             x = LayerNorm(dtype=self.dtype, name="norm")(x)
