@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -167,11 +168,14 @@ class Block(nn.Module):
         return Dense(features, axes, init, zeros, self.dtype, gather=False, name=name)
 
 
-def unless_dropped(layer, keep: jax.Array, params, x: jax.Array, *rest) -> jax.Array:
+def unless_dropped(
+    layer: Callable[..., jax.Array], keep: jax.Array, params: Any, x: jax.Array, *rest: Any
+) -> jax.Array:
     """layer(params, x, *rest) where keep is True, else x; a layer that is dropped is not computed, nor its gradient.
 
     A `cond` that JAX differentiates would return all that the gradient needs, copies of the parameters among it. Here
-    the branches return what the layer has computed, and the gradient takes its inputs as they are.
+    the branches return what the layer has computed, and the gradient takes its inputs as they are. Of `rest`, arrays of
+    integers, there is none.
     """
 
     @jax.custom_vjp
