@@ -120,7 +120,7 @@ def test_stacks_policies_and_positional_convolutions_agree(params, x):
 
 @pytest.mark.parametrize(("stack", "remat"), [("scan", "none"), ("unroll", "products"), ("scan", "full")])
 def test_layers_that_may_be_dropped_keep_no_more_for_the_gradient_than_others(stack, remat, params, x):
-    """No copies of parameters; and a layer that stays computes what it does without LayerDrop."""
+    """No copies of parameters, no broadcasts; and a layer that stays computes what it does without LayerDrop."""
     noise, key = noises.row_noise(jax.random.key(1), jnp.arange(B)), jax.random.key(1)
 
     def loss(rate, params):
@@ -134,8 +134,8 @@ def test_layers_that_may_be_dropped_keep_no_more_for_the_gradient_than_others(st
     wide = random_params(Transformer(**(PLAIN | dict(mlp=64))), x, LENGTHS, None, None)
     rare = 1e-6
     assert bool((jax.random.uniform(key, (L,)) > rare).all())
-    copies = sum(each.nbytes for each in jax.tree.leaves(wide["layers"]))
-    assert kept(rare) < kept(0.0) + copies / 2
+    flags = 64 * L
+    assert kept(rare) <= kept(0.0) + flags
     whole, dropping = (jax.jit(jax.grad(functools.partial(loss, rate)))(wide) for rate in (0.0, rare))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(dropping), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(np.abs(a).max()) + 1e-6)

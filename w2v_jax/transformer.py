@@ -115,7 +115,7 @@ class Context(NamedTuple):
 class Block(nn.Module):
     """One Transformer layer: self-attention and a feed-forward network, pre- or post-norm.
 
-    remat: None where LayerDrop is off, else what rematerialises a layer as a function.
+    remat: None where LayerDrop is off, else what decides which values of a layer, as a function, its gradient keeps.
     """
 
     heads: int
@@ -215,6 +215,11 @@ def unless_dropped(
     return chosen(keep, params, x, *rest)
 
 
+def not_a_broadcast(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A policy of `jax.checkpoint`: keeps all but broadcasts, which cost nothing to make anew."""
+    return primitive.name != "broadcast_in_dim"
+
+
 class Transformer(nn.Module):
     """Position embedding and L blocks. Frames beyond num_frames are zeroed and never attended to.
 
@@ -288,6 +293,9 @@ class Transformer(nn.Module):
         pays = training and self.remat == "none" and self.dtype == jnp.bfloat16 and one_cpu()
         unrolled = self.stack == "unroll" or (self.stack == "auto" and pays)
         remat = functools.partial(rematerialised, policy=self.remat, key="encoder.remat_layers", prevent_cse=unrolled)
+        as_function = functools.partial(remat, by=jax.checkpoint)
+        if self.remat == "none":  # a scan keeps a broadcast once, a branch inside it one for each layer
+            as_function = functools.partial(jax.checkpoint, policy=not_a_broadcast, prevent_cse=False)
         stack: Any = nn.scan(
             Block if drops else remat(Block),
             variable_axes={"params": 0},
@@ -306,7 +314,7 @@ class Transformer(nn.Module):
             self.mlp_dropout,
             self.attention,
             collect,
-            functools.partial(remat, by=jax.checkpoint) if drops else None,
+            as_function if drops else None,
             self.dtype,
             name="layers",
         )
