@@ -10,7 +10,6 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "w2v_jax" / "__init__.py").
 README = HERE / "README.md"
 
 CORE = [
-    "absl-py",
     "numpy>=2",
     "jax>=0.10.2,<0.12",
     "flax>=0.12.8,<0.13",
@@ -21,17 +20,22 @@ CORE = [
     "tensorflow>=2.21; platform_system != 'Linux'",
     "tensorflow-datasets>=4.9.10",
     "librosa>=0.11",
+    "scikit-learn>=1.6",
     "soundfile>=0.13",
+    "av>=14",
     "soxr>=0.5",
     "matplotlib>=3.9",
     "tensorboardX>=2.6",
     "jiwer>=4",
+    "filelock>=4.2",
+    "google-crc32c>=1.8",
+    "tqdm>=4.67",
 ]
 CONVERT = ["safetensors>=0.5"]
 DECODE = ["flashlight-text>=0.0.7"]
 FEATURES = ["pyarrow>=18", "h5py>=3.12"]
 DEMO = ["espeakng-loader>=0.2.4"]
-TEST = ["pytest>=8", "pytest-xdist", "pytest-timeout", "hypothesis", "jaxtyping", "beartype"]
+TEST = ["pytest>=8", "pytest-xdist", "pytest-timeout", "hypothesis"]
 
 setup(
     name="w2v-jax",

@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict(dict(method="ctc", seed=1))
     config.init = dict(run="", step="")  # log-mel features have nothing to start from
     config.data = dict(
-        name="folder",  # a file of w2v_jax/data: folder tsv jsonl tfds synthetic speak
+        name="folder",  # a file of w2v_jax/data/sources: folder tsv jsonl tfds synthetic speak
         root=(),  # one or more folders, manifests or dataset names
         eval_root=(),  # held-out data; empty: eval_share of root's rows
         eval_share=0.01,
@@ -64,6 +64,9 @@ def get_config(variant: str = "") -> ConfigDict:
         mlp=1152,
         pos_kernel=64,
         pos_groups=16,
+        attention="auto",  # "xla", "blocks", "cudnn" or the best one
+        positional="auto",  # "grouped", "split" or the better one
+        stack="auto",  # "scan", "unroll" or the better one
         dropout=0.25,
         head_dropout=0.0,
         outputs=0,  # tokens and the blank; 0: as many as the alphabet has
@@ -100,8 +103,9 @@ def get_config(variant: str = "") -> ConfigDict:
         log_rows=False,
         watchdog="warn",  # "stop" ends a dead run, "off"
         on_config_change="refuse",  # "accept" goes on in a workdir made with another config
-        compile_cache="",  # folder; empty: WORKDIR/compile_cache
+        compile_cache="",  # folder; empty: JAX_COMPILATION_CACHE_DIR, else WORKDIR/compile_cache
     )
+    config.lock()  # a variant changes keys and adds none
     if variant:
         small = {"demo": demo, "tiny": tiny}.get(variant)
         if small is None:

@@ -10,7 +10,7 @@ language model).
 
 `--config.encoder.positions=conv` is the pretraining of Discrete BERT (arXiv 1911.03912).
 
-Variants: `:demo` learns on the codes of the README's vq-wav2vec in minutes on two CPU cores; `:tiny` is for tests.
+Variants: `:demo` learns on the codes of docs/features.md in minutes on two CPU cores; `:tiny` is for tests.
 """
 
 from ml_collections import ConfigDict
@@ -64,7 +64,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.masking = dict(prob=0.5, length=10, min_spans=1)  # 0.05 of frames start a span: 40 % are masked
     config.optim = dict(
         schedule="polynomial",  # or cosine, tri_stage
-        peak=1e-5,  # the paper's; the reference's later command for ZeroSpeech 2021 takes 5e-4 at 524k codes
+        peak=1e-5,  # the paper's; fairseq's later command for ZeroSpeech 2021 takes 5e-4 at 524k codes
         start=0.0,
         end=0.0,
         warmup=10_000,
@@ -100,8 +100,9 @@ def get_config(variant: str = "") -> ConfigDict:
         log_rows=False,
         watchdog="warn",  # "stop" ends a dead run, "off"
         on_config_change="refuse",  # "accept" goes on in a workdir made with another config
-        compile_cache="",  # folder; empty: WORKDIR/compile_cache
+        compile_cache="",  # folder; empty: JAX_COMPILATION_CACHE_DIR, else WORKDIR/compile_cache
     )
+    config.lock()  # a variant changes keys and adds none
     if variant:
         small = {"demo": demo, "tiny": tiny}.get(variant)
         if small is None:
@@ -111,7 +112,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def demo(config: ConfigDict) -> None:
-    """The codes of the README's vq-wav2vec demo, 1 M parameters, minutes on two CPU cores.
+    """The codes of docs/features.md, 1 M parameters, minutes on two CPU cores.
 
     Departs from the paper where a few hundred updates are not enough for it: convolutional positions, because learned
     ones need thousands of updates to tell which frames are neighbours; a higher learning rate, and no dropout. Pre-norm

@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict(dict(method="ctc", seed=1))
     config.init = dict(run="", step="")  # a pretraining, and its checkpoint: a number, "best", or empty for the newest
     config.data = dict(
-        name="folder",  # a file of w2v_jax/data: folder tsv jsonl tfds synthetic speak
+        name="folder",  # a file of w2v_jax/data/sources: folder tsv jsonl tfds synthetic speak
         root=(),  # one or more folders, manifests or dataset names
         eval_root=(),  # held-out data; empty: eval_share of root's rows
         eval_share=0.01,
@@ -123,8 +123,9 @@ def get_config(variant: str = "") -> ConfigDict:
         log_rows=False,
         watchdog="warn",  # "stop" ends a dead run, "off"
         on_config_change="refuse",  # "accept" goes on in a workdir made with another config
-        compile_cache="",  # folder; empty: WORKDIR/compile_cache
+        compile_cache="",  # folder; empty: JAX_COMPILATION_CACHE_DIR, else WORKDIR/compile_cache
     )
+    config.lock()  # a variant changes keys and adds none
     if variant in AMOUNTS:
         amount(config, *AMOUNTS[variant])
     elif variant:

@@ -2,12 +2,12 @@
 
     python -m w2v_jax.train --config=configs/vq_wav2vec.py:gumbel --workdir=runs/vq --config.data.root=LibriSpeech/train
 
-`:gumbel` (also without a variant) and `:kmeans` are the two quantizers. The reference trained on 16 V100 GPUs with 2
+`:gumbel` (also without a variant) and `:kmeans` are the two quantizers. fairseq trained on 16 V100 GPUs with 2
 crops of 9.4 s each (300,000 samples per GPU); the effective batch of 5 minutes of audio is kept on any number of
 devices by accumulation. Expected (section 5.3): about 13,500 (Gumbel) or 23,000 (k-means) of the 102,400 combinations
 in use on 960 h; a code perplexity near 2, one code per group, is a collapsed run. Against collapse, all off here as in
 the paper: `loss.diversity_weight` (Gumbel), `quantizer.restart` and `quantizer.init_iterations` (k-means); a lower
-peak and a larger batch help both. Numbers without a note are the reference's published command (fairseq
+peak and a larger batch help both. Numbers without a note are fairseq's published command (fairseq
 examples/wav2vec, 2020), whose peak of 1e-5 is far below the 5e-3 of the paper's section 5.2: sweep it.
 
 Variants: `:demo` and `:kmeans_demo` learn on a self-made corpus in minutes on two CPU cores; `:tiny` and
@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
         fresh=(),  # regular expressions on the paths of parameters that start anew all the same
     )
     config.data = dict(
-        name="folder",  # a file of w2v_jax/data: folder tsv jsonl tfds synthetic speak
+        name="folder",  # a file of w2v_jax/data/sources: folder tsv jsonl tfds synthetic speak
         root=(),  # one or more folders, manifests or dataset names
         eval_root=(),  # held-out data; empty: eval_share of root's rows
         eval_share=0.01,
@@ -51,7 +51,7 @@ def get_config(variant: str = "") -> ConfigDict:
         conv_bias=False,
         activation="gelu",  # the paper: relu
         log_compression=False,
-        padding_aware=True,  # False: padding enters the norms, as in the reference
+        padding_aware=True,  # False: padding enters the norms, as in fairseq
         context="conv",  # or "gru", "lstm"
         context_kernels=tuple(range(2, 14)),  # conv only: 79 frames of context
         context_skip=True,
@@ -120,8 +120,9 @@ def get_config(variant: str = "") -> ConfigDict:
         log_rows=False,
         watchdog="warn",  # "stop" ends a dead run, "off"
         on_config_change="refuse",  # "accept" goes on in a workdir made with another config
-        compile_cache="",  # folder; empty: WORKDIR/compile_cache
+        compile_cache="",  # folder; empty: JAX_COMPILATION_CACHE_DIR, else WORKDIR/compile_cache
     )
+    config.lock()  # a variant changes keys and adds none
     if variant:
         change = {"gumbel": gumbel, "kmeans": kmeans, "demo": demo, "tiny": tiny}
         change |= {"kmeans_demo": kmeans_demo, "kmeans_tiny": kmeans_tiny}

@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
         fresh=(),  # regular expressions on the paths of parameters that start anew all the same
     )
     config.data = dict(
-        name="folder",  # a file of w2v_jax/data: folder tsv jsonl tfds synthetic speak
+        name="folder",  # a file of w2v_jax/data/sources: folder tsv jsonl tfds synthetic speak
         root=(),  # one or more folders, manifests or dataset names
         eval_root=(),  # held-out data; empty: eval_share of root's rows
         eval_share=0.01,
@@ -45,7 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
         conv_norm="group",
         conv_bias=False,
         conv_grad_scale=0.1,
-        padding_aware=True,  # False: padding enters norms and penalty, as in the reference
+        padding_aware=True,  # False: padding enters norms and penalty, as in fairseq
         width=768,
         layers=12,
         heads=12,
@@ -115,8 +115,9 @@ def get_config(variant: str = "") -> ConfigDict:
         log_rows=False,
         watchdog="warn",  # "stop" ends a dead run, "off"
         on_config_change="refuse",  # "accept" goes on in a workdir made with another config
-        compile_cache="",  # folder; empty: WORKDIR/compile_cache
+        compile_cache="",  # folder; empty: JAX_COMPILATION_CACHE_DIR, else WORKDIR/compile_cache
     )
+    config.lock()  # a variant changes keys and adds none
     if variant:
         small = {"demo": demo, "tiny": tiny}.get(variant)
         if small is None:

@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
         fresh=(),  # regular expressions on the paths of parameters that start anew all the same
     )
     config.data = dict(
-        name="folder",  # a file of w2v_jax/data: folder tsv jsonl tfds synthetic speak
+        name="folder",  # a file of w2v_jax/data/sources: folder tsv jsonl tfds synthetic speak
         root=(),  # one or more folders, manifests or dataset names
         eval_root=(),  # held-out data; empty: eval_share of root's rows
         eval_share=0.01,
@@ -46,7 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
         conv_norm="layer",
         conv_bias=True,
         conv_grad_scale=1.0,
-        padding_aware=True,  # False: padding enters the feature penalty, as in the reference
+        padding_aware=True,  # False: padding enters the feature penalty, as in fairseq
         width=1024,
         layers=24,
         heads=16,
@@ -116,8 +116,9 @@ def get_config(variant: str = "") -> ConfigDict:
         log_rows=False,
         watchdog="warn",  # "stop" ends a dead run, "off"
         on_config_change="refuse",  # "accept" goes on in a workdir made with another config
-        compile_cache="",  # folder; empty: WORKDIR/compile_cache
+        compile_cache="",  # folder; empty: JAX_COMPILATION_CACHE_DIR, else WORKDIR/compile_cache
     )
+    config.lock()  # a variant changes keys and adds none
     if variant:
         small = {"demo": demo, "tiny": tiny}.get(variant)
         if small is None:

@@ -2,11 +2,11 @@
 
     python -m w2v_jax.train --config=configs/wav2vec_large.py --workdir=runs/w2v --config.data.root=LibriSpeech/train
 
-The reference trained on 16 V100 GPUs with 10 crops of 9.4 s each (1.5 M samples per GPU); the effective batch of 25
+fairseq trained on 16 V100 GPUs with 10 crops of 9.4 s each (1.5 M samples per GPU); the effective batch of 25
 minutes of audio is kept on any number of devices by accumulation. Expected downstream (vq-wav2vec paper, Table 1, WSJ
 nov92, 4-gram): 4.32 % word errors against 5.64 % of log-mel features. The loss starts near 11 ln 2 = 7.62 nats, falls
 to 3.35 within some hundred updates, which a model reaches that tells no frame from another, and must fall below that.
-Numbers without a note are the reference's published command (fairseq examples/wav2vec, 2020).
+Numbers without a note are fairseq's published command (fairseq examples/wav2vec, 2020).
 
 Variants: `:demo` learns on a self-made corpus in minutes on two CPU cores; `:tiny` is for tests.
 """
@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
         fresh=(),  # regular expressions on the paths of parameters that start anew all the same
     )
     config.data = dict(
-        name="folder",  # a file of w2v_jax/data: folder tsv jsonl tfds synthetic speak
+        name="folder",  # a file of w2v_jax/data/sources: folder tsv jsonl tfds synthetic speak
         root=(),  # one or more folders, manifests or dataset names
         eval_root=(),  # held-out data; empty: eval_share of root's rows
         eval_share=0.01,
@@ -48,7 +48,7 @@ def get_config(variant: str = "") -> ConfigDict:
         conv_bias=False,
         activation="relu",
         log_compression=True,
-        padding_aware=True,  # False: padding enters the norms, as in the reference
+        padding_aware=True,  # False: padding enters the norms, as in fairseq
         context="conv",  # or "gru", "lstm"
         context_kernels=tuple(range(2, 14)),  # conv only: 79 frames of context
         context_skip=True,
@@ -104,8 +104,9 @@ def get_config(variant: str = "") -> ConfigDict:
         log_rows=False,
         watchdog="warn",  # "stop" ends a dead run, "off"
         on_config_change="refuse",  # "accept" goes on in a workdir made with another config
-        compile_cache="",  # folder; empty: WORKDIR/compile_cache
+        compile_cache="",  # folder; empty: JAX_COMPILATION_CACHE_DIR, else WORKDIR/compile_cache
     )
+    config.lock()  # a variant changes keys and adds none
     if variant:
         small = {"demo": demo, "tiny": tiny}.get(variant)
         if small is None:

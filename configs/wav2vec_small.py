@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
         fresh=(),  # regular expressions on the paths of parameters that start anew all the same
     )
     config.data = dict(
-        name="folder",  # a file of w2v_jax/data: folder tsv jsonl tfds synthetic speak
+        name="folder",  # a file of w2v_jax/data/sources: folder tsv jsonl tfds synthetic speak
         root=(),  # one or more folders, manifests or dataset names
         eval_root=(),  # held-out data; empty: eval_share of root's rows
         eval_share=0.01,
@@ -47,7 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
         conv_bias=False,
         activation="relu",
         log_compression=False,
-        padding_aware=True,  # False: padding enters the norms, as in the reference
+        padding_aware=True,  # False: padding enters the norms, as in fairseq
         context="conv",  # or "gru", "lstm"
         context_kernels=(3,) * 9,  # conv only: 19 frames of context
         context_skip=False,
@@ -103,8 +103,9 @@ def get_config(variant: str = "") -> ConfigDict:
         log_rows=False,
         watchdog="warn",  # "stop" ends a dead run, "off"
         on_config_change="refuse",  # "accept" goes on in a workdir made with another config
-        compile_cache="",  # folder; empty: WORKDIR/compile_cache
+        compile_cache="",  # folder; empty: JAX_COMPILATION_CACHE_DIR, else WORKDIR/compile_cache
     )
+    config.lock()  # a variant changes keys and adds none
     if variant:
         small = {"demo": demo, "tiny": tiny}.get(variant)
         if small is None:

@@ -26,6 +26,10 @@ output = np.asarray(found[about["what"]][0])[..., : int(found["num_frames"][0]),
 if about["what"] == "logits":  # the best path: no repetitions, no blanks
     ids, alphabet = output.argmax(axis=-1), about["alphabet"]
     tokens = [alphabet["tokens"][i] for i, before in zip(ids, [0, *ids]) if i not in (0, before)]
-    print(" ".join("".join(tokens).replace("|", " ").split()) if alphabet["kind"] == "letters" else " ".join(tokens))
+    delimiter = alphabet.get("delimiter", "")  # "" stands for "|" in letters, and for none in phonemes or words
+    if alphabet["kind"] == "letters":
+        print(" ".join("".join(" " if token == (delimiter or "|") else token for token in tokens).split()))
+    else:
+        print(" ".join(token for token in tokens if token != delimiter))
 else:
     print(about["what"], output.shape, output, sep="\n")

@@ -23,7 +23,7 @@ case ${1:-} in
       PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv # a TPU VM may have an older Python than 3.11
       python3 -m uv venv --quiet --python 3.11 ../venv
     fi
-    python3 -m uv pip install --quiet --python ../venv/bin/python --constraint requirements/constraints-py311.txt \
+    python3 -m uv pip install --quiet --python ../venv/bin/python --constraint requirements/constraints.txt \
       --editable '.[tpu]'
     ;;
   start) # TRAINING...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -11,12 +12,21 @@ from collections.abc import Mapping
 from types import ModuleType
 
 ROOT = pathlib.Path(__file__).parents[1]
+OLD_XLA = importlib.metadata.version("jaxlib").startswith("0.10.")
+"""Whether XLA has the flag of fusion emitters. It ends the process, without a word that pytest shows, for others."""
+HASTE = ("--xla_backend_optimization_level=0", *["--xla_cpu_use_fusion_emitters=false"] * OLD_XLA)
+"""Flags of XLA for programs that run a few times only: they compile in a fifth of the time.
+
+The tests' own programs have them (conftest.py); commands that tests start have XLA's defaults, unless told otherwise.
+"""
+AS_USERS = {"xla_backend_optimization_level": 3} | ({"xla_cpu_use_fusion_emitters": True} if OLD_XLA else {})
+"""Compiler options that undo HASTE for one program."""
 
 
-def environment(devices: int = 1, **variables: str) -> dict[str, str]:
+def environment(devices: int = 1, *flags: str, **variables: str) -> dict[str, str]:
     """This process' environment for another one, which finds the package and has so many CPU devices."""
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": str(ROOT)}
-    return os.environ | flags | variables
+    given = " ".join((f"--xla_force_host_platform_device_count={devices}", *flags))
+    return os.environ | {"XLA_FLAGS": given, "PYTHONPATH": str(ROOT)} | variables
 
 
 def training(config: str, workdir: pathlib.Path, overrides: Mapping[str, str], *extra: str) -> list[str]:
@@ -33,8 +43,8 @@ def free_port() -> int:
 
 
 def script(name: str) -> ModuleType:
-    """A script of launch/ as a module."""
-    found = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.py")
+    """A script of launch/studies/ as a module."""
+    found = importlib.util.spec_from_file_location(name, ROOT / "launch" / "studies" / f"{name}.py")
     assert found is not None and found.loader is not None
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)

@@ -1,17 +1,36 @@
-"""Settings that must stand before jax is imported: eight CPU devices, no accelerator, quiet TensorFlow."""
+"""Settings that must stand before jax is imported: eight CPU devices, no accelerator, quick compilation, one cache."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 import pytest
+from commands import HASTE
 
-DEVICES = "--xla_force_host_platform_device_count=8"
-
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
+for flag in ("--xla_force_host_platform_device_count=8", *HASTE):
+    if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda pytest runs the same tests on a GPU
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all workers and the commands that they start
+    PROGRAMS = tempfile.mkdtemp(prefix="programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS
+    atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(8 << 30))  # any limit makes JAX lock what it writes
+
+
+LONGEST = "contract extract export finetune ctc estimate probe scaling train bench meshes".split()
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first: no worker is left alone with one of them at the end."""
+    place = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -22,10 +41,23 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.line("Nothing was compared with PyTorch. To compare: pip install -e '.[parity]'")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def small_batches():
+    """Encoding pads a few short recordings to whole batches: of 16 s here, where users have 160 s."""
+    from w2v_jax import extract
+    from w2v_jax.inference import encode, recognizer
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (encode, extract, recognizer):
+            patch.setattr(module, "BATCH_SECONDS", 16.0)
+        patch.setitem(encode.encode.__kwdefaults__, "batch_seconds", 16.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory):
     """The folder of a self-made corpus of 0.02 h: recordings of 2 to 15 s in train and dev."""
-    from w2v_jax.data import synthetic
+    from w2v_jax.data.sources import synthetic
 
     return synthetic.write_corpus(tmp_path_factory.mktemp("corpus") / "synthetic", 0.02)
 
@@ -33,13 +65,13 @@ def tiny_corpus(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, tiny_corpus):
     """A function: the workdir of a run of two steps of a config, e.g. tiny_run("w2v2_base.py:tiny", seed=2)."""
-    from w2v_jax import config as configs
     from w2v_jax import train
+    from w2v_jax.core import config as configs
 
-    made, cache = {}, tmp_path_factory.mktemp("compiled")
+    made = {}
 
     def make(name="w2v2_base.py:tiny", **changes):
-        changes = {"train__compile_cache": cache, "train__checkpoint_every": 1} | changes
+        changes = {"train__checkpoint_every": 1} | changes
         changes = {
             "data__root": tiny_corpus,
             "data__loader": "threads",
@@ -64,9 +96,10 @@ def random_run(tmp_path_factory):
     import jax
     import numpy as np
 
-    from w2v_jax import config as configs
-    from w2v_jax import foreign
-    from w2v_jax.data.labels import Alphabet
+    from w2v_jax.core import config as configs
+    from w2v_jax.core.tree import nest
+    from w2v_jax.data.transcripts import Alphabet
+    from w2v_jax.interop import tensor_mapping
 
     made = {}
 
@@ -86,10 +119,10 @@ def random_run(tmp_path_factory):
             alphabet = Alphabet(("<blank>", "|", *"abcdefgh"), "letters")
             config = configs.with_outputs(config, len(alphabet))
         rng = np.random.default_rng(0)
-        found = {path: draw(path, shape, rng) for path, shape in foreign.parameter_shapes(config).items()}
+        found = {path: draw(path, shape, rng) for path, shape in tensor_mapping.parameter_shapes(config).items()}
         folder = tmp_path_factory.mktemp("random") / "run"
-        params = jax.tree.map(jax.numpy.asarray, foreign.nest(found))
-        foreign.write_run(folder, foreign.Imported(config, params, alphabet, [], []), {})
+        params = jax.tree.map(jax.numpy.asarray, nest(found))
+        tensor_mapping.write_run(folder, tensor_mapping.Imported(config, params, alphabet, [], []), {})
         made[key] = folder
         return folder
 

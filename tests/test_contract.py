@@ -18,17 +18,21 @@ from collectives import collectives
 from jax.sharding import AxisType
 
 import w2v_jax.methods
-from w2v_jax import config as configs
-from w2v_jax import optim, sharding, step
-from w2v_jax.config import FIRST_CODE
-from w2v_jax.runs import method_module
+from w2v_jax import methods
+from w2v_jax.core import config as configs
+from w2v_jax.core.units import FIRST_CODE
+from w2v_jax.training import optimizer, sharding, step
 
 METHODS = sorted(f.stem for f in pathlib.Path(w2v_jax.methods.__file__).parent.glob("*.py") if f.stem != "__init__")
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 VARIANTS = ["vq_wav2vec:kmeans_tiny", "finetune:tiny"]
 """Variants with other maths than the tiny one of their method, as FILE:variant."""
-OVERFIT = {"wav2vec2": 0.9}
-"""The loss that training on one batch must fall to, as a share of the first one. A method that is not named: 0.9."""
+OVERFIT = {"bert_codes": 0.5, "cpc": 0.65, "ctc": 0.85, "vq_wav2vec": 0.6, "wav2vec": 0.65, "wav2vec2": 0.9}
+OVERFIT |= {"vq_wav2vec:kmeans_tiny": 0.8, "finetune:tiny": 0.3}
+"""The share of its first loss that 60 updates on one batch must reach, a tenth above what they did when it was written.
+
+A new method that is not named here must reach 0.9.
+"""
 
 MESHES = ((8, 1, 1), (2, 2, 2))
 """(data, fsdp, tensor) that every method is tested on; `test_meshes.py` has the others."""
@@ -39,8 +43,6 @@ INPUTS = ("wave", "codes", "tokens")
 HOP, TYPES, TOKENS = 160, 12, 7
 """Samples that a code spans, how many types of codes occur, and the size of the alphabet."""
 LENGTHS = np.asarray([12_800, 9_000, 12_800, 12_800, 11_111, 12_800, 8_000, 12_800], np.int32)
-QUICK = {"xla_backend_optimization_level": 0}
-"""Compiler options of functions that run a few times only: half the time to compile."""
 
 eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the eight CPU devices of conftest.py")
 
@@ -88,14 +90,13 @@ class Job:
     def __init__(self, name: str, overrides=()):
         self.name = name
         self.config, self.single = (config_of(name, rows, overrides) for rows in (2, 1))
-        self.module = method_module(self.config.method)
-        self.method, self.single_method = (self.module.make(c) for c in (self.config, self.single))
+        self.method, self.single_method = (methods.load(c) for c in (self.config, self.single))
         self.key = jax.random.key(5)
-        self.tx, self.rate = step.make_optimizer(self.config, self.method, self.key, make_batch())
-        init = lambda: sharding.bare(step.init_state(self.method, self.tx, self.key, make_batch()))
-        self.state = jax.jit(init, compiler_options=QUICK)()
-        gradients = lambda batches: step.gradients(self.method, self.state, batches, self.key)
-        self.gradients = jax.jit(gradients, compiler_options=QUICK)
+        self.tx, self.rate = step.make_optimizer(self.config, self.method, self.key, batch=make_batch())
+        init = lambda: sharding.bare(step.init_state(self.method, self.tx, self.key, batch=make_batch()))
+        self.state = jax.jit(init)()
+        gradients = lambda batches: step.accumulated_gradients(self.method, self.state, batches, key=self.key)
+        self.gradients = jax.jit(gradients)
         self.whole = self.gradients(cut(make_batch(), 1))
 
     def loss(self, batch, method=None, **fields):
@@ -109,7 +110,7 @@ class Job:
         """Three updates on one device and on meshes of eight, with units of one row: {name: Run}."""
         one = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
         return {"one": Run(self, one)} | {
-            f"data={data} fsdp={fsdp} tensor={tensor}": Run(self, mesh_of(data, fsdp, tensor), QUICK)
+            f"data={data} fsdp={fsdp} tensor={tensor}": Run(self, mesh_of(data, fsdp, tensor))
             for data, fsdp, tensor in (MESHES if jax.device_count() == 8 else ())
         }
 
@@ -122,7 +123,7 @@ def mesh_of(data: int, fsdp: int, tensor: int):
 class Run:
     """Three updates on different batches on a mesh, as the training command does them; `compiled` is the program."""
 
-    def __init__(self, job: Job, mesh, options=None):
+    def __init__(self, job: Job, mesh):
         self.job, self.mesh, self.traces, self.metrics = job, mesh, 0, []
 
         def update(state, batches, key):
@@ -130,10 +131,10 @@ class Run:
             return step.train_step(job.single_method, job.tx, job.rate, state, batches, key)
 
         with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
-            _, shapes = step.create_state(job.single_method, job.tx, job.key, make_batch(), mesh)
+            _, shapes = step.create_state(job.single_method, job.tx, job.key, batch=make_batch(), mesh=mesh)
             places = jax.tree.map(lambda shape: shape.sharding, shapes)
             self.state = self.start = jax.device_put(jax.tree.map(np.asarray, job.state), places)
-            jitted = jax.jit(update, out_shardings=(places, None), compiler_options=options)
+            jitted = jax.jit(update, out_shardings=(places, None))
             self.compiled = jitted.lower(self.start, sharding.put_batch(make_batch(), mesh, 1), job.key).compile()
             for n in range(3):
                 self.state, metrics = self(self.state, make_batch(seed=n))
@@ -144,7 +145,7 @@ class Run:
             return self.compiled(state, sharding.put_batch(batch, self.mesh, 1), self.job.key)
 
 
-@pytest.fixture(scope="module", params=[*METHODS, *VARIANTS])
+@pytest.fixture(scope="module", params=[*METHODS, *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS)])
 def job(request) -> Job:
     return Job(request.param)
 
@@ -166,7 +167,7 @@ def assert_means_close(ours, theirs):
 def assert_gradients_close(ours, theirs, tolerance: float = 1e-5):
     largest = max(float(np.abs(g).max()) for g in jax.tree.leaves(theirs))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=tolerance * largest, err_msg=optim.path_name(path))
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=tolerance * largest, err_msg=optimizer.path_name(path))
 
 
 def assert_state_is_cut(run: Run):
@@ -228,7 +229,7 @@ def assert_meant(run: Run):
 def trained_bytes(run: Run) -> int:
     """Bytes of the parameters that are trained."""
     leaves = jax.tree_util.tree_leaves_with_path(run.state.params)
-    return sum(x.nbytes for path, x in leaves if not frozen(run.job.config, optim.path_name(path)))
+    return sum(x.nbytes for path, x in leaves if not frozen(run.job.config, optimizer.path_name(path)))
 
 
 def dims(shape) -> tuple[int, ...]:
@@ -266,7 +267,7 @@ def test_loss_and_gradients_are_finite_and_reach_every_parameter(job):
     for name, mean in metrics.items():
         assert np.isfinite(mean.total) and np.isfinite(mean.weight), name
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
-        name = optim.path_name(path)
+        name = optimizer.path_name(path)
         assert np.isfinite(leaf).all(), name
         assert np.any(leaf) or frozen(job.config, name), f"{name} gets no gradient and no optim.rules freezes it"
 
@@ -313,13 +314,13 @@ def test_short_silent_and_uniform_rows_are_finite(job):
 
 
 def test_longer_padding_leaves_the_loss_unchanged(job):
-    total, metrics = jax.jit(job.loss, compiler_options=QUICK)(make_batch(LONGER))
+    total, metrics = jax.jit(job.loss)(make_batch(LONGER))
     assert_means_close({"objective": total} | metrics, job.whole[2])
 
 
 def test_batch_is_the_sum_of_its_single_utterances(job):
     """With units of one row: every row alone, in a batch of one."""
-    alone = jax.jit(functools.partial(job.loss, method=job.single_method), compiler_options=QUICK)
+    alone = jax.jit(functools.partial(job.loss, method=job.single_method))
     rows = [jax.tree.map(lambda x: x[n : n + 1], make_batch()) for n in range(ROWS)]  # noqa: B023
     key, job.key = job.key, jax.random.fold_in(job.key, 0)  # as in the first step of a run
     try:
@@ -333,8 +334,8 @@ def test_loss_in_bfloat16_is_near_that_in_float32(job):
     half = config_of(job.name)
     with half.unlocked():
         half.train.dtype = "bfloat16"
-    method = job.module.make(half)
-    total, _ = jax.jit(functools.partial(job.loss, method=method), compiler_options=QUICK)(make_batch())
+    method = methods.load(half)
+    total, _ = jax.jit(functools.partial(job.loss, method=method))(make_batch())
     assert total.total.dtype == jnp.float32
     np.testing.assert_allclose(total.value(), job.whole[2]["objective"].value(), rtol=0.03)
 
@@ -349,7 +350,7 @@ def assert_meshes_agree(job: Job):
         for (path, a), b in zip(
             jax.tree_util.tree_leaves_with_path(one.state.params), jax.tree.leaves(other.state.params), strict=True
         ):
-            np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5, err_msg=f"{name} {optim.path_name(path)}")
+            np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5, err_msg=f"{name} {optimizer.path_name(path)}")
 
 
 @eight
@@ -358,6 +359,7 @@ def test_eight_devices_give_what_one_gives(job):
 
 
 @eight
+@pytest.mark.slow
 def test_first_updates_that_leave_the_encoder_as_it_is_are_the_same_on_a_mesh_and_cut():
     """Two of three updates. The branches of a program are both in its text: what they say to each other is not read."""
     job = Job("finetune:tiny", [("encoder.frozen_steps", "2")])
@@ -366,9 +368,7 @@ def test_first_updates_that_leave_the_encoder_as_it_is_are_the_same_on_a_mesh_an
         assert_state_is_cut(run)
     for n in (1, 2):
         state = job.state.replace(step=jnp.int32(n))
-        gradients = jax.jit(
-            lambda x, state=state: step.gradients(job.method, state, x, job.key), compiler_options=QUICK
-        )
+        gradients = jax.jit(lambda x, state=state: step.accumulated_gradients(job.method, state, x, key=job.key))
         whole, parts = (gradients(cut(make_batch(), pieces)) for pieces in (1, 4))
         assert_gradients_close(parts[0], whole[0])
         assert any(np.any(x) for x in jax.tree.leaves(whole[0]["encoder"])) == (n == 2)

@@ -15,11 +15,14 @@ import pytest
 import soundfile
 
 import w2v_jax
-from w2v_jax import config as configs
-from w2v_jax import export, runs, sharding
-from w2v_jax.config import UserError
-from w2v_jax.data.arrays import Arrays
+from w2v_jax import export, methods
+from w2v_jax.core import config as configs
+from w2v_jax.core.cli import UserError
 from w2v_jax.data.index import Form
+from w2v_jax.data.io.arrays import Arrays
+from w2v_jax.inference.encode import encode
+from w2v_jax.inference.run import Run, silent_batch
+from w2v_jax.training import sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAINING = ("tensorflow", "optax", "orbax", "flax", "librosa", "ml_collections", "soxr", "torch", "w2v_jax")
@@ -68,7 +71,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = ("wav2vec 2.0 Large", "all layers", "recurrent", "log-mel, Transformer")
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in CASES])
 def test_the_program_gives_what_the_run_gives_in_any_batch_of_any_length(random_run, tmp_path, capsys, case):
     name, changes, what, more = CASES[case]
     path = random_run(name, **changes)
@@ -77,7 +83,7 @@ def test_the_program_gives_what_the_run_gives_in_any_batch_of_any_length(random_
     if "--layers" in more:
         layer = tuple(map(float, more[1].split(",")))
     rows = waves(9000, 5001)
-    expected = dict(runs.encode(model.run, Arrays(rows, 16000), keys=(what,), layer=layer, batch_seconds=1.0))
+    expected = dict(encode(model.run, Arrays(rows, 16000), keys=(what,), layer=layer, batch_seconds=1.0))
     for row, found in enumerate(program(padded(rows, 9100, 0.3), [9000, 5001])):
         alone = expected[row][what]
         assert found.shape == alone.shape
@@ -91,19 +97,19 @@ def test_the_program_gives_what_the_run_gives_in_any_batch_of_any_length(random_
     assert about["platforms"] == (more[1].split(",") if "--platforms" in more else ["cpu"])
     assert (about["alphabet"] is not None) == (what == "logits")
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(f"exporting {what} of") and "largest difference to the run" in said[-1]
+    assert said[0].startswith(f"exporting {what} of") and "largest difference from the run" in said[-1]
 
 
 def test_a_program_of_codes_reads_codes(tmp_path):
     config = configs.load(f"{ROOT}/configs/bert_codes_base.py:tiny", [("data.vocab_size", "40")])
-    method, form = runs.method_module(config.method).make(config), Form("codes", "int32", config.encoder.hop, "x")
-    batch = runs._zeros(form, 1, config.encoder.hop * 20)
+    method, form = methods.load(config), Form("codes", "int32", config.encoder.hop, "x")
+    batch = silent_batch(form, 1, config.encoder.hop * 20)
     params, extra = jax.jit(lambda: sharding.bare(method.init(jax.random.key(0), batch)))()
-    bert = export.exportable(runs.Run(config, method, params, extra, 0, "0", tmp_path, form), ("cpu",))
-    exported, weights = export.export(bert, "context", None, ("cpu",))
-    compared = export.compare(bert, exported, weights, "context", None)
+    bert = export.exportable(Run(config, method, params, extra, 0, "0", tmp_path, form), ("cpu",))
+    exported, weights = export.export(bert, "context", None, platforms=("cpu",))
+    compared = export.check_program(bert, exported, weights, what="context", layer=None)
     assert compared["difference"] <= compared["allowed"]
-    about = export.describe(bert, "context", None, exported)
+    about = export.metadata_of(bert, exported, what="context", layer=None)
     assert [given["name"] for given in about["inputs"]] == ["codes", "num_codes"]
     assert f"T <= {config.encoder.max_frames}" in about["constraints"]
 
@@ -125,7 +131,9 @@ def test_a_program_that_differs_from_the_run_is_not_written(random_run, tmp_path
 
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(random_run, tmp_path):
     path, out = random_run(), tmp_path / "model"
-    with pytest.raises(UserError, match="could not be compared with the run on this machine: add cpu to --platforms"):
+    with pytest.raises(
+        UserError, match="this machine could not compare the program with the run: add cpu to --platforms"
+    ):
         run("--run", path, "--what", "context", "--platforms", "tpu", "--out", out)
     with pytest.raises(UserError, match="has no logits; it gives"):
         run("--run", path, "--what", "logits", "--out", out)

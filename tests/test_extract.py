@@ -11,13 +11,14 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from w2v_jax import config as configs
-from w2v_jax import extract, runs, train
-from w2v_jax.config import UserError
-from w2v_jax.data import open_source, tables
-from w2v_jax.data.extracted import read_about, read_parts
-from w2v_jax.data.vocabulary import Vocabulary, text
-from w2v_jax.runs import encode, open_run
+from w2v_jax import extract, train
+from w2v_jax.core import config as configs
+from w2v_jax.core.cli import UserError
+from w2v_jax.data import open_source
+from w2v_jax.data.code_vocabulary import Vocabulary, code_text
+from w2v_jax.data.io.feature_files import read_metadata, read_parts
+from w2v_jax.inference.encode import encode
+from w2v_jax.inference.run import learnt_weights, open_run
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 PART = ("--part-hours", "0.003")
@@ -59,7 +60,7 @@ def utterances(folder):
     """{id: array} of everything in the parts."""
     return {
         u.id: part.array[u.first : u.first + u.frames]
-        for part in read_parts(folder, read_about(folder))
+        for part in read_parts(folder, read_metadata(folder))
         for u in part.utterances
     }
 
@@ -67,14 +68,14 @@ def utterances(folder):
 def test_codes_are_written_in_the_order_of_the_index_with_their_vocabulary(vq, few, tmp_path, capsys):
     code(vq, few, tmp_path / "out", "--build-vocabulary", "--text")
     source, model = open_source("folder", few), open_run(vq)
-    found, about = utterances(tmp_path / "out"), read_about(tmp_path / "out")
+    found, about = utterances(tmp_path / "out"), read_metadata(tmp_path / "out")
     assert list(found) == source.index.ids.tolist()
     lines = []
     for row, alone in encode(model, source, batch_seconds=1.0):
         np.testing.assert_array_equal(found[source.index.ids[row]], alone["codes"])
     for part in read_parts(tmp_path / "out", about):
         tokens = part.path.with_suffix(".txt").read_text().splitlines()
-        assert tokens == [text(part.array[u.first : u.first + u.frames]) for u in part.utterances]
+        assert tokens == [code_text(part.array[u.first : u.first + u.frames]) for u in part.utterances]
         lines += tokens
         for u in part.utterances:
             assert u.seconds == pytest.approx(source.index.durations[source.index.ids.tolist().index(u.id)], abs=1e-6)
@@ -125,7 +126,7 @@ def test_a_killed_extraction_goes_on_to_the_same_bytes(vq, few, tmp_path, monkey
     monkeypatch.setattr(extract, "write_part", killed)
     with pytest.raises(Killed):
         code(vq, few, tmp_path / "out", "--build-vocabulary", "--text")
-    assert not read_about(tmp_path / "out", complete=False)["complete"]
+    assert not read_metadata(tmp_path / "out", complete=False)["complete"]
     with pytest.raises(UserError, match="not finished; give its command again"):
         open_source("codes", tmp_path / "out")
     written = []
@@ -161,7 +162,7 @@ def test_bad_and_short_files_are_counted_with_their_reason_and_end_nothing(vq, f
     reasons = {pathlib.Path(skip["path"]).name: skip["reason"] for skip in skipped}
     assert reasons["short.wav"] == "too short for one frame: 300 samples of 465"
     assert "corrupt" in reasons["damaged.flac"] or "truncated" in reasons["damaged.flac"]
-    assert read_about(tmp_path / "out")["skipped"] == 3
+    assert read_metadata(tmp_path / "out")["skipped"] == 3
     assert len(utterances(tmp_path / "out")) == 4
     assert "3 were skipped" in capsys.readouterr().out
 
@@ -176,11 +177,13 @@ def test_other_data_need_the_vocabulary_of_the_run_and_count_what_it_lacks(vq, f
     kept = Vocabulary(vocabulary.types[1:], vocabulary.counts[1:], vocabulary.codes, vocabulary.model, vocabulary.step)
     kept.save(vq / "vocabulary.json")
     code(vq, few, tmp_path / "out")
-    about = read_about(tmp_path / "out")
+    about = read_metadata(tmp_path / "out")
     assert (about["unknown_frames"], about["unknown_types"]) == (vocabulary.counts[0], 1)
     assert about["vocab_size"] == vocabulary.size - 1
     share = vocabulary.counts[0] / about["frames"]
-    assert f"unknown to it: {share:.2%} of the frames ({vocabulary.counts[0]:,} frames" in capsys.readouterr().out
+    assert (
+        f"not in the vocabulary: {share:.2%} of the frames ({vocabulary.counts[0]:,} frames" in capsys.readouterr().out
+    )
     assert (tmp_path / "out" / "vocabulary.json").read_bytes() == (vq / "vocabulary.json").read_bytes()
 
 
@@ -214,7 +217,7 @@ def test_folders_with_other_settings_or_other_content_are_refused(vq, few, tmp_p
 
 
 def read_parquet(path):
-    """{id: features} of a part, as the README reads it."""
+    """{id: features} of a part, as docs/features.md reads it."""
     part, found = pyarrow.parquet.read_table(path), {}
     for n, id in enumerate(part["id"].to_pylist()):
         found[id] = part["features"][n].values.to_numpy().reshape(part["frames"][n].as_py(), -1)
@@ -244,7 +247,7 @@ def test_every_format_holds_the_same_features(random_run, few, tmp_path, form, d
     for id, features in expected.items():
         assert found[id].dtype == dtype
         np.testing.assert_array_equal(found[id], features)
-    about, other = read_about(tmp_path / "numpy"), read_about(tmp_path / "other")
+    about, other = read_metadata(tmp_path / "numpy"), read_metadata(tmp_path / "other")
     assert other == about | {"format": form} and about["parts"] > 1
     with pytest.raises(UserError, match=f"holds features as {form}, for other programs"):
         open_source("features", tmp_path / "other")
@@ -263,7 +266,7 @@ def test_a_killed_extraction_of_every_format_goes_on_to_the_same_bytes(random_ru
                 raise Killed
         real(source, target)
 
-    monkeypatch.setattr(tables.os, "replace", killed)
+    monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(Killed):
         run(*common, "--out", tmp_path / "out")
     assert len(list((tmp_path / "out").glob(f"part-?????{READERS[form][0]}"))) == 1
@@ -275,9 +278,9 @@ def test_a_killed_extraction_of_every_format_goes_on_to_the_same_bytes(random_ru
         run(*common, "--out", tmp_path / "out")
 
 
-def test_the_lines_of_the_readme_read_every_format(random_run, few, tmp_path, monkeypatch):
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    block = readme.split("<!-- read-features -->\n```python\n")[1].split("```")[0]
+def test_the_lines_of_the_docs_read_every_format(random_run, few, tmp_path, monkeypatch):
+    page = (REPOSITORY / "docs" / "features.md").read_text(encoding="utf-8")
+    block = page.split("<!-- run by tests/test_extract.py -->\n```python\n")[1].split("```")[0]
     imports, *readers = block.strip().split("\n\n")
     assert len(readers) == 3 and all(len(reader.splitlines()) == 2 for reader in readers)
     monkeypatch.chdir(tmp_path)
@@ -307,10 +310,10 @@ def test_a_weighted_sum_of_layers_is_that_of_the_layers(random_run, few, tmp_pat
 def test_learnt_weights_give_what_the_acoustic_model_reads(random_run, few, tmp_path):
     path = random_run("acoustic_frozen.py:tiny")
     model, source = open_run(path), open_source("folder", few)
-    weights = runs.learnt_weights(model)
+    weights = learnt_weights(model)
     assert sum(weights) == pytest.approx(1) and len(set(weights)) == 3
     run("--run", path, "--what", "hidden", "--layers", "learnt", "--root", few, "--out", tmp_path / "out")
-    assert read_about(tmp_path / "out")["layer"] == list(weights)
+    assert read_metadata(tmp_path / "out")["layer"] == list(weights)
     found = utterances(tmp_path / "out")
     ((row, alone),) = encode(model, source, [0], keys=("hidden",))
     expected = np.einsum("l,lfd->fd", weights, alone["hidden"])
@@ -423,7 +426,7 @@ def test_bert_reads_audio_through_its_quantizer_as_it_reads_codes(chain, tiny_co
             np.testing.assert_allclose(frames, other[name], rtol=0, atol=2e-5)
     with pytest.raises(UserError, match=r"the source holds audio: name the run.*--quantizer RUN"):
         run(*common, "--root", few, "--out", tmp_path / "out")
-    with pytest.raises(UserError, match="reads audio, and the source holds codes"):
+    with pytest.raises(UserError, match="reads audio, but the source holds codes"):
         run("--run", vq, "--what", "local", "--source", "codes", "--root", codes, "--out", tmp_path / "out")
     data = json.loads((path / "data.json").read_text())
     data["form"]["made_by"] = "another"

@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from w2v_jax import checkpoint, extract
-from w2v_jax import config as configs
-from w2v_jax.config import UserError
+from w2v_jax import extract
+from w2v_jax.core import config as configs
+from w2v_jax.core.cli import UserError
 from w2v_jax.data import open_source
-from w2v_jax.data.labels import FILE, Alphabet
-from w2v_jax.runs import encode, open_run
+from w2v_jax.data.transcripts import ALPHABET_FILE, Alphabet
+from w2v_jax.inference.encode import encode
+from w2v_jax.inference.run import open_run
+from w2v_jax.training import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +71,9 @@ def test_encoder_that_does_not_fit_is_named(tiny_run, tmp_path, run, changes, wo
 
 
 def test_alphabet_is_kept_in_the_run_with_what_was_dropped(tuned, tiny_run, tmp_path):
-    kept = json.loads((tuned / FILE).read_text(encoding="utf-8"))
+    kept = json.loads((tuned / ALPHABET_FILE).read_text(encoding="utf-8"))
     assert kept["tokens"][:2] == ["<blank>", "|"] and set(kept["counts"]) == set(kept["tokens"][1:])
-    alphabet = Alphabet.load(tuned / FILE)
+    alphabet = Alphabet.load(tuned / ALPHABET_FILE)
     other = Alphabet(alphabet.tokens[:-3], alphabet.kind)
     other.save(tmp_path / "other.json", {}, {})
     with pytest.raises(UserError, match=r"tokens that the alphabet lacks"):
@@ -84,9 +86,10 @@ def test_logits_of_a_batch_are_those_of_each_recording_alone(tuned, source):
     for row in range(min(3, len(source.index))):
         _, alone = next(encode(run, source, [row], keys=("logits",)))
         np.testing.assert_allclose(together[row]["logits"], alone["logits"], atol=3e-5)
-        assert together[row]["logits"].shape[1] == len(Alphabet.load(tuned / FILE))
+        assert together[row]["logits"].shape[1] == len(Alphabet.load(tuned / ALPHABET_FILE))
 
 
+@pytest.mark.slow
 def test_long_recordings_in_pieces_have_every_frame_and_nearly_the_same_logits(tiny_run, source):
     run = open_run(tiny_run("acoustic_logmel.py:tiny"))
     row = int(np.argmax(source.index.num_samples))
@@ -110,6 +113,7 @@ def test_margins_leave_features_with_a_finite_field_unchanged(tmp_path, source):
         np.testing.assert_allclose(other, whole, atol=3e-5)
 
 
+@pytest.mark.slow
 def test_extracted_features_train_an_acoustic_model(tiny_run, pretrained, tiny_corpus, tmp_path):
     out = tmp_path / "features"
     flags = ["--run", str(pretrained), "--what", "context", "--root", str(tiny_corpus / "train"), "--out", str(out)]

@@ -1,8 +1,8 @@
-"""wav2vec and vq-wav2vec against the reference implementation's own arrays (tests/golden, or W2V_JAX_GOLDEN).
+"""wav2vec and vq-wav2vec against fairseq's own arrays (tests/golden, or W2V_JAX_GOLDEN).
 
 Each file holds parameters, inputs, every random draw, and what came out: outputs, loss terms, gradients.
 If one of these tests fails, the maths has changed: the message says which array first differs. The numbers are
-the reference's, so they are never to be regenerated from this package.
+fairseq's, so they are never to be regenerated from this package.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import ml_collections
 import numpy as np
 import pytest
 
-from w2v_jax import fairseq, prediction
-from w2v_jax.config import flatten
-from w2v_jax.foreign import parameter_shapes, take_over
-from w2v_jax.methods import vq_wav2vec, wav2vec
-from w2v_jax.quantizers import temperature
+from w2v_jax.core.config import flatten
+from w2v_jax.interop import fairseq
+from w2v_jax.interop.tensor_mapping import import_tensors
+from w2v_jax.methods import vq_wav2vec
+from w2v_jax.nn import future_prediction
+from w2v_jax.nn.future_prediction import FutureModel
+from w2v_jax.nn.quantizers import temperature
 
 GOLDEN = pathlib.Path(os.environ.get("W2V_JAX_GOLDEN") or pathlib.Path(__file__).parent / "golden")
 FILES = sorted([*GOLDEN.glob("wav2vec_*.npz"), *GOLDEN.glob("vq_wav2vec_*.npz")])
@@ -34,7 +36,7 @@ def test_golden_files_are_there():
 
 
 def our_config(reference: dict, rows: int, samples: int, convolution: str) -> ml_collections.ConfigDict:
-    """The config as `convert` makes it, for one unit of rows; the reference's norms see padding."""
+    """The config as `convert` makes it, for one unit of rows; fairseq's norms see padding."""
     config = fairseq.wav2vec_config({"normalize": False, "vq_temp": (2.0, 0.5, 0.99)} | reference)
     with config.unlocked():
         config.data.unit_seconds = rows * samples / 16_000
@@ -45,7 +47,7 @@ def our_config(reference: dict, rows: int, samples: int, convolution: str) -> ml
 
 
 class Case:
-    """One golden file: our config, params and batch, the reference's draws, and one forward and backward pass."""
+    """One golden file: our config, params and batch, fairseq's draws, and one forward and backward pass."""
 
     def __init__(self, path: pathlib.Path, convolution: str):
         self.arrays = dict(np.load(path))
@@ -63,17 +65,15 @@ class Case:
         self.quantizes = path.stem.startswith("vq_")
         self.distractors = self.reference_distractors(rows)
         self.tau = temperature(jnp.asarray(self.reference["updates"]), *self.config.quantizer.temperature)
-        once = {"xla_backend_optimization_level": 0}  # each function runs once: compile time is all that counts
-        both = jax.jit(jax.value_and_grad(self.loss, has_aux=True), compiler_options=once)
+        both = jax.jit(jax.value_and_grad(self.loss, has_aux=True))
         (_, (self.total, self.metrics, self.outputs)), self.grads = both(self.params("param/"))
 
     def params(self, prefix: str) -> dict:
         found = {k.removeprefix(prefix): v for k, v in self.arrays.items() if k.startswith(prefix)}
-        places, shapes = fairseq.wav2vec_places(self.config), parameter_shapes(self.config)
-        return take_over(found, places, shapes, prefix)[0]
+        return import_tensors(found, fairseq.wav2vec_pairs(self.config), self.config, source=prefix)[0]
 
     def reference_distractors(self, rows: int) -> np.ndarray:
-        """The reference skips the positive frame by frame, then reads the draws back negative by negative."""
+        """fairseq skips the positive frame by frame, then reads the draws back negative by negative."""
 
         def read(name: str, count: int) -> np.ndarray:
             draw = self.arrays[name]
@@ -89,8 +89,10 @@ class Case:
 
     def loss(self, params):
         if not self.quantizes:
-            encoded, predictions = wav2vec.Wav2Vec(self.config).apply({"params": params}, self.batch)
-            total, metrics = prediction.objective(self.config, self.batch, encoded.local, predictions, self.distractors)
+            encoded, predictions = FutureModel(self.config).apply({"params": params}, self.batch)
+            total, metrics = future_prediction.objective(
+                self.config, self.batch, encoded.local, predictions, self.distractors
+            )
             outputs = {"feature_extractor": encoded.local, "feature_aggregator": encoded.context}
             return total.total, (total, metrics, outputs)
         gumbel = self.arrays.get("in/gumbel_noise")

@@ -1,8 +1,8 @@
-"""wav2vec 2.0 against the reference implementation's own arrays (tests/golden, or the folder in W2V_JAX_GOLDEN).
+"""wav2vec 2.0 against fairseq's own arrays (tests/golden, or the folder in W2V_JAX_GOLDEN).
 
 Each file holds parameters, inputs, every random draw, and what came out: outputs, loss terms, gradients.
 If one of these tests fails, the maths has changed: the message says which array first differs. The numbers are
-the reference's, so they are never to be regenerated from this package.
+fairseq's, so they are never to be regenerated from this package.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from w2v_jax import fairseq
-from w2v_jax.config import flatten
-from w2v_jax.foreign import parameter_shapes, take_over
-from w2v_jax.frontend import num_frames
+from w2v_jax.core.config import flatten
+from w2v_jax.interop import fairseq
+from w2v_jax.interop.tensor_mapping import import_tensors
 from w2v_jax.methods import wav2vec2
-from w2v_jax.quantizers import temperature
+from w2v_jax.nn.quantizers import temperature
+from w2v_jax.ops.frames import num_frames
 
 GOLDEN = pathlib.Path(os.environ.get("W2V_JAX_GOLDEN") or pathlib.Path(__file__).parent / "golden")
 FILES = sorted(GOLDEN.glob("wav2vec2_*.npz"))
@@ -45,7 +45,7 @@ def our_config(reference: dict, samples: int, convolution: str):
 
 
 class Case:
-    """One golden file: our config, params and batch, the reference's draws, and one forward and backward pass."""
+    """One golden file: our config, params and batch, fairseq's draws, and one forward and backward pass."""
 
     def __init__(self, path: pathlib.Path, convolution: str):
         self.arrays = dict(np.load(path))
@@ -65,16 +65,15 @@ class Case:
         self.tau = temperature(jnp.asarray(reference["updates"]), *reference["latent_temp"])
         self.draws = self.reference_draws(reference)
         self.model = wav2vec2.Wav2Vec2(self.config)
-        once = {"xla_backend_optimization_level": 0}  # each function runs once: compile time is all that counts
-        both = jax.jit(jax.value_and_grad(self.loss, has_aux=True), compiler_options=once)
+        both = jax.jit(jax.value_and_grad(self.loss, has_aux=True))
         (_, (self.total, self.metrics, self.prediction)), self.grads = both(self.params)
 
     def part(self, prefix: str) -> dict[str, np.ndarray]:
         return {k.removeprefix(prefix): v for k, v in self.arrays.items() if k.startswith(prefix)}
 
     def mapped(self, arrays: dict[str, np.ndarray]) -> dict:
-        places = fairseq.wav2vec2_places(self.config, "", "pretraining")
-        return take_over(arrays, places, parameter_shapes(self.config), "the golden file")[0]
+        pairs = fairseq.wav2vec2_pairs(self.config, "", "pretraining")
+        return import_tensors(arrays, pairs, self.config, source="the golden file")[0]
 
     def reference_draws(self, reference: dict) -> wav2vec2.Draws:
         masked = self.arrays["in/mask_indices"]
@@ -120,7 +119,7 @@ def test_golden_forward(case):
     valid = np.arange(ours["encoder"].shape[1]) < np.asarray(case.prediction.encoded.num_frames)[:, None]
     for name, array in ours.items():
         theirs = case.arrays[f"out/{name}"]
-        if name == "encoder":  # the reference leaves arbitrary values on padded frames
+        if name == "encoder":  # fairseq leaves arbitrary values on padded frames
             array, theirs = np.asarray(array)[valid], theirs[valid]
         assert relative_error(array, theirs) < 1e-4, f"{name} differs"
 
@@ -154,7 +153,7 @@ def test_golden_gradient_of_every_parameter(case):
         if name.endswith("key.bias"):  # 0 in exact arithmetic: softmax does not see a shift of all keys
             assert np.abs(ours[name]).max() < 1e-6 * largest, f"the gradient of {name} is not 0"
         elif not np.any(gradient):
-            assert not np.any(ours[name]), f"{name} has a gradient here and none in the reference"
+            assert not np.any(ours[name]), f"{name} has a gradient here and none in fairseq"
         else:
             assert relative_error(ours[name], gradient) < 1e-3, f"the gradient of {name} differs"
 

@@ -1,4 +1,4 @@
-"""The rules of the house that can be checked: layers, lazy imports, configs, commands, no traces of a machine."""
+"""The rules of the house that can be checked: rooms, lazy imports, configs, commands, no traces of a machine."""
 
 import ast
 import os
@@ -11,72 +11,35 @@ import sys
 import pytest
 from commands import ROOT, environment
 
-from w2v_jax import config
-from w2v_jax.config import UserError
+from w2v_jax.core import config
+from w2v_jax.core.cli import UserError
 
 PACKAGE = ROOT / "w2v_jax"
 
-CORE = {"api", "config"}  # L0
-MATHS = {
-    "frontend",
-    "context",
-    "recurrent",
-    "attention",
-    "transformer",
-    "encoders",
-    "quantizers",
-    "logmel",
-    "prediction",
-    "acoustic",
-    "products",
-    "masking",
-    "losses",
-    "noise",
-}  # L1
-MACHINERY = {
-    "step",
-    "optim",
-    "sharding",
-    "checkpoint",
-    "curves",
-    "report",
-    "watchdog",
-    "meter",
-    "flops",
-    "trace",
-    "workdir",
-    "runlog",
-}  # L3
-LIBRARY = {
-    "runs",
-    "lm",
-    "decode",
-    "flashlight_decoder",
-    "metrics",
-    "recognition",
-    "align",
-    "linear",
-    "probing",
-    "rival",
-    "reference",
-    "foreign",
-    "huggingface",
-    "huggingface_config",
-    "fairseq",
-    "warmstart",
-    "unpickle",
-    "inference",
-    "batches",
-}  # what commands share
+BENEATH: dict[str, set[str]] = {"core": set()}
+"""What each room may import, as CONTRIBUTING.md draws it; a room may always import itself."""
+BENEATH["ops"] = {"core"}
+BENEATH["nn"] = BENEATH["ops"] | {"ops"}
+BENEATH["methods"] = BENEATH["nn"] | {"nn"}
+BENEATH["data"] = BENEATH["decoding"] = {"core"}
+BENEATH["training"] = BENEATH["methods"] | {"methods", "data"}
+BENEATH["inference"] = BENEATH["training"] | {"training", "decoding"}
+BENEATH["interop"] = BENEATH["profiling"] = BENEATH["probing"] = BENEATH["inference"] | {"inference"}
+BENEATH["profiling"] |= {"interop"}  # PyTorch's side of a comparison is built from their config
+BENEATH["command"] = {*BENEATH["profiling"], "profiling", "probing"}
+DATA_IN_TRAINING = {"dataset", "warm_start"}
+"""The files of `training/` that know the data; the others are told what they need of them."""
+JAX_FREE = ("data", "decoding")
 HEAVY = ("tensorflow", "tensorflow_datasets", "librosa", "soundfile", "soxr", "ml_collections", "torch", "transformers")
 HEAVY += ("safetensors", "matplotlib", "tensorboardX", "espeakng_loader", "jiwer", "flashlight")
-HEAVY += ("pyarrow", "h5py")
+HEAVY += ("pyarrow", "h5py", "sklearn", "av")
 # what a layer may import from outside the standard library, anywhere in its files
 MAY_IMPORT = {
-    "maths": {"jax", "flax", "optax", "numpy"},
+    "ops": {"jax", "numpy", "optax"},
+    "nn": {"jax", "flax", "numpy"},
     "methods": {"jax", "flax", "numpy"},
     "data": {"numpy", "tensorflow", "tensorflow_datasets", "soundfile", "soxr", "librosa", "espeakng_loader", "etils"}
-    | {"pyarrow", "h5py"},
+    | {"pyarrow", "h5py", "google_crc32c", "av"},
 }
 
 
@@ -90,27 +53,30 @@ def test_no_two_test_files_share_a_name():
     assert sorted(names) == sorted(set(names))
 
 
+def test_every_module_of_a_room_has_a_test_file_of_its_own():
+    """tests/ROOM/test_x.py for ROOM/x.py."""
+    lacking = []
+    for path in modules():
+        place = path.relative_to(PACKAGE)
+        if len(place.parts) > 1 and path.stem != "__init__":
+            if not (ROOT / "tests" / place.parent / f"test_{path.stem}.py").is_file():
+                lacking.append(place.with_suffix("").as_posix())
+    assert not lacking, f"without a test file: {lacking}"
+
+
 def dotted(path: pathlib.Path) -> str:
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     return name.removesuffix(".__init__")
 
 
-def is_command(path: pathlib.Path) -> bool:
-    """A command ends with `run_command(main)`; config.py only defines it."""
-    return path.stem != "config" and "run_command(" in path.read_text()
-
-
-def layer(path: pathlib.Path) -> str:
-    if path.parent.name in ("methods", "data"):
-        return path.parent.name
-    for name, members in (("core", CORE), ("maths", MATHS), ("machinery", MACHINERY), ("library", LIBRARY)):
-        if path.stem in members:
-            return name
-    return "command" if is_command(path) else "package" if path.stem == "__init__" else "unknown"
+def room(path: pathlib.Path) -> str:
+    """The folder of a file, "command" for what lies beside the rooms, "package" for the package's own face."""
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else "package" if path.stem == "__init__" else "command"
 
 
 def imports(tree: ast.AST, package: str, *, top_only: bool = False) -> set[str]:
-    """Dotted names of everything a file imports; `top_only` leaves out what stands inside functions."""
+    """Dotted names of everything a file imports; `top_only` leaves out functions and what only type checkers read."""
     found, waiting = set(), [tree]
     while waiting:
         node = waiting.pop()
@@ -120,7 +86,9 @@ def imports(tree: ast.AST, package: str, *, top_only: bool = False) -> set[str]:
             up = package.split(".")[: -node.level + 1 or None] if node.level else []
             base = ".".join([*up, *([node.module] if node.module else [])])
             found |= {f"{base}.{alias.name}" for alias in node.names}
-        if not (top_only and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))):
+        later = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        later |= isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if not (top_only and later):
             waiting += ast.iter_child_nodes(node)
     return found
 
@@ -141,46 +109,62 @@ def outer(names: set[str]) -> set[str]:
     return tops - set(sys.stdlib_module_names) - {"w2v_jax", "__future__"}
 
 
-# Layers
+# Rooms
 
 
-def test_every_file_of_the_package_has_a_layer_and_a_docstring():
+def test_every_room_has_a_rule_and_every_file_a_docstring():
     for path in modules():
-        assert layer(path) != "unknown", f"{path.name}: name its layer in tests/test_hygiene.py (MATHS, ...)"
+        assert room(path) in BENEATH or room(path) == "package", f"{path}: name what its room may import"
         assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
 
 
-@pytest.mark.parametrize("path", modules(), ids=dotted)
-def test_imports_go_down_the_layers_only(path):
-    where, names = layer(path), imports_of(path)
+@pytest.mark.parametrize("path", [p for p in modules() if room(p) != "package"], ids=dotted)
+def test_imports_go_down_the_rooms_only(path):
+    where, names = room(path), imports_of(path)
     firsts = {parts[0] for parts in inner(names) if parts[0] != "__version__"}
-    allowed = {
-        "core": CORE,
-        "maths": CORE | MATHS,
-        "methods": CORE | MATHS,
-        "data": {"config", "data"},
-        "machinery": CORE | MATHS | MACHINERY,
-        "library": CORE | MATHS | MACHINERY | LIBRARY | {"methods", "data"},
-    }.get(where)
-    if allowed is not None:
-        assert firsts <= allowed, f"{path.name} ({where}) imports {sorted(firsts - allowed)}"
+    assert firsts <= BENEATH[where] | ({where} - {"command"}), f"{dotted(path)} imports {firsts - BENEATH[where]}"
     if where in MAY_IMPORT:
-        assert outer(names) <= MAY_IMPORT[where], f"{path.name} ({where}) imports {outer(names) - MAY_IMPORT[where]}"
+        assert outer(names) <= MAY_IMPORT[where], f"{dotted(path)} imports {outer(names) - MAY_IMPORT[where]}"
+    if where in JAX_FREE:
+        assert not outer(names) & {"jax", "flax"}, f"{dotted(path)} imports jax"
+    if where == "training" and path.stem not in DATA_IN_TRAINING:
+        assert "data" not in firsts, f"{dotted(path)} knows the data"
+
+
+def test_a_command_does_nothing_when_it_is_imported_and_is_run_by_its_name():
+    for path in modules():
+        if room(path) == "command":
+            assert path.read_text().rstrip().endswith("run_command(main)"), f"{path.name} is no command"
+
+
+def test_no_method_imports_another():
+    for path in (PACKAGE / "methods").glob("*.py"):
+        assert not {parts for parts in inner(imports_of(path)) if parts[0] == "methods"}, path.name
+
+
+def test_a_folder_holds_at_most_thirteen_names():
+    """Commands and rooms are counted apart; methods and sources grow as they must."""
+    for folder in [PACKAGE, *(p for p in PACKAGE.rglob("*") if p.is_dir() and p.name != "__pycache__")]:
+        if folder in (PACKAGE / "methods", PACKAGE / "data" / "sources"):
+            continue
+        files = [p.stem for p in folder.glob("*.py") if p.stem != "__init__"]
+        rooms = [p.name for p in folder.iterdir() if p.is_dir() and p.name != "__pycache__"]
+        assert len(files) <= 13 and len(rooms) <= 13, f"{folder}: {sorted(files)} {sorted(rooms)}"
 
 
 def test_the_rules_on_imports_see_every_form_of_import():
-    text = "import jax.numpy as jnp\nfrom . import plan\nfrom ..config import UserError\n"
+    text = "import jax.numpy as jnp\nfrom . import index\nfrom ..core.cli import UserError\n"
     text += "def f():\n    from w2v_jax.data import x"
     assert imports(ast.parse(text), "w2v_jax.data") == {
         "jax.numpy",
-        "w2v_jax.data.plan",
-        "w2v_jax.config.UserError",
+        "w2v_jax.data.index",
+        "w2v_jax.core.cli.UserError",
         "w2v_jax.data.x",
     }
     assert "w2v_jax.data.x" not in imports(ast.parse(text), "w2v_jax.data", top_only=True)
 
 
-@pytest.mark.parametrize("path", [p for p in modules() if layer(p) not in ("data", "command")], ids=dotted)
+@pytest.mark.parametrize("path", [p for p in modules() if room(p) not in ("data", "command")], ids=dotted)
 def test_heavy_packages_are_imported_inside_functions(path):
     assert not outer(imports_of(path, top_only=True)) & set(HEAVY)
 
@@ -192,10 +176,8 @@ def run_python(script: str, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_core_methods_and_machinery_import_where_only_the_jax_stack_is_installed():
-    names = [
-        dotted(p) for p in modules() if layer(p) in ("package", "core", "maths", "methods", "machinery", "library")
-    ]
+def test_rooms_but_data_import_where_only_the_jax_stack_is_installed():
+    names = [dotted(p) for p in modules() if room(p) not in ("data", "command")]
     script = "import sys, importlib\nfor name in sys.argv[1].split(): sys.modules[name] = None\n"
     script += "for name in sys.argv[2].split(): importlib.import_module(name)"
     result = run_python(script, " ".join(HEAVY), " ".join(names))
@@ -288,7 +270,7 @@ def test_every_config_resolves_to_plain_values(path, variant):
     flat = config.flatten(found)
     assert flat.keys() >= KEYS, KEYS - flat.keys()
     assert (PACKAGE / "methods" / f"{found.method}.py").is_file()
-    assert (PACKAGE / "data" / f"{found.data.name}.py").is_file()
+    assert (PACKAGE / "data" / "sources" / f"{found.data.name}.py").is_file()
     for key, value in flat.items():
         assert isinstance(value, (int, float, str, bool, tuple)), f"{key}={value!r}"
     assert config.flatten(config.from_json(config.to_json(found))) == flat
@@ -311,12 +293,27 @@ def test_no_config_imports_another(path):
 # Commands
 
 
-COMMANDS = [path.stem for path in modules() if is_command(path)]
+COMMANDS = [path.stem for path in modules() if room(path) == "command"]
 
 
 def run_command(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
+
+
+def test_a_tilde_is_the_home_folder_in_every_option_that_is_a_path():
+    """Read off the metavar: whoever adds an option for a path names it so, with the type that expands `~`."""
+    options = set()
+    for path in modules():
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(call, ast.Call):
+                continue
+            words = {k.arg: ast.unparse(k.value) for k in call.keywords}
+            if re.match("'(FILE|DIR|PATH|FOLDER|RUN)", words.get("metavar", "")) and "variant" not in words["metavar"]:
+                name = ast.literal_eval(call.args[0])
+                options.add(name)
+                assert words.get("type") in ("expand_home", "path_argument"), f"{path.name}: {name}"
+    assert options >= {"--run", "--root", "--out", "--workdir", "--from", "--lm", "--text", "files"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

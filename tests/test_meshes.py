@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from collectives import Collective, collectives
-from test_contract import METHODS, QUICK, VARIANTS, Job, Run, assert_meant, assert_state_is_cut, mesh_of
+from test_contract import METHODS, VARIANTS, Job, Run, assert_meant, assert_state_is_cut, mesh_of
 
 PRODUCTS = ((1, 8, 1), (1, 1, 4), (2, 1, 4), (1, 2, 4), (4, 2, 1), (4, 1, 2), (1, 4, 2))
 eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the eight CPU devices of conftest.py")
@@ -20,7 +20,7 @@ def test_every_mesh_gives_the_losses_of_one_device_with_the_collectives_that_wer
     job = Job(name)
     one = job.runs["one"]
     for shape in PRODUCTS:
-        run = Run(job, mesh_of(*shape), QUICK)
+        run = Run(job, mesh_of(*shape))
         for a, b in zip(one.metrics, run.metrics, strict=True):
             for metric in a:
                 np.testing.assert_allclose(b[metric], a[metric], rtol=1e-5, atol=1e-6, err_msg=f"{shape} {metric}")
@@ -29,6 +29,7 @@ def test_every_mesh_gives_the_losses_of_one_device_with_the_collectives_that_wer
 
 
 @eight
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_meshes_agree_where_layers_are_dropped():
     """All devices take the same branch; what they say to each other inside is what is said elsewhere."""

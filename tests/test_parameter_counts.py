@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from w2v_jax import config as configs
-from w2v_jax.sharding import bare
-from w2v_jax.train import method_module
+from w2v_jax import methods
+from w2v_jax.core import config as configs
+from w2v_jax.training.sharding import bare
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
 def counts(config) -> dict[str, int]:
     """Parameters by top-level name, and of "encoder/*"."""
-    method = method_module(config.method).make(config)
+    method = methods.load(config)
     shape = jax.ShapeDtypeStruct
     ints = shape((1,), jnp.int32)
     batch = dict(wave=shape((1, 32_000), jnp.float32), num_samples=ints, weight=shape((1,), jnp.float32), row=ints)

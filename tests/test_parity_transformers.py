@@ -13,13 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from w2v_jax import convert, huggingface, huggingface_config, masking
-from w2v_jax.config import flatten
+from w2v_jax import convert
+from w2v_jax.core.config import flatten
 from w2v_jax.data.index import WAVE
-from w2v_jax.foreign import parameter_shapes, take_over
-from w2v_jax.frontend import num_frames
+from w2v_jax.interop import huggingface, huggingface_config
+from w2v_jax.interop.tensor_mapping import import_tensors
 from w2v_jax.methods import wav2vec2
-from w2v_jax.warmstart import warm_params
+from w2v_jax.ops import masking
+from w2v_jax.ops.frames import num_frames
+from w2v_jax.training.warm_start import warm_params
 
 pytestmark = pytest.mark.parity
 MISSING = "live parity with PyTorch did NOT run: torch or transformers is not installed (extra `parity`)"
@@ -45,7 +47,7 @@ CASES = {
 def our_config(theirs, samples: int):
     """Our config of theirs as `convert` makes it, for one unit of so many samples; theirs has no masked norm."""
     fields = theirs.to_dict() | {"model_type": "wav2vec2"}
-    config = huggingface_config.our_config(fields, "pretraining", False, 0)
+    config = huggingface_config.our_config(fields, "pretraining", normalize=False, outputs=0)
     with config.unlocked():
         config.data.unit_seconds = samples / 16_000
         config.encoder.padding_aware = False
@@ -118,11 +120,12 @@ class Case:
         self.theirs.loss.backward()
         numpy = lambda x: x.detach().numpy()
         named = dict(model.named_parameters())
-        places = huggingface.places(self.config, "wav2vec2.", "pretraining")
-        shapes = parameter_shapes(self.config)
+        pairs = huggingface.tensor_pairs(self.config, "wav2vec2.", "pretraining")
         self.tensors = {n: numpy(p) for n, p in named.items()}
-        self.params, _ = take_over(self.tensors, places, shapes, "parameters")
-        self.theirs_gradient, _ = take_over({n: numpy(p.grad) for n, p in named.items()}, places, shapes, "gradients")
+        self.params, _ = import_tensors(self.tensors, pairs, self.config, source="parameters")
+        self.theirs_gradient, _ = import_tensors(
+            {n: numpy(p.grad) for n, p in named.items()}, pairs, self.config, source="gradients"
+        )
         self.theirs_hidden = [numpy(h) for h in self.theirs.hidden_states]
 
     def run_ours(self):
@@ -139,14 +142,13 @@ class Case:
             return total.total, (metrics, prediction)
 
         def hidden(params):
-            encode = lambda m: m.encoder(batch["wave"], batch["num_samples"], draws.masked, collect=True)
+            encode = lambda m: m.encoder(batch["wave"], batch["num_samples"], masked=draws.masked, collect=True)
             return model.apply({"params": params}, method=encode)
 
-        quick = {"xla_backend_optimization_level": 0}  # each runs once
-        both = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=quick)
+        both = jax.jit(jax.value_and_grad(loss, has_aux=True))
         (self.total, (self.metrics, self.prediction)), self.gradient = both(self.params)
         self.loss = lambda params: both(params)[0][0]
-        self.encoded = jax.jit(hidden, compiler_options=quick)(self.params)
+        self.encoded = jax.jit(hidden)(self.params)
 
 
 @functools.cache

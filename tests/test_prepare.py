@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from w2v_jax import prepare
-from w2v_jax.config import UserError
+from w2v_jax.core.cli import UserError
 from w2v_jax.data import open_source
 from w2v_jax.data.index import Skip
 
@@ -80,8 +80,8 @@ def test_too_large_a_share_of_lost_recordings_is_an_error(corpus):
 
 
 def test_folders_listed_twice_are_no_lost_recordings():
-    assert not prepare.is_lost_recording(Skip("a", "directory listed already"))
-    assert prepare.is_lost_recording(Skip("a", "unreadable directory: Permission denied"))
+    assert not Skip("a", "directory listed already").is_recording
+    assert Skip("a", "unreadable directory: Permission denied").is_recording
 
 
 def test_self_made_corpora_are_made_and_listed(tmp_path, capsys):
@@ -94,7 +94,7 @@ def test_a_spoken_corpus_takes_voices_and_a_text(tmp_path, capsys):
     pytest.importorskip("espeakng_loader", reason='text-to-speech was NOT tested: pip install "w2v_jax[demo]"')
     (tmp_path / "lines.txt").write_text("Guten Morgen, liebe Leute!\n...\n", encoding="utf-8")
     options = ["--source", "speak", "--root", tmp_path / "de", "--language", "de", "--voices", "f1", "m1"]
-    options += ["--text", tmp_path / "lines.txt", "--decode"]
+    options += ["--text", tmp_path / "lines.txt"]
     assert run(*options, "--hours", 0.003, "--out", tmp_path / "de.jsonl") == 0
     assert set(open_source("jsonl", tmp_path / "de.jsonl").index.transcripts) == {"GUTEN MORGEN LIEBE LEUTE"}
     assert run("--source", "speak", "--root", tmp_path / "de", "--language", "de") == 0, "as it is"
@@ -102,7 +102,7 @@ def test_a_spoken_corpus_takes_voices_and_a_text(tmp_path, capsys):
         run(*options, "--seed", 1)
     file = next((tmp_path / "de" / "train").rglob("*.flac"))
     file.write_bytes(file.read_bytes()[::-1])
-    with pytest.raises(UserError, match="1 files of .* are not as they were made"):
+    with pytest.raises(UserError, match="1 files of .* were damaged or lost"):
         run(*options)
 
 
@@ -112,14 +112,40 @@ def test_decoding_finds_damage_in_the_middle(tmp_path, capsys):
     content = path.read_bytes()
     half = len(content) // 2
     path.write_bytes(content[:half] + bytes(3000) + content[half + 3000 :])
-    assert run("--root", tmp_path / "a") == 0
+    assert run("--root", tmp_path / "a", "--no-decode") == 0
     assert "2 recordings" in capsys.readouterr().out
     with pytest.raises(UserError, match="1 of 2 recordings"):
-        run("--root", tmp_path / "a", "--decode", "--out", tmp_path / "m.jsonl", "--max-skipped-share", 0)
+        run("--root", tmp_path / "a", "--out", tmp_path / "m.jsonl", "--max-skipped-share", 0)
     assert open_source("jsonl", tmp_path / "m.jsonl").index.ids.tolist() == ["good"]
     (tmp_path / "a" / "good.flac").unlink()
-    with pytest.raises(UserError, match="none of the 1 recordings can be decoded"):
-        run("--root", tmp_path / "a", "--decode")
+    with pytest.raises(UserError, match=r"(?s)none of the 1 recordings can be decoded: repair.*1 x .*long\.flac"):
+        run("--root", tmp_path / "a", "--skipped", tmp_path / "skipped.jsonl")
+    (line,) = (tmp_path / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["path"].endswith("long.flac")
+
+
+def test_where_nothing_is_left_the_reasons_are_shown_and_written(corpus, tmp_path, capsys):
+    """The advice fits them: two are too short, one is damaged."""
+    with pytest.raises(UserError, match=r"(?s)--min-seconds 2\.00\).*2 x shorter than.*1 x .*broken\.wav"):
+        run("--root", corpus, "--min-seconds", 2.5, "--skipped", tmp_path / "new" / "skipped.jsonl")
+    assert "skipped files and reasons" in capsys.readouterr().out
+    skips = [json.loads(line) for line in (tmp_path / "new" / "skipped.jsonl").read_text().splitlines()]
+    assert {skip["path"].rpartition("/")[2] for skip in skips} >= {"1-2-0001.flac", "~b.wav", "broken.wav"}
+
+
+def test_content_that_is_no_speech_is_counted_and_named(tmp_path, capsys):
+    wave = np.linspace(-0.5, 0.5, 16000)
+    sheets = {"good": wave, "silent": 0 * wave + 0.1, "loud": 3e4 * wave, "cancels": np.stack([wave, -wave], axis=1)}
+    for name, samples in sheets.items():
+        soundfile.write(tmp_path / f"{name}.wav", samples, 16000, subtype="FLOAT")
+    out, skipped = tmp_path / "m.jsonl", tmp_path / "skipped.jsonl"
+    assert run("--root", tmp_path, "--out", out, "--skipped", skipped) == 0
+    assert open_source("jsonl", out).index.ids.tolist() == ["good", "silent"]
+    said = capsys.readouterr().out
+    assert f"1 x silent throughout, and used all the same: {tmp_path / 'silent.wav'}" in said
+    reasons = {json.loads(line)["path"]: json.loads(line)["reason"] for line in skipped.read_text().splitlines()}
+    assert reasons[str(tmp_path / "loud.wav")].startswith("float samples on the scale of integers")
+    assert reasons[str(tmp_path / "cancels.wav")].startswith("channels cancel")
 
 
 def test_what_cannot_be_written_is_said_in_words(corpus):
@@ -162,11 +188,11 @@ def test_rows_are_spread_from_the_shortest_to_the_longest():
 
 def test_the_log_mel_spectrum_has_80_bins_every_10_ms_and_its_tone_at_its_place():
     librosa = pytest.importorskip("librosa")
-    mel = prepare.log_mel(np.sin(np.arange(16000) * 2 * np.pi * 1000 / 16000).astype(np.float32))
+    mel = prepare.mel_decibels(np.sin(np.arange(16000) * 2 * np.pi * 1000 / 16000).astype(np.float32))
     assert mel.shape == (80, 101)
     centres = librosa.mel_frequencies(82, fmin=0, fmax=8000)[1:-1]
     assert abs(centres[mel[:, 50].argmax()] - 1000) < 60
-    assert prepare.log_mel(np.zeros(1600, np.float32)).max() <= prepare.FLOOR_DB
+    assert prepare.mel_decibels(np.zeros(1600, np.float32)).max() <= prepare.FLOOR_DB
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import time
 import pytest
 from commands import environment, free_port, training
 
-from w2v_jax import checkpoint
-from w2v_jax.data import synthetic
-from w2v_jax.report import read_metrics
+from w2v_jax.data.sources import synthetic
+from w2v_jax.training import checkpoint
+from w2v_jax.training.console import read_metrics
 
 STEPS = 16
 TOLERANCE = 1e-5
@@ -80,7 +80,6 @@ def shared(tmp_path_factory) -> dict[str, str]:
     return {
         "data.root": str(folder / "corpus"),
         "data.loader": "threads",
-        "train.compile_cache": str(folder / "cache"),
         "train.log_rows": "true",
         "optim.eps": "1e-3",
         "train.steps": str(STEPS),

@@ -6,16 +6,17 @@ import json
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 
 import pytest
 from commands import ROOT, environment, free_port, training
 
-from w2v_jax import config as configs
 from w2v_jax import train
-from w2v_jax.config import UserError
-from w2v_jax.report import read_metrics
-from w2v_jax.workdir import check_data, open_workdir
+from w2v_jax.core import config as configs
+from w2v_jax.core.cli import UserError
+from w2v_jax.training.console import read_metrics
+from w2v_jax.training.dataset import open_data
 
 TINY = f"{ROOT / 'configs' / 'w2v2_base.py'}:tiny"
 TIMINGS = {"step_seconds", "data_wait_share", "audio_hours_per_hour", "padding_share"}
@@ -23,12 +24,11 @@ TIMINGS = {"step_seconds", "data_wait_share", "audio_hours_per_hour", "padding_s
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory) -> dict[str, str]:
-    """Overrides that all runs here share: one corpus, one compile cache, a row log, one device."""
+    """Overrides that all runs here share: one corpus, a row log, one device."""
     folder = tmp_path_factory.mktemp("train")
     return {
         "data.root": str(folder / "corpus"),
         "data.loader": "threads",
-        "train.compile_cache": str(folder / "cache"),
         "train.log_rows": "true",
         "train.checkpoint_every": "4",
     }
@@ -75,46 +75,18 @@ def test_run_leaves_everything_that_it_names(whole):
 def test_start_up_counts_the_recordings_that_are_cropped(shared, tmp_path):
     for longest, number in ((2.0, "recordings longer than 2 s, at a random place each epoch"), (20.0, "")):
         config = load(shared, data__bucket_seconds=f"({longest},)", data__eval_share=0.2)
-        mesh, data = train.sharding.make_mesh(config.sharding), train.open_data(config, 8, 8, tmp_path)
-        table = train.start_up(config, tmp_path, mesh, data, {}, 1)
+        mesh, data = train.sharding.make_mesh(config.sharding), open_data(config, 8, 8, path=tmp_path)
+        table = train.start_up(config, tmp_path, mesh, data=data, params={}, parts=1)
         count = (data.train.index.durations > longest).sum()
         assert table.get("cropped") == (f"{count} {number}" if number else None)
 
 
 def test_start_up_tells_the_notes_of_both_listings_once(shared, tmp_path):
     config = load(shared, data__eval_share=0.2)
-    mesh, data = train.sharding.make_mesh(config.sharding), train.open_data(config, 8, 8, tmp_path)
-    assert "notes" not in train.start_up(config, tmp_path, mesh, data, {}, 1)
+    mesh, data = train.sharding.make_mesh(config.sharding), open_data(config, 8, 8, path=tmp_path)
+    assert "notes" not in train.start_up(config, tmp_path, mesh, data=data, params={}, parts=1)
     data.train.index.notes.extend(["2 repeated ids", "1 x a cut"])
-    assert train.start_up(config, tmp_path, mesh, data, {}, 1)["notes"] == "2 repeated ids\n1 x a cut"
-
-
-def acoustic(shared, **changes):
-    overrides = {"data.root": shared["data.root"], "data.loader": "threads"}
-    overrides |= {key.replace("__", "."): str(value) for key, value in changes.items()}
-    return configs.load(f"{ROOT / 'configs' / 'acoustic_logmel.py'}:tiny", list(overrides.items()))
-
-
-def test_no_recordings_to_score_are_named_with_the_key(shared, tmp_path):
-    with pytest.raises(UserError, match=r"data.eval_share=0 gives no recordings"):
-        train.run(acoustic(shared, data__eval_share=0.0), tmp_path / "run")
-    corpus = pathlib.Path(shutil.copytree(pathlib.Path(shared["data.root"]) / "dev", tmp_path / "dev"))
-    for file in corpus.rglob("*.trans.txt"):
-        file.unlink()
-    with pytest.raises(UserError, match=r"data.eval_root: none of the \d+ recordings has a transcript"):
-        train.run(acoustic(shared, data__name="folder", data__eval_root=corpus), tmp_path / "other")
-
-
-def test_an_alphabet_that_is_given_is_told_as_one_that_is_made(shared, tmp_path, capsys):
-    config = acoustic(shared)
-    train.open_data(config, 8, 8, tmp_path)
-    made = capsys.readouterr().out
-    (tmp_path / "alphabet.json").rename(tmp_path / "given.json")
-    train.open_data(acoustic(shared, data__alphabet=tmp_path / "given.json"), 8, 8, tmp_path)
-    assert capsys.readouterr().out == made and "most frequent" in made
-    (tmp_path / "alphabet.json").unlink()
-    with pytest.raises(UserError, match=r"data.casing is 'upper', and 'keep' in the file"):
-        train.open_data(acoustic(shared, data__alphabet=tmp_path / "given.json", data__casing="upper"), 8, 8, tmp_path)
+    assert train.start_up(config, tmp_path, mesh, data=data, params={}, parts=1)["notes"] == "2 repeated ids\n1 x a cut"
 
 
 def test_metrics_have_the_promised_keys(whole):
@@ -141,6 +113,7 @@ def kill_and_resume(workdir, run: list[str]) -> None:
     assert "resumed from step 8, epoch" in resumed.stdout
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_bit_equal_with_the_same_rows(shared, whole, tmp_path):
     workdir = tmp_path / "run"
     kill_and_resume(workdir, command(shared, workdir))
@@ -242,12 +215,19 @@ def test_a_start_that_failed_may_be_corrected_in_the_same_workdir(shared, tmp_pa
         train.run(load(shared, data__batch_hours=1.0), tmp_path / "run")
 
 
-def test_changed_data_are_refused(shared, tmp_path):
-    check_data(tmp_path, load(shared), {"train_rows": 13})
-    check_data(tmp_path, load(shared), {"train_rows": 13})
-    with pytest.raises(UserError, match="train_rows: 13 -> 12"):
-        check_data(tmp_path, load(shared), {"train_rows": 12})
-    check_data(tmp_path, load(shared, train__on_config_change="accept"), {"train_rows": 12})
+@pytest.mark.parametrize("good", [0, 1])
+def test_where_too_few_recordings_are_left_the_reasons_are_shown_and_written(shared, tmp_path, good):
+    soundfile = pytest.importorskip("soundfile")
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    for number in range(3):
+        (audio / f"{number}.wav").write_bytes(b"RIFF")
+    for number in range(good):
+        soundfile.write(audio / f"good{number}.wav", [0.1, -0.1] * 16_000, 16_000)
+    advice = "add audio or make the batch smaller" if good else "repair or replace the files"
+    with pytest.raises(UserError, match=f"(?s){advice}.*skipped 3:.*0.wav.*all of it is in .*skipped.jsonl"):
+        train.run(load(shared, data__name="folder", data__root=audio), tmp_path / "run")
+    assert len(lines(tmp_path / "run" / "skipped.jsonl")) == 3
 
 
 def test_complete_run_is_left_alone(shared, whole, capsys):
@@ -285,9 +265,9 @@ def test_run_that_ended_between_its_last_checkpoint_and_its_summary_gets_the_sum
         ({"data__batch_hours": 1e-6}, "at least one unit"),
         ({"data__eval_share": 1.5}, "between 0 and 1"),
         ({"encoder__dropout": 1.0}, "encoder.dropout=1.0"),
-        ({"quantizer__temperature": "(2.0, 0.5)"}, "three numbers"),
+        ({"quantizer__temperature": "(2.0, 0.5)"}, "tuple of 3 numbers"),
         ({"data__bucket_seconds": "()"}, "data.bucket_seconds"),
-        ({"encoder__heads": 3}, "not divisible by encoder.heads=3"),
+        ({"encoder__heads": 3}, "encoder.heads=3 does not divide encoder.width"),
         ({"train__dtype": "float16"}, "train.dtype"),
         ({"optim__rules": "(('nothing', 0.0, 0.0),)"}, "matches no parameter"),
     ],
@@ -311,17 +291,48 @@ def test_exit_codes_of_mistakes(shared, tmp_path, flag, code, message):
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "leave it out to train on one machine, or give --distributed=HOST"),
+        ("", "needs HOST:PORT,COUNT,NUMBER"),
+        ("2,0", "needs HOST:PORT,COUNT,NUMBER"),
+        ("here:1234,2", "needs HOST:PORT,COUNT,NUMBER"),
+        ("here:1234,2,0,1", "needs HOST:PORT,COUNT,NUMBER"),
+        ("here,2,0", "needs HOST:PORT,COUNT,NUMBER"),
+        (":1234,2,0", "needs HOST:PORT,COUNT,NUMBER"),
+        ("here:port,2,0", "needs HOST:PORT,COUNT,NUMBER"),
+        ("here:1234,two,0", "needs HOST:PORT,COUNT,NUMBER"),
+        ("here:1234,2,\N{SUPERSCRIPT TWO}", "needs HOST:PORT,COUNT,NUMBER"),
+        ("here:1234,2,-1", "needs HOST:PORT,COUNT,NUMBER"),
+        ("here:1234,2,2", "NUMBER must be below COUNT"),
+        ("here:1234,0,0", "NUMBER must be below COUNT"),
+        ("here:0,2,0", "PORT must be from 1 to 65535"),
+        ("here:65536,2,0", "PORT must be from 1 to 65535"),
+    ],
+)
+def test_processes_that_cannot_join_are_one_line(tmp_path, value, message):
+    option = "--distributed" if value is None else f"--distributed={value}"
+    with pytest.raises(UserError, match=message) as raised:
+        train.main([f"--config={TINY}", f"--workdir={tmp_path / 'run'}", option])
+    assert "\n" not in str(raised.value) and str(raised.value).startswith(option) and not list(tmp_path.iterdir())
+
+
+def test_a_port_in_use_is_named_by_process_0():
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=r"process 0 cannot listen there \(Address already in use\)"):
+            train.process_of(f"localhost:{port},2,0")
+        assert train.process_of(f"[::1]:{port},2,1") == dict(
+            coordinator_address=f"[::1]:{port}", num_processes=2, process_id=1
+        )
+
+
 def test_a_bucket_is_not_taken_for_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="gs://speech/run is not a folder"):
         train.main([f"--config={TINY}", "--workdir=gs://speech/run"])
     assert not list(tmp_path.iterdir())
-
-
-def test_second_run_in_a_workdir_is_kept_out(shared, tmp_path):
-    with open_workdir(tmp_path / "run", load(shared), active=True):
-        with pytest.raises(UserError, match="another run is using"):
-            train.run(load(shared), tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -366,9 +377,9 @@ def test_watchdog_stops_a_dead_run(shared, tmp_path):
 def test_fsdp_0_is_chosen_by_memory_and_told(shared, monkeypatch):
     mesh, said = train.choose_mesh(load(shared, sharding__fsdp=0))
     assert mesh.shape["fsdp"] == 1 and "unknown" in said["memory"]
-    one = train.plan.estimated(load(shared), train.plan.Target("here", 8, 1.0, 1.0, 1.0))
-    room = (one.memory - 0.3 * one.state) / train.plan.ROOM
-    monkeypatch.setattr(train.plan, "here", lambda: train.plan.Target("here", 8, room, 1.0, 1.0))
+    one = train.estimates.estimated(load(shared), train.estimates.Target("here", 8, 1.0, 1.0, 1.0))
+    room = (one.memory - 0.3 * one.state) / train.estimates.ROOM
+    monkeypatch.setattr(train.estimates, "here", lambda: train.estimates.Target("here", 8, room, 1.0, 1.0))
     mesh, said = train.choose_mesh(load(shared, sharding__fsdp=0))
     assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     assert "fsdp 2 is the smallest that fits" in said["memory"]

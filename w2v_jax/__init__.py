@@ -1,7 +1,7 @@
 """Self-supervised speech pretraining in JAX and Flax: wav2vec 2.0 and its family.
 
-Start reading at `api.py` (the shared types), then `methods/wav2vec2.py` (a paper in one file),
-`step.py` (one update) and `train.py` (the loop). Importing the package initialises no device.
+Start reading at `core/types.py` (the shared types), then `methods/wav2vec2.py` (a paper in one file),
+`training/step.py` (one update) and `train.py` (the loop). Importing the package initialises no device.
 """
 
 from typing import Any
@@ -25,11 +25,11 @@ def load(path: Any, *, step: int | str | None = None, quantizer: Any = None):
     >>> len(one.hidden), len(other.hidden), one.context
     (49, 24, None)
 
-    Runs of CTC give `record.text` and `record.log_probs`, too. path: the folder, or what `runs.open_run` made of it.
+    Runs of CTC give `record.text` and `record.log_probs`, too. path: the folder, or what `open_run` made of it.
     step: a checkpoint's number, "best", or None for the newest. quantizer: the run of vq-wav2vec that makes the codes
-    which a BERT reads. The fields of a record, and what a model is given, are described in `w2v_jax/inference.py`.
-    Raises w2v_jax.config.UserError.
+    which a BERT reads. The fields of a record, and what a model is given, stand in
+    `w2v_jax/inference/model.py`. Raises w2v_jax.core.cli.UserError.
     """
-    from w2v_jax.inference import open_model
+    from w2v_jax.inference.model import open_model
 
     return open_model(path, step=step, quantizer=quantizer)

@@ -1,8 +1,8 @@
-"""`python -m w2v_jax.probe`: how much of a label a linear classifier finds in frozen features.
+"""`python -m w2v_jax.probe`: how well a linear classifier recognises labels in frozen features.
 
-For keywords and speakers, features of each recording are pooled over time (mean and standard deviation of the whole,
-and of four equal stretches: `--segments`); letters are found frame by frame. Beside every run stand the same model as
-it was before training and the log-mel features, treated in the same way. The classifier is that of `linear.py`.
+For keywords and speakers, the features of each recording are pooled over time: mean and standard deviation of the
+recording, and of each of four equal stretches (`--segments`). Letters are classified frame by frame. The same model
+before training and log-mel features are measured in the same way. The classifier is that of `probing/ridge.py`.
 """
 
 from __future__ import annotations
@@ -15,53 +15,59 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax import probing, runs
-from w2v_jax.config import run_command
+from w2v_jax.core.cli import count_argument, expand_home, path_argument, run_command, table
+from w2v_jax.core.files import write_whole
 from w2v_jax.data import source_names
 from w2v_jax.data.index import WAVE
-from w2v_jax.probing import Input, Labels, Part
-from w2v_jax.report import table, write_whole
-from w2v_jax.runs import Run
-from w2v_jax.workdir import locked
+from w2v_jax.inference.encode import check_keys
+from w2v_jax.inference.run import Run, open_run
+from w2v_jax.probing.inputs import Input, log_mel_input
+from w2v_jax.probing.labels import LABELS, LabelledPart, RecordingLabels, open_parts
+from w2v_jax.probing.measure import chance_levels, code_information, measure
+from w2v_jax.training.workdir import locked
 
 EXAMPLES = """example:
-  Keywords of speakers that are not in the training part, for two runs and every layer of them:
+  Keywords of speakers outside the training part, for every layer of two runs:
     python -m w2v_jax.probe --run runs/cpc --run runs/base --layer all --train /data/train --test /data/dev --out probe
   BERT over codes reads the codes of a vq-wav2vec: --run runs/bert --quantizer runs/vq
-  Who speaks: --label speaker, without --test: a fifth of the recordings of each speaker is set aside.
+  Speakers: --label speaker, without --test. Then a fifth of the recordings becomes the test part.
 
 exit codes: 0 done, 1 a mistake, 2 wrong usage."""
+UNTRAINED = ", untrained"
+"""What follows the name of a run in the results of the model before training."""
+LINE_COLORS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b7791f")
+TITLES = {0: "frame by frame", 1: "statistics of the recording"}
 
 
 def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
     with locked(args.out, "probe", "--out"):
-        return measure(args)
+        return compare_inputs(args)
 
 
-def measure(args: argparse.Namespace) -> int:
-    """Measures all inputs and writes numbers and plot into args.out, which is there. Raises UserError."""
-    train, test = probing.open_parts(args.source, args.train, args.test, args.label, args.hours, args.workers)
-    chosen = inputs(args)
+def compare_inputs(args: argparse.Namespace) -> int:
+    """Measures all inputs. Writes numbers and plot into the existing folder args.out. Raises UserError."""
+    train, test = open_parts(
+        args.source, args.train, args.test, what=args.label, hours=args.hours, workers=args.workers
+    )
+    inputs = make_inputs(args)
     print(f"probing for {args.label}: {_describe(train, test)}", flush=True)
     results = []
-    for each in chosen:
-        for result in probing.measure(each, train, test, args.segments):
+    for features in inputs:
+        for result in measure(features, train, test, segments=args.segments):
             results.append(result)
-            print(f"  {_line(result)}", flush=True)
-    models = {id(each.run): each.run for each in chosen if "codes" in each.run.outputs}.values()
-    told = [
-        {"name": f"{run.path.name}{'' if run.step else ', untrained'}", "groups": probing.code_information(run, test)}
-        for run in models
-    ]
-    for entry in told:
-        groups = ", ".join(f"{share:.1%}" for share in entry["groups"])
-        print(f"  the codes of {entry['name']} tell {groups} of the label (per group of codes, frame by frame)")
-    levels = probing.reference_levels(train, test)
-    about = dict(label=args.label, classes=len(train.names), **levels)
-    write_whole(args.out / "probe.json", json.dumps(about | {"results": results, "codes": told}, indent=2) + "\n")
-    draw(results, levels, args.label, args.out / "probe.png")
-    rows = {"chance": f"{levels['chance']:.1%}, always the most frequent: {levels['majority']:.1%}"}
+            print(f"  {_result_line(result)}", flush=True)
+    codes = []
+    for run in {id(features.run): features.run for features in inputs if "codes" in features.run.outputs}.values():
+        name, shares = f"{run.path.name}{'' if run.step else UNTRAINED}", code_information(run, test)
+        codes.append({"name": name, "groups": shares})
+        groups = ", ".join(f"{share:.1%}" for share in shares)
+        print(f"  the codes of {name} carry {groups} of the information in the label (per group of codes, over frames)")
+    levels = chance_levels(train, test)
+    summary = dict(label=args.label, classes=len(train.names), **levels, results=results, codes=codes)
+    write_whole(args.out / "probe.json", json.dumps(summary, indent=2) + "\n")
+    draw_results(results, args.out / "probe.png", label=args.label, best_guess=max(levels.values()))
+    rows = {"chance": f"{levels['chance']:.1%}; the most frequent label: {levels['majority']:.1%}"}
     rows |= {"numbers": args.out / "probe.json", "plot": args.out / "probe.png"}
     print(table(rows, "done"), flush=True)
     return 0
@@ -70,161 +76,156 @@ def measure(args: argparse.Namespace) -> int:
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m w2v_jax.probe",
-        description="Measures what a linear classifier finds in frozen features: keywords or speakers.",
+        description="Measures how well a linear classifier recognises words, speakers or letters in frozen features.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--run", action="append", required=True, metavar="RUN", help="the --workdir of a training; may be repeated")
-    add("--quantizer", metavar="RUN", help="the vq-wav2vec that makes the codes for runs of BERT")
+    add(
+        "--run",
+        action="append",
+        required=True,
+        type=expand_home,
+        metavar="RUN",
+        help="the --workdir of a training; may be repeated",
+    )
+    add("--quantizer", type=expand_home, metavar="RUN", help="the vq-wav2vec that makes the codes for runs of BERT")
     add("--layer", default="context", metavar="N|all|local|context", help="which features (default: context)")
-    add(
-        "--label",
-        choices=probing.LABELS,
-        default="transcript",
-        help="what is to be found: the transcript of a recording as a whole (keywords), its speaker, or the letter "
-        "that is spoken in each frame (default: transcript)",
-    )
+    labels = "the transcript of a recording (a keyword), its speaker, or the letter of each frame (default: transcript)"
+    add("--label", choices=LABELS, default="transcript", help=labels)
     add("--source", default="folder", metavar="NAME", help=f"one of {', '.join(source_names())} (default: folder)")
-    add("--train", nargs="+", required=True, metavar="PATH", help="where the recordings to learn from are")
-    add("--test", nargs="+", metavar="PATH", help="where those to score are (default: a fifth of the others)")
+    add("--train", nargs="+", required=True, type=expand_home, metavar="PATH", help="recordings to learn from")
     add(
-        "--segments",
-        type=int,
+        "--test",
         nargs="+",
-        default=[1, 4],
-        metavar="N",
-        help="stretches of time that are pooled apart (default: 1, the statistics of the whole, and 4)",
+        type=expand_home,
+        metavar="PATH",
+        help="recordings to score (default: a fifth of those in --train)",
     )
-    add("--hours", type=float, default=0.0, metavar="H", help="at most so much of each part (default: all)")
-    add("--no-random", action="store_true", help="leave out the models as they were before training")
-    add("--out", required=True, type=pathlib.Path, metavar="DIR", help="folder for probe.json and probe.png")
-    add("--workers", type=int, default=0, metavar="N", help="threads that read (default: one per core)")
+    segments = "pool each recording over N equal stretches; may list several (default: 1 4)"
+    add("--segments", type=int, nargs="+", default=[1, 4], metavar="N", help=segments)
+    add("--hours", type=float, default=0.0, metavar="H", help="use at most H hours of each part (default: all)")
+    add("--no-random", action="store_true", help="leave out the models before training")
+    add("--out", required=True, type=path_argument, metavar="DIR", help="folder for probe.json and probe.png")
+    add("--workers", type=count_argument, default=0, metavar="N", help="threads that read (default: one per core)")
     args = parser.parse_args(argv)
     if min(args.segments) < 1:
         parser.error("--segments must be at least 1")
     if args.layer not in ("all", "local", "context") and not args.layer.isdigit():
-        parser.error(f"--layer {args.layer}: it is a number, 'all', 'local' or 'context'")
+        parser.error(f"--layer {args.layer} must be a number, 'all', 'local' or 'context'")
     return args
 
 
 # Inputs
 
 
-def inputs(args: argparse.Namespace) -> list[Input]:
-    """Log-mel features, then every run with the same model untrained beside it, layer by layer."""
-    chosen = [probing.log_mel_input()]
-    quantizer = runs.open_run(args.quantizer) if args.quantizer else None
+def make_inputs(args: argparse.Namespace) -> list[Input]:
+    """Log-mel features, then the layers of every run, each run followed by the same model before training."""
+    inputs = [log_mel_input()]
+    quantizer = open_run(args.quantizer) if args.quantizer else None
     for path in args.run:
-        both = [("", runs.open_run(path))]
-        if not args.no_random:
-            both.append((", untrained", runs.open_run(path, random=True)))
-        for suffix, run in both:
-            via = None if run.form == WAVE else quantizer
-            for what, layer in wanted(run, args.layer):
-                place = what if layer is None else f"layer {layer}"
-                chosen.append(Input(f"{pathlib.Path(path).name} {place}{suffix}", run, what, layer, via))
-    return chosen
+        for suffix in ("",) if args.no_random else ("", UNTRAINED):
+            run = open_run(path, random=bool(suffix))
+            for what, layer in layers_of(run, args.layer):
+                name = f"{pathlib.Path(path).name} {what if layer is None else f'layer {layer}'}{suffix}"
+                inputs.append(Input(name, run, what, layer, None if run.form == WAVE else quantizer))
+    return inputs
 
 
-def wanted(run: Run, layer: str) -> list[tuple[str, int | None]]:
-    """(what, number of the hidden state or None) of a --layer."""
+def layers_of(run: Run, layer: str) -> list[tuple[str, int | None]]:
+    """(key of the features, number of the hidden state or None) of each input that --layer asks for."""
     if layer in ("local", "context"):
         return [(layer, None)]
-    count = run.outputs["hidden"][0]
     if layer == "all":
-        return [("local", None), *(("hidden", i) for i in range(count))]
-    runs.check_keys(run, ("hidden",), int(layer))
+        return [("local", None), *(("hidden", i) for i in range(run.outputs["hidden"][0]))]
+    check_keys(run, ("hidden",), int(layer))
     return [("hidden", int(layer))]
 
 
-# What people see
+# Output
 
 
-def _line(result: dict[str, Any]) -> str:
+def _result_line(result: dict[str, Any]) -> str:
     unread = f", {result['unread']} recordings could not be read" if result["unread"] else ""
     spread = f"({result['low']:.1%} to {result['high']:.1%})"
     pooled = f"{result['segments']} segment(s)  " if result["segments"] else ""
     return f"{result['accuracy']:>6.1%} {spread:<18} {pooled}{result['name']}{unread}"
 
 
-def _describe(train: Part, test: Part) -> str:
+def _describe(train: LabelledPart, test: LabelledPart) -> str:
     shared = set(train.source.index.speakers.tolist()) & set(test.source.index.speakers.tolist()) - {""}
-    same = f"; {len(shared)} speakers are in both parts" if shared else ""
-    counts = " to learn from, ".join(f"{len(part.every):,}" for part in (train, test))
-    what = "recordings" if isinstance(train, Labels) else "frames of 10 ms"
-    return f"{len(train.names)} labels, {counts} {what} to score{same}"
+    overlap = f"; {len(shared)} speakers are in both parts" if shared else ""
+    unit = "recordings" if isinstance(train, RecordingLabels) else "frames of 10 ms"
+    counts = f"{len(train.all_labels):,} {unit} to train on, {len(test.all_labels):,} to test"
+    return f"{len(train.names)} labels, {counts}{overlap}"
 
 
-def draw(results: Sequence[dict[str, Any]], levels: dict[str, float], label: str, path: pathlib.Path) -> None:
-    """A panel for every way of pooling: a line per model over its layers where there are some, else a bar per input.
+def draw_results(results: Sequence[dict[str, Any]], path: pathlib.Path, *, label: str, best_guess: float) -> None:
+    """Draws one panel per number of segments: a line over the layers of each model, or a bar per input.
 
-    levels: what guessing reaches, by way of guessing; the best is drawn.
+    best_guess: the best accuracy without features, drawn as a dashed line.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    ways = sorted({result["segments"] for result in results})
-    shown = [[result for result in results if result["segments"] == n] for n in ways]
-    layers = {result["layer"] for result in results} - {None}
-    height = 4.5 if len(layers) > 1 else 1.7 + 0.36 * len(shown[0])
-    figure = Figure(figsize=(4 + 5 * len(ways), height), dpi=110, layout="constrained")
+    panels: dict[int, list[dict[str, Any]]] = {}
+    for result in sorted(results, key=lambda result: result["segments"]):
+        panels.setdefault(result["segments"], []).append(result)
+    has_layers = len({result["layer"] for result in results} - {None}) > 1
+    height = 4.5 if has_layers else 1.7 + 0.36 * max(map(len, panels.values()))
+    figure = Figure(figsize=(4 + 5 * len(panels), height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(f"Accuracy of a linear classifier: {label}", fontsize=13)
-    for ax, n, rows in zip(figure.subplots(1, len(ways), sharey=True, squeeze=False)[0], ways, shown, strict=True):
-        (_draw_lines if len(layers) > 1 else _draw_bars)(ax, rows, max(levels.values()))
-        ax.set_title(POOLED.get(n, f"statistics of {n} stretches"), loc="left")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, (segments, rows) in zip(axes, panels.items(), strict=True):
+        (_draw_lines if has_layers else _draw_bars)(ax, rows, best_guess)
+        ax.set_title(TITLES.get(segments, f"statistics of {segments} stretches"), loc="left")
         ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, format="png")
 
 
-POOLED = {0: "frame by frame", 1: "statistics of the whole"}
-
-
-def _draw_bars(ax: Any, rows: Sequence[dict[str, Any]], guess: float) -> None:
-    place = np.arange(len(rows))[::-1]
+def _draw_bars(ax: Any, rows: Sequence[dict[str, Any]], best_guess: float) -> None:
+    y = np.arange(len(rows))[::-1]
     values = np.array([row["accuracy"] for row in rows])
     spread = np.array([(row["accuracy"] - row["low"], row["high"] - row["accuracy"]) for row in rows]).T
     colors = [_color(row["name"]) for row in rows]
-    ax.barh(place, values, xerr=np.maximum(spread, 0), color=colors, ecolor="#1a202c", capsize=2.5, height=0.7)
-    ax.set_yticks(place, [row["name"] for row in rows])
-    ax.axvline(guess, color="#718096", linestyle=(0, (4, 3)), linewidth=1.2)
+    ax.barh(y, values, xerr=np.maximum(spread, 0), color=colors, ecolor="#1a202c", capsize=2.5, height=0.7)
+    ax.set_yticks(y, [row["name"] for row in rows])
+    ax.axvline(best_guess, color="#718096", linestyle=(0, (4, 3)), linewidth=1.2)
     ax.set_xlabel("accuracy; 95 % over speakers; dashed: best guess")
     ax.set_xlim(0, 1)
 
 
-def _draw_lines(ax: Any, rows: Sequence[dict[str, Any]], guess: float) -> None:
-    """Layer 0 is what the first layer reads; the local features stand before it."""
-    lines: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+def _draw_lines(ax: Any, rows: Sequence[dict[str, Any]], best_guess: float) -> None:
+    """Local features are at x = -1, before layer 0, which is the input of the first layer."""
+    lines: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row["name"] != "log-mel":
             model = row["name"].replace(f" layer {row['layer']}", "").replace(" local", "")
-            lines.setdefault(model, []).append((-1 if row["layer"] is None else row["layer"], row))
-    models = list(dict.fromkeys(name.removesuffix(", untrained") for name in lines))
+            lines.setdefault(model, []).append(row)
+    models = list(dict.fromkeys(name.removesuffix(UNTRAINED) for name in lines))
+    position = lambda row: -1 if row["layer"] is None else row["layer"]
     for name, points in lines.items():
-        color = LINES[models.index(name.removesuffix(", untrained")) % len(LINES)]
-        x, values = [place for place, _ in points], [row["accuracy"] for _, row in points]
-        style = "--" if name.endswith("untrained") else "-"
+        color = LINE_COLORS[models.index(name.removesuffix(UNTRAINED)) % len(LINE_COLORS)]
+        x = [position(row) for row in points]
+        values, low, high = ([row[key] for row in points] for key in ("accuracy", "low", "high"))
+        style = "--" if name.endswith(UNTRAINED) else "-"
         ax.plot(x, values, style, color=color, marker="o", markersize=4, label=name)
-        low, high = ([row[side] for _, row in points] for side in ("low", "high"))
         ax.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
     for row in rows:
         if row["name"] == "log-mel":
             ax.axhline(row["accuracy"], color="#1a202c", linewidth=1.2, label="log-mel")
-    ax.axhline(guess, color="#718096", linestyle=(0, (4, 3)), linewidth=1.2, label="best guess")
-    most = max(x for points in lines.values() for x, _ in points)
-    ax.set_xticks(range(-1, most + 1), ["local", *map(str, range(most + 1))])
+    ax.axhline(best_guess, color="#718096", linestyle=(0, (4, 3)), linewidth=1.2, label="best guess")
+    last = max(position(row) for points in lines.values() for row in points)
+    ax.set_xticks(range(-1, last + 1), ["local", *map(str, range(last + 1))])
     ax.set_xlabel("layer; shaded: 95 % over speakers")
     ax.set_ylabel("accuracy")
     ax.set_ylim(0, 1)
     ax.legend(frameon=False, fontsize=9)
 
 
-LINES = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b7791f")
-
-
 def _color(name: str) -> str:
-    return "#a0aec0" if name.endswith("untrained") else "#c05621" if name == "log-mel" else "#2b6cb0"
+    return "#a0aec0" if name.endswith(UNTRAINED) else "#c05621" if name == "log-mel" else "#2b6cb0"
 
 
 if __name__ == "__main__":

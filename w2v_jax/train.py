@@ -8,11 +8,14 @@ are functions of (index, seed, n), so that a killed run goes on exactly where it
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
-import json
+import os
 import pathlib
+import re
+import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,53 +23,46 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from w2v_jax import checkpoint, plan, report, sharding, step, workdir
-from w2v_jax import config as configs
-from w2v_jax.config import SAMPLE_RATE, UserError
-from w2v_jax.data import source_module
-from w2v_jax.data.index import WAVE, Form, Source, some_hours, split_heldout, subset
-from w2v_jax.data.labels import FILE as ALPHABET
-from w2v_jax.data.labels import Alphabet, Labels, labelled
-from w2v_jax.data.labels import build as build_alphabet
-from w2v_jax.data.labels import reuse as reuse_alphabet
-from w2v_jax.data.labels import table as alphabet_table
+from w2v_jax import methods
+from w2v_jax.core import config as configs
+from w2v_jax.core.cli import UserError, expand_home, run_command, table
+from w2v_jax.core.config import Config
+from w2v_jax.core.display import short_repr
+from w2v_jax.core.types import Mean, Method, PyTree, State
+from w2v_jax.core.units import SAMPLE_RATE, batch_units
+from w2v_jax.data.index import SKIPPED, TooFew, write_skipped
 from w2v_jax.data.pipeline import Info, batches
-from w2v_jax.data.plan import EvalPlan, TrainPlan, eval_plan, train_plan
-from w2v_jax.foreign import by_path, nest
-from w2v_jax.meter import page_advice
-from w2v_jax.probing import LiveProbe
-from w2v_jax.runlog import RunLog
-from w2v_jax.runs import method_module
-from w2v_jax.warmstart import warm_params
+from w2v_jax.ops.random import Stream
+from w2v_jax.probing.live import LiveProbe
+from w2v_jax.profiling import estimate as estimates
+from w2v_jax.training import checkpoint, console, sharding, step, workdir
+from w2v_jax.training.dataset import Data, fingerprints, micro_batch, open_data
+from w2v_jax.training.preemption import Preemption
+from w2v_jax.training.run_log import RunLog
+from w2v_jax.training.throughput import Meter, dtype_advice, page_advice
+from w2v_jax.training.warm_start import first_state
 
-EVAL_KEY = 2**31 - 1  # folded into the seed for the draws of evaluation, which are the same every time
 PREEMPTED, DEAD = 143, 3  # exit codes
+LocalBatch = tuple[dict[str, np.ndarray], Info]
 LOST = 30  # seconds without a sign of life after which a process of a run is lost, and ends the others
 
 
-class Data(NamedTuple):
-    """Sources and plans of training and evaluation; labels where the config's data section asks for them."""
+class Training(NamedTuple):
+    """What a run is made of. An update goes through its batch in `parts` micro-batches."""
 
-    train: Source
-    train_plan: TrainPlan
-    eval: Source
-    eval_plan: EvalPlan
-    train_labels: Labels | None = None
-    eval_labels: Labels | None = None
-
-
-class Job(NamedTuple):
-    """What a run is made of: `make` gives the first state, `shapes` describes it, `parts` micro-batches an update."""
-
-    config: Any
+    config: Config
     path: pathlib.Path
     mesh: Any
     data: Data
     parts: int
-    levels: dict[str, float]
-    make: Any
-    shapes: Any
+    method: Method
+    make_state: Callable[[], State]
+    shapes: PyTree  # of the state
+    update: Callable[..., tuple[State, dict[str, Any]]]
+    score: Callable[..., dict[str, Mean]]
     probe: LiveProbe | None
+
+    __repr__ = short_repr
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,7 +72,9 @@ def main(argv: Sequence[str]) -> int:
         epilog="Example: python -m w2v_jax.train --config=configs/w2v2_base.py:demo --workdir=runs/demo.",
     )
     configs.add_config_argument(parser)
-    parser.add_argument("--workdir", help="folder for checkpoints, metrics and plots; made if missing")
+    parser.add_argument(
+        "--workdir", type=expand_home, metavar="DIR", help="folder for checkpoints, metrics and plots; made if missing"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the config as it would be used, and end")
     parser.add_argument(
         "--distributed",
@@ -98,8 +96,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             f"--workdir={args.workdir} is not a folder: mount the bucket and name the folder (launch/README.md)"
         )
-    if args.distributed:
-        join(args.distributed)
+    if args.distributed is not None:
+        join_processes(args.distributed)
     try:
         return run(config, pathlib.Path(args.workdir).absolute())
     except jax.errors.JaxRuntimeError as error:
@@ -115,286 +113,189 @@ def main(argv: Sequence[str]) -> int:
         raise
 
 
-def run(config: Any, path: pathlib.Path) -> int:
-    """Trains to config.train.steps; returns the exit code."""
+def run(config: Config, path: pathlib.Path) -> int:
+    """Trains to config.train.steps; returns the exit code.
+
+    While the device works on step n, the host reads the batch of step n + 1 and reports step n - 1.
+    """
+    with set_up(config, path) as training:
+        config, train = training.config, training.config.train
+        manager = checkpoint.open_checkpoints(
+            path / "checkpoints", keep_latest=train.keep_latest, keep_best=train.keep_best
+        )
+        restored = checkpoint.restore_latest(manager, training.shapes)
+        first = restored.step if restored else 0
+        if first >= train.steps:
+            return complete(training, first)
+        state = restored.state if restored else first_state(config, training.make_state, training.data.train.form)
+        meter, key, stopped = Meter(jax.process_count()), jax.random.key(config.seed), ""
+        epoch = first / training.data.train_plan.steps_per_epoch
+        log = RunLog(config, path, meter, levels=training.method.levels(), first=first, epoch=epoch)
+        stream = local_batches(training, held_out=False, first=first)
+        with Preemption() as preemption:
+            for n, (batch, info) in enumerate(meter.waiting_for(stream), first + 1):
+                is_new_shape = meter.is_new_shape(batch, info)
+                state, metrics = training.update(state, sharding.put_batch(batch, training.mesh, training.parts), key)
+                log.started(n, batch, info, metrics)
+                due = due_after(n, config)
+                if preemption.reached(n) and n < train.steps:
+                    stopped = "SIGTERM"
+                if due or stopped or is_new_shape:
+                    log.finish_pending()
+                stopped = stopped or log.dead
+                with meter.apart():
+                    pause(training, log, manager, state=state, n=n, due=due | ({"save"} if stopped else set()))
+                if stopped:
+                    break
+        log.close(manager, int(state.step), stopped)
+        return {"": 0, "SIGTERM": PREEMPTED}.get(stopped, DEAD)
+
+
+@contextlib.contextmanager
+def set_up(config: Config, path: pathlib.Path) -> Iterator[Training]:
+    """Config, data, method, state and their compiled update, with the mesh set and the workdir locked."""
     if config.train.dtype not in ("float32", "bfloat16"):
         raise UserError(f"train.dtype={config.train.dtype!r}: it is 'float32' or 'bfloat16'")
-    configs.check_values(config)
-    module, (mesh, memory) = method_module(config.method), choose_mesh(config)
+    configs.check_config(config)
+    mesh, memory = choose_mesh(config)
     active = jax.process_index() == 0
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES), workdir.open_workdir(path, config, active=active):
-        jax.config.update("jax_compilation_cache_dir", config.train.compile_cache or str(path / "compile_cache"))
-        units = configs.batch_units(config.data)
-        shards = sharding.batch_shards(mesh)
-        parts = sharding.accumulation(units, config.data.unit_seconds, config.data.device_seconds, shards)
-        data = open_data(config, units, shards, path)
+        cache = config.train.compile_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(path / "compile_cache")
+        jax.config.update("jax_compilation_cache_dir", cache)
+        units, shards = batch_units(config.data), sharding.batch_shards(mesh)
+        parts = sharding.accumulation(units, config.data.unit_seconds, config.data.device_seconds, shards=shards)
+        try:
+            data = open_data(config, units, shards, path=path)
+        except TooFew as error:
+            if active:
+                write_skipped(path / SKIPPED, error.skipped)
+            where = f"\nall of it is in {path / SKIPPED}" if error.skipped else ""
+            raise UserError(f"{error}{where}") from None
         if data.train_labels is not None:
             config = configs.with_outputs(config, len(data.train_labels.alphabet))
         if active:
             workdir.check_data(path, config, fingerprints(data))
-            lines = [
-                json.dumps(skip._asdict()) + "\n"
-                for skip in dict.fromkeys(data.train.index.skipped + data.eval.index.skipped)
-            ]
-            report.write_whole(path / "skipped.jsonl", "".join(lines))
-        method, key = module.make(config), jax.random.key(config.seed)
-        micro = micro_batch(data, *data.train_plan.shapes[0], parts)
-        tx, rate = make_optimizer(config, data.train.form, method, key, micro)
-        make, shapes = step.create_state(method, tx, key, micro, mesh)
+            write_skipped(path / SKIPPED, data.train.index.skipped + data.eval.index.skipped)
+        method, key = methods.load(config), jax.random.key(config.seed)
+        micro = micro_batch(data, *data.train_plan.shapes[0], parts=parts)
+        tx, rate = step.make_optimizer(config, method, key, batch=micro)
+        make_state, shapes = step.create_state(method, tx, key, batch=micro, mesh=mesh)
         if active:
-            table = start_up(config, path, mesh, data, shapes.params, parts) | memory
-            print(report.table(table, f"w2v_jax: {config.method}"), flush=True)
-        update = step.jitted(method, tx, rate, shapes)
-        probe = LiveProbe(config, data.train.form) if configs.flatten(config).get("probe.every", 0) else None
-        job = Job(config, path, mesh, data, parts, module.levels(config), make, shapes, probe)
-        return loop(job, update, jax.jit(functools.partial(step.eval_step, method)))
+            rows = start_up(config, path, mesh, data=data, params=shapes.params, parts=parts) | memory
+            print(table(rows, f"w2v_jax: {config.method}"), flush=True)
+        update, score = step.jitted(method, tx, rate, shapes), jax.jit(functools.partial(step.eval_step, method))
+        probe = LiveProbe(config, data.train.form) if configs.setting(config, "probe.every") else None
+        yield Training(config, path, mesh, data, parts, method, make_state, shapes, update, score, probe)
 
 
-def choose_mesh(config: Any) -> tuple[Any, dict[str, str]]:
-    """(the mesh, what to say about its memory): with sharding.fsdp=0 the smallest fsdp whose estimate fits."""
+def choose_mesh(config: Config) -> tuple[Any, dict[str, str]]:
+    """(the mesh, a row about its memory for the start-up table). sharding.fsdp=0: the smallest fsdp that fits."""
     if config.sharding.fsdp:
         return sharding.make_mesh(config.sharding), {}
-    target = plan.here()
+    target = estimates.here()
     if target is None:
-        config, said = config.copy_and_resolve_references(), "unknown: sharding.fsdp=0 is taken for 1"
-        with config.unlocked():
-            config.sharding.fsdp = 1
+        config = configs.changed(config, {"sharding.fsdp": 1})
+        memory = "unknown: sharding.fsdp=0 is taken for 1"
     else:
-        config, estimate = plan.with_fsdp(config, target)
-        fits = "the smallest that fits" if plan.fits(estimate, target) else "the largest, and may not fit"
-        said = f"{estimate.memory / 1e9:,.2f} of {target.memory / 1e9:,.2f} GB on each device by estimate (state "
-        said += f"{estimate.state / 1e9:,.2f}, gradients {estimate.gradients / 1e9:,.2f}, activations "
-        said += f"{estimate.activations / 1e9:,.2f}); fsdp {config.sharding.fsdp} is {fits}"
-    return sharding.make_mesh(config.sharding), {"memory": said}
+        config, estimate = estimates.with_fsdp(config, target)
+        fits = "the smallest that fits" if estimates.fits(estimate, target) else "the largest, and may not fit"
+        memory = f"{estimate.memory / 1e9:,.2f} of {target.memory / 1e9:,.2f} GB on each device by estimate (state "
+        memory += f"{estimate.state / 1e9:,.2f}, gradients {estimate.gradients / 1e9:,.2f}, activations "
+        memory += f"{estimate.activations / 1e9:,.2f}); fsdp {config.sharding.fsdp} is {fits}"
+    return sharding.make_mesh(config.sharding), {"memory": memory}
 
 
-def loop(job: Job, update: Any, score: Any) -> int:
-    """Restore, then steps: while the device works on step n, the host reads n + 1 and reports n - 1."""
-    config, train = job.config, job.config.train
-    key = jax.random.key(config.seed)
-    manager = checkpoint.open_checkpoints(
-        job.path / "checkpoints", keep_latest=train.keep_latest, keep_best=train.keep_best
-    )
-    restored = checkpoint.restore_latest(manager, job.shapes)
-    state, first = (restored.state, restored.step) if restored else (first_state(job), 0)
-    if first >= train.steps:
-        return complete(job, first)
-    log = RunLog(config, job.path, job.levels, first, first / job.data.train_plan.steps_per_epoch)
-    stream = training_batches(job, first)
-    scores, stopped = {}, ""
-    with checkpoint.Preemption() as preemption:
-        for n in range(first + 1, train.steps + 1):
-            with log.meter.waiting():
-                batch, info = next(stream)
-            new_shape = log.meter.is_new_shape(batch, info)
-            state, metrics = update(state, sharding.put_batch(batch, job.mesh, job.parts), key)
-            log.finish_pending()
-            log.pending = (n, batch, info, metrics)
-            due_eval = n % train.eval_every == 0 or n == train.steps
-            due_save = n % train.checkpoint_every == 0 or n == train.steps
-            due_probe = job.probe is not None and (n % config.probe.every == 0 or n == train.steps)
-            if preemption.reached(n) and n < train.steps:
-                stopped = "SIGTERM"
-            if due_eval or due_save or due_probe or stopped or new_shape:
-                log.finish_pending()
-            stopped = stopped or log.dead
-            with log.meter.apart():
-                if job.probe is not None and due_probe:
-                    log.probed(n, job.probe.measure(state.params, state.extra, n))
-                if due_eval:
-                    scores = log.evaluation(n, evaluation(job, score, state))
-                if due_save or stopped:
-                    log.save(manager, n, state, scores if due_eval else {})
-            if stopped:
-                break
-    log.close(manager, int(state.step), stopped)
-    return {"": 0, "SIGTERM": PREEMPTED}.get(stopped, DEAD)
+def due_after(n: int, config: Config) -> set[str]:
+    """What follows step n: "eval", "save" and "probe". All three follow the last step, if they are wanted at all."""
+    every = {"eval": config.train.eval_every, "save": config.train.checkpoint_every}
+    every["probe"] = configs.setting(config, "probe.every")
+    return {name for name, steps in every.items() if steps and (n % steps == 0 or n == config.train.steps)}
 
 
-def complete(job: Job, step: int) -> int:
+def pause(training: Training, log: RunLog, manager: Any, *, state: State, n: int, due: set[str]) -> None:
+    """Probes, evaluates and saves after step n, as far as each is due."""
+    if training.probe is not None and "probe" in due:
+        log.probed(n, training.probe.measure(state.params, state.extra, n))
+    scores = log.evaluation(n, evaluation(training, state)) if "eval" in due else {}
+    if "save" in due:
+        log.save(manager, n, state, scores)
+
+
+def complete(training: Training, step: int) -> int:
     """Nothing is left to do but, after a run that ended between its last checkpoint and its summary, the summary."""
-    summary, active = job.path / "done.json", jax.process_index() == 0
+    summary, active = training.path / "done.json", jax.process_index() == 0
     if active and not summary.exists():
-        last = report.Report(job.path, step, start_step=step, levels=job.levels, tensorboard=False)
+        last = console.Report(training.path, step, start_step=step, levels=training.method.levels(), tensorboard=False)
         last.finish(step=step)
     if active:
-        print(f"this run is complete: step {step} of {job.config.train.steps}; its results are in {summary}")
+        print(f"this run is complete: step {step} of {training.config.train.steps}; its results are in {summary}")
     return 0
 
 
-def first_state(job: Job) -> Any:
-    """The state before the first update; with parameters of another run where the config names one."""
-    state = job.make()
-    if not configs.flatten(job.config).get("init.run"):
-        return state
-    found = by_path(warm_params(job.config, state.params, job.data.train.form))
-    place = lambda old, new: old if new is None else jax.device_put(np.asarray(new, old.dtype), old.sharding)
-    merged = {name: place(old, found.get(name)) for name, old in by_path(state.params).items()}
-    if jax.process_index() == 0:
-        print(
-            f"init: {len(found)} of {len(merged)} arrays of parameters are those of {job.config.init.run}", flush=True
-        )
-    return state.replace(params=nest(merged))
-
-
-def join(others: str) -> None:
-    """Joins the processes of a run; `others` is "auto" or HOST:PORT,COUNT,NUMBER."""
-    if others == "auto":
-        jax.distributed.initialize(heartbeat_timeout_seconds=LOST)
-        return
-    address, *numbers = others.split(",")
-    if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
-        raise UserError(f"--distributed={others}: needs HOST:PORT,COUNT,NUMBER, e.g. 10.0.0.1:1234,2,0")
-    jax.distributed.initialize(
-        address,
-        num_processes=int(numbers[0]),
-        process_id=int(numbers[1]),
-        heartbeat_timeout_seconds=LOST,
-    )
-
-
-def open_data(config: Any, units: int, shards: int, path: pathlib.Path) -> Data:
-    """Lists the sources, sets rows aside for evaluation, reads their labels and makes the plans."""
-    data = config.data
-    module = source_module(data.name)
-    train = module.make(data, data.root)
-    if data.eval_root:
-        held_out = module.make(data, data.eval_root)
-    else:
-        kept, set_aside = split_heldout(train.index, data.eval_share)
-        train, held_out = subset(train, kept), subset(train, set_aside)
-    if data.train_hours > 0:
-        train = subset(train, some_hours(train.index, data.train_hours))
-    if held_out.form != train.form:
-        raise UserError(
-            f"data.eval_root and data.root were not made alike ({held_out.form}, {train.form}); code both with the "
-            "same model and vocabulary"
-        )
-    hop = configs.flatten(config).get("encoder.hop", train.form.hop)
-    if hop != train.form.hop:
-        raise UserError(
-            f"encoder.hop={hop}, and the {train.form.name} of data.root are {train.form.hop} samples apart: "
-            f"--config.encoder.hop={train.form.hop}"
-        )
-    buckets = [int(seconds * SAMPLE_RATE + 0.5) for seconds in data.bucket_seconds]
-    law: dict[str, Any] = dict(bucket_samples=buckets, unit_seconds=data.unit_seconds)
-    labels: tuple[Labels, Labels] | tuple[()] = ()
-    if "labels" in data:
-        alphabet = open_alphabet(data, train, path)
-        read = functools.partial(
-            labelled,
-            alphabet=alphabet,
-            bucket_samples=buckets,
-            per_second=data.tokens_per_second,
-            frames=functools.partial(method_module(config.method).output_frames, config),
-        )
-        key = "data.eval_root" if data.eval_root else f"data.eval_share={data.eval_share:g}"
-        train, train_labels = read(train, where="data.root")
-        held_out, eval_labels = read(held_out, where=key)
-        labels = train_labels, eval_labels
-    plan = train_plan(train.index.num_samples, seed=config.seed, units=units, **law)
-    scored = eval_plan(held_out.index.num_samples, units=shards, max_hours=data.eval_hours, **law)
-    return Data(train, plan, held_out, scored, *labels)
-
-
-def open_alphabet(data: Any, train: Source, path: pathlib.Path) -> Alphabet:
-    """The alphabet of the run: kept in the workdir, else data.alphabet, else made from the training transcripts.
-
-    Raises UserError when data.alphabet contradicts the config.
-    """
-    file = path / ALPHABET
-    if file.exists():
-        return Alphabet.load(file)
-    texts, law = train.index.transcripts.tolist(), (data.labels, data.casing, data.remove)
-    if data.alphabet:
-        alphabet, counts, dropped = reuse_alphabet(data.alphabet, texts, *law)
-    else:
-        alphabet, counts, dropped = build_alphabet(texts, *law, data.min_count)
-    if jax.process_index() == 0:
-        alphabet.save(file, counts, dropped)
-        print(alphabet_table(alphabet, counts, dropped), flush=True)
-    return alphabet
-
-
-def micro_batch(data: Data, rows: int, length: int, parts: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of one of the `parts` micro-batches of a step of `rows` rows of `length` samples."""
-    count, form, labels = rows // parts, data.train.form, data.train_labels
-    per_row = dict(num_samples=jnp.int32, weight=jnp.float32, row=jnp.int32)
-    shapes = {name: jax.ShapeDtypeStruct((count,), kind) for name, kind in per_row.items()}
-    if labels is not None:
-        shapes["tokens"] = jax.ShapeDtypeStruct((count, labels.width(length)), jnp.int32)
-        shapes["num_tokens"] = jax.ShapeDtypeStruct((count,), jnp.int32)
-    return {form.name: jax.ShapeDtypeStruct((count, *form.shape(length)), form.dtype), **shapes}
-
-
-def make_optimizer(config: Any, form: Form, method: Any, key: jax.Array, micro: Any) -> tuple[Any, Any]:
-    """`step.make_optimizer`. Raises UserError when the method reads something else than the data are made of."""
+def join_processes(others: str) -> None:
+    """Joins the other processes of a run; `others` is "auto" or HOST:PORT,COUNT,NUMBER. Raises UserError."""
+    part = {} if others == "auto" else process_of(others)
     try:
-        return step.make_optimizer(config, method, key, micro)
-    except KeyError as error:
-        if error.args[0] not in ("wave", "codes", "features"):
-            raise
+        jax.distributed.initialize(**part, heartbeat_timeout_seconds=LOST)
+    except Exception as error:  # environments and networks fail with errors that have no common type
+        reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        if part:
+            raise UserError(f"--distributed={others}: the processes cannot join: {reason}") from None
         raise UserError(
-            f"method={config.method} reads {error.args[0]}, and data.name={config.data.name} gives {form.name}: choose "
-            "another --config or another data.name"
+            f"--distributed without a value needs a TPU pod, SLURM or Open MPI ({reason}): leave it out to train on "
+            "one machine, or give --distributed=HOST:PORT,COUNT,NUMBER"
         ) from None
 
 
-def training_batches(job: Job, first: int) -> Iterator[tuple[dict[str, np.ndarray], Info]]:
-    """This process' rows of the steps after `first`."""
-    data = job.config.data
-    units = sharding.local_units(job.mesh, job.data.train_plan.units, job.parts)
+def process_of(text: str) -> dict[str, Any]:
+    """The arguments of jax.distributed.initialize in HOST:PORT,COUNT,NUMBER. Raises UserError."""
+    match = re.fullmatch(r"([^\s,/]+:([0-9]{1,9})),([0-9]{1,9}),([0-9]{1,9})", text)
+    if not match:
+        raise UserError(f"--distributed={text}: needs HOST:PORT,COUNT,NUMBER, e.g. 10.0.0.1:1234,2,0")
+    address, (port, count, number) = match[1], map(int, match.groups()[1:])
+    if not 1 <= port <= 65535:
+        raise UserError(f"--distributed={text}: PORT must be from 1 to 65535")
+    if not number < count:
+        raise UserError(f"--distributed={text}: NUMBER must be below COUNT: processes count from 0")
+    if number == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
+        try:
+            socket.create_server(("", port)).close()  # where JAX cannot listen, it ends the process without a word
+        except OSError as error:
+            raise UserError(
+                f"--distributed={text}: process 0 cannot listen there ({os.strerror(error.errno or 0)})"
+            ) from None
+    return {"coordinator_address": address, "num_processes": count, "process_id": number}
+
+
+def local_batches(training: Training, *, held_out: bool, first: int = 0) -> Iterator[LocalBatch]:
+    """This process's rows of all held-out batches, or of the training batches of the steps after `first`."""
+    config, data = training.config.data, training.data
+    plan = data.eval_plan if held_out else data.train_plan
     return batches(
-        job.data.train,
-        job.data.train_plan,
+        data.eval if held_out else data.train,
+        plan,
         start=first,
-        stop=job.config.train.steps,
-        units=units,
-        normalize=data.normalize,
-        labels=job.data.train_labels,
-        loader=data.loader,
-        workers=data.workers,
+        stop=None if held_out else training.config.train.steps,
+        units=sharding.local_units(training.mesh, plan.units, 1 if held_out else training.parts),
+        normalize=config.normalize,
+        labels=data.eval_labels if held_out else data.train_labels,
+        loader=config.loader,
+        workers=config.workers,
     )
 
 
-def evaluation(job: Job, score: Any, state: Any) -> dict[str, float]:
-    """Metrics of the held-out rows. Draws depend on each row's number in the source, not on its batch."""
-    data, plan = job.config.data, job.data.eval_plan
-    key = jax.random.fold_in(jax.random.key(job.config.seed), EVAL_KEY)
-    units = sharding.local_units(job.mesh, plan.units, 1)
-    totals: Any = None
-    for batch, info in batches(
-        job.data.eval,
-        plan,
-        units=units,
-        normalize=data.normalize,
-        labels=job.data.eval_labels,
-        loader=data.loader,
-        workers=data.workers,
-    ):
+def evaluation(training: Training, state: State) -> dict[str, float]:
+    """Metrics of the held-out rows. Random draws depend on each row's number in the source, not on its batch."""
+    plan, totals = training.data.eval_plan, None
+    key = jax.random.fold_in(jax.random.key(training.config.seed), Stream.EVALUATION.number)
+    for batch, info in local_batches(training, held_out=True):
         batch["row"] = np.maximum(plan.step(info.step).rows[batch["row"]], 0).astype(np.int32)
-        means = score(state, sharding.put_batch(batch, job.mesh, 1), key)
+        means = training.score(state, sharding.put_batch(batch, training.mesh, 1), key)
         totals = means if totals is None else jax.tree.map(jnp.add, totals, means)
     return {} if totals is None else {name: float(mean.value()) for name, mean in totals.items()}
 
 
-def fingerprints(data: Data) -> dict[str, Any]:
-    """What `workdir.check_data` compares: a hash of ids and lengths, and what a person recognises."""
-    form, labels = data.train.form, data.train_labels
-    about = {} if form == WAVE else {"form": form._asdict()}
-    about |= {} if labels is None else {"labels": labels.digest(), "tokens": len(labels.alphabet)}
-    return about | {
-        f"{part}_{name}": value
-        for part, index in (("train", data.train.index), ("eval", data.eval.index))
-        for name, value in (
-            ("rows", len(index)),
-            ("hours", round(index.hours, 4)),
-            ("fingerprint", index.fingerprint()),
-        )
-    }
-
-
-def start_up(config: Any, path: pathlib.Path, mesh: Any, data: Data, params: Any, parts: int) -> dict[str, str]:
+def start_up(config: Config, path: pathlib.Path, mesh: Any, *, data: Data, params: Any, parts: int) -> dict[str, str]:
     """What a person wants to see before a long run, row by row."""
     d, plan, index = config.data, data.train_plan, data.train.index
     devices = jax.devices()
@@ -405,11 +306,12 @@ def start_up(config: Any, path: pathlib.Path, mesh: Any, data: Data, params: Any
     longest = max(length for _, length in plan.shapes)
     cropped = int((plan.num_samples > longest).sum())
     crops = f"{cropped:,} recordings longer than {longest / SAMPLE_RATE:g} s, at a random place each epoch"
-    skipped = f", {len(index.skipped):,} left out (see skipped.jsonl)" if index.skipped else ""
-    table = {
+    skipped = f", {len(index.skipped):,} left out (see {SKIPPED})" if index.skipped else ""
+    shown = {
         "method": f"{config.method}, {count:,} parameters, {config.train.dtype}",
         "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
         "memory pages": page_advice(),
+        "arithmetic": dtype_advice(config.train.dtype),
         "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         "data": f"{d.name}: {len(index):,} recordings, {index.hours:,.2f} h{skipped}",
         "held out": f"{len(data.eval.index):,} recordings, {data.eval.index.hours:,.2f} h",
@@ -422,8 +324,8 @@ def start_up(config: Any, path: pathlib.Path, mesh: Any, data: Data, params: Any
         "learning rate": f"{config.optim.peak:g} at its peak, {config.optim.schedule}; it belongs to this batch",
         "workdir": str(path),
     }
-    return {name: text for name, text in table.items() if text}
+    return {name: text for name, text in shown.items() if text}
 
 
 if __name__ == "__main__":
-    configs.run_command(main)
+    run_command(main)

@@ -39,3 +39,11 @@ def section():
         return types.SimpleNamespace(**{"min_seconds": 0.1, "workers": 2, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """The folder of a self-made corpus of 0.01 h, which no test changes."""
+    from w2v_jax.data.sources import synthetic
+
+    return synthetic.write_corpus(tmp_path_factory.mktemp("synthetic") / "corpus", 0.01, progress=False)

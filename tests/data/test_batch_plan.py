@@ -7,8 +7,9 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from w2v_jax.config import UserError, unit_rows
-from w2v_jax.data.plan import FILLER, eval_plan, train_plan
+from w2v_jax.core.cli import UserError
+from w2v_jax.core.units import unit_rows
+from w2v_jax.data.batch_plan import FILLER, eval_plan, train_plan
 
 RATE = 16000
 laws = hypothesis.settings(max_examples=25, deadline=None, derandomize=True)

@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from w2v_jax.config import UserError
+from w2v_jax.core.cli import UserError
 from w2v_jax.data.index import (
+    BELOW_MINIMUM,
     WAVE,
-    Index,
     Row,
     Skip,
+    TooFew,
     hash_ids,
     make_index,
     roots,
@@ -18,6 +19,7 @@ from w2v_jax.data.index import (
     split_heldout,
     subset,
     usable,
+    write_skipped,
 )
 
 
@@ -37,32 +39,6 @@ def test_index_lengths_are_at_16_khz_whatever_the_rate_of_the_file():
     assert index.num_samples.tolist() == [16000, 16000, 16000]
     np.testing.assert_array_equal(index.durations, [1.0, 1.0, 1.0])
     assert index.hours == pytest.approx(3 / 3600)
-
-
-def test_index_survives_saving_with_skipped_files_and_notes(tmp_path):
-    index = make_index(rows(["a", "ü", "line\nbreak", "a"]), [Skip("x.wav", "empty file")], ["a note"])
-    index.save(tmp_path / "index.jsonl")
-    loaded = Index.load(tmp_path / "index.jsonl")
-    assert loaded.fingerprint() == index.fingerprint()
-    assert (loaded.skipped, loaded.notes) == (index.skipped, index.notes)
-    for name in ("ids", "paths", "offsets", "frames", "rates", "num_samples", "speakers", "transcripts"):
-        np.testing.assert_array_equal(getattr(loaded, name), getattr(index, name))
-    assert [p.name for p in tmp_path.iterdir()] == ["index.jsonl"]
-
-
-def test_index_refuses_a_file_that_is_cut_short_edited_or_missing(tmp_path):
-    path = tmp_path / "index.jsonl"
-    make_index(rows("abc")).save(path)
-    whole = path.read_text()
-    for damaged in (whole[:-20], "".join(whole.splitlines(True)[:-1]), whole.replace("16000", "16001", 1), "{}", ""):
-        path.write_text(damaged)
-        with pytest.raises(UserError, match=r"index\.jsonl"):
-            Index.load(path)
-    with pytest.raises(UserError, match="cannot be read"):
-        Index.load(tmp_path / "absent.jsonl")
-    path.write_text(json.dumps({"index": 99}))
-    with pytest.raises(UserError, match="format 99"):
-        Index.load(path)
 
 
 def test_fingerprint_changes_with_order_lengths_and_ids():
@@ -119,15 +95,54 @@ def test_short_rows_are_moved_to_the_skipped_ones():
 def test_a_source_with_nothing_left_says_why():
     with pytest.raises(UserError, match=r"all 2 recordings of /audio are shorter.*longest 1\.00 s.*min_seconds=1\.00"):
         usable(make_index(rows("ab")), "/audio", 2.0)
-    with pytest.raises(UserError, match=r"no readable audio in /audio: skipped 1, 1 x empty file; first: d\.wav"):
-        usable(make_index([], [Skip("d.wav", "empty file")]), "/audio", 2.0)
     with pytest.raises(UserError, match="holds no audio files"):
         usable(make_index([]), "/audio", 2.0)
 
 
+DAMAGED = Skip("d.wav", "truncated: 2.00 of 3.00 s")
+NO_AUDIO = Skip("e.txt", "extension .txt is not an audio extension")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "skipped", "advice", "kinds"),
+    [
+        (None, [DAMAGED], "repair or replace the files", {"truncated"}),
+        (None, [NO_AUDIO], "holds no audio files (FLAC,", {NO_AUDIO.reason}),
+        (None, [NO_AUDIO, DAMAGED], "repair or replace the files", {NO_AUDIO.reason, "truncated"}),
+        (
+            1.996,
+            [DAMAGED],
+            "--config.data.min_seconds=1.99 (in prepare: --min-seconds 1.99)",
+            {BELOW_MINIMUM, "truncated"},
+        ),
+    ],
+)
+def test_where_nothing_is_left_all_reasons_are_told_and_the_advice_fits_them(seconds, skipped, advice, kinds):
+    index = make_index(rows("ab", seconds) if seconds else [], skipped)
+    with pytest.raises(TooFew) as raised:
+        usable(index, "/audio", 2.0)
+    said = str(raised.value)
+    assert advice in said and all(f" x {kind}" in said for kind in kinds)
+    assert {skip.kind for skip in raised.value.skipped} == kinds
+    for skip in raised.value.skipped:
+        assert skip.path in said and skip.reason.removeprefix(skip.kind) in said
+    if seconds:  # the advice, followed
+        assert len(usable(index, "/audio", float(advice.split("=")[1].split()[0]))) == 2
+
+
+def test_what_is_skipped_is_written_once_in_any_letters(tmp_path):
+    skips = [Skip("\u00e4\u0623.wav", "too short"), Skip("b\udcff.wav", "not audio: no header")]
+    write_skipped(tmp_path / "skipped.jsonl", [*skips, skips[0]])
+    text = (tmp_path / "skipped.jsonl").read_text(encoding="utf-8")
+    assert [json.loads(line) for line in text.splitlines()] == [skip._asdict() for skip in skips]
+    assert skips[0].path in text
+
+
 def test_report_counts_skipped_files_by_kind_with_their_paths():
     skipped = [Skip(f"{i}.wav", f"not audio: detail {i}") for i in range(5)] + [Skip("e.wav", "empty file")]
-    report = make_index([*rows("ab", 3.0), *rows("c", 12.0)], skipped, ["a note"]).report()
+    index = make_index([*rows("ab", 3.0), *rows("c", 12.0)], skipped)
+    index.notes.append("a note")
+    report = index.report()
     assert "3 recordings, 0.01 h; seconds: shortest 3.00, median 3.00, longest 12.00" in report
     assert "5 x not audio" in report
     assert "0.wav: detail 0" in report
@@ -161,3 +176,10 @@ def test_roots_must_be_named_and_exist(tmp_path):
         roots((tmp_path, "/nowhere/at/all"))
     with pytest.raises(UserError, match="data.eval_root"):
         roots((), "data.eval_root")
+    with pytest.raises(UserError, match=r"'/nowhere/a' does not exist \(one of 2 paths: a comma "):
+        roots(("/nowhere/a", "b"))
+
+
+def test_a_root_below_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert roots("~") == (tmp_path,)

@@ -8,12 +8,12 @@ import textwrap
 import numpy as np
 import pytest
 
-from w2v_jax.config import UserError
+from w2v_jax.core.cli import UserError
 from w2v_jax.data import open_source, pipeline
+from w2v_jax.data.batch_plan import eval_plan, train_plan
 from w2v_jax.data.index import WAVE, Form, ReadError, Row, make_index
-from w2v_jax.data.labels import Alphabet, Labels
 from w2v_jax.data.pipeline import batches
-from w2v_jax.data.plan import eval_plan, train_plan
+from w2v_jax.data.transcripts import Alphabet, Labels
 
 RATE = 16000
 ARGUMENTS = {"bucket_samples": [RATE, 2 * RATE], "units": 4, "unit_seconds": 2.0}
@@ -193,6 +193,20 @@ def test_faults_of_any_kind_and_nan_from_a_source_fail_only_their_row(loader):
     assert np.isfinite(batch["wave"]).all()
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_rows_in_which_nothing_can_be_heard_are_named_and_used(normalize):
+    class Quiet(Ramps):
+        def read(self, row, start, length):
+            wave = super().read(row, start, length)
+            noise = np.random.default_rng(row).standard_normal(len(wave)).astype(np.float32)
+            return {0: 0 * wave, 1: 0 * wave + 0.3, 2: 1e-5 * noise, 3: 3e-3 * noise}.get(row, wave)
+
+    source = Quiet([RATE // 2] * 8)
+    (batch, info), *_ = batches(source, plan_of(source), stop=1, normalize=normalize)
+    assert sorted(info.silent) == ["path-0", "path-1", "path-2"]
+    assert batch["weight"].all() and info.failed == []
+
+
 def test_a_disk_that_went_away_stops_the_run_with_a_message():
     source = Ramps([RATE] * 8, bad=range(8))
     with pytest.raises(UserError, match=r"recordings could not be read.*path-\d \(no row \d\)"):
@@ -241,7 +255,7 @@ def test_reading_ahead_is_bounded_and_stops_with_the_iterator():
     running = batches(source, plan_of(source), loader="threads", workers=2)
     next(running)
     running.close()
-    assert source.reads <= 8 * (pipeline.AHEAD + 1)
+    assert source.reads <= 8 * (pipeline.PREFETCH_STEPS + 1)
     after = source.reads
     assert list(running) == []
     assert source.reads == after

@@ -1,7 +1,7 @@
-"""What audio exists: one row per recording or segment, and a list of everything that was left out and why.
+"""What audio exists: one row per recording or segment, and a list of everything that was skipped, with the reason.
 
-An index is columns of equal length, so that ten million rows stay flat in memory. It holds no audio; a `Source`
-is an index together with a way to read it. Order and batching belong to `plan.py`.
+An index consists of columns of equal length, which keeps ten million rows compact in memory. It holds no audio. A
+`Source` is an index together with a way to read it. Order and batching belong to `batch_plan.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 import pathlib
 from collections import Counter, defaultdict
@@ -18,20 +19,62 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from w2v_jax.config import SAMPLE_RATE, UserError
+from w2v_jax.core.cli import UserError, expand_home
+from w2v_jax.core.display import short_repr
+from w2v_jax.core.files import write_whole
+from w2v_jax.core.units import SAMPLE_RATE
 
-FORMAT = 1
 CHUNK = 50_000
-TOO_SHORT = "shorter than data.min_seconds"
+SKIPPED = "skipped.jsonl"
+"""The file of a run or an extraction that `write_skipped` writes."""
+BELOW_MINIMUM = "shorter than data.min_seconds"
 _Text = np.dtypes.StringDType()
+_SHOWN = 3  # paths of each kind of skipped files in a report
 _HISTOGRAM = (0, 1, 2, 5, 10, 15, 20, 30, 60, 600, 3600)
 
 
 class Skip(NamedTuple):
-    """Something that was left out. `reason` is a kind, or "kind: detail"; reports count by kind."""
+    """Something that was left out. `reason` is a kind, or "kind: detail". Reports count by kind."""
 
     path: str
     reason: str
+
+    @property
+    def kind(self) -> str:
+        return self.reason.split(": ")[0]
+
+    @property
+    def is_recording(self) -> bool:
+        """False for files with other extensions and for folders and transcripts listed twice: nothing is lost."""
+        is_other_file = "is not an audio extension" in self.reason and "wrong extension" not in self.reason
+        is_repeated = self.kind in ("repeated transcript", "directory listed already")
+        return not (is_other_file or is_repeated or self.kind == "Mac resource file")
+
+
+class TooFew(UserError):
+    """Too few recordings are left, or none. `skipped` has all that was left out; the text ends with the kinds of it."""
+
+    def __init__(self, text: str, skipped: Sequence[Skip]):
+        super().__init__("\n".join([text, *skipped_by_kind(skipped)]))
+        self.skipped = skipped
+
+
+def skipped_by_kind(skipped: Sequence[Skip]) -> list[str]:
+    """Lines for people: each kind of reason, the most common first, with the first paths and details."""
+    kinds: dict[str, list[Skip]] = defaultdict(list)
+    for skip in skipped:
+        kinds[skip.kind].append(skip)
+    lines = [f"skipped {len(skipped):,}:"] if kinds else []
+    for kind, skips in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        lines.append(f"  {len(skips):,} x {kind}")
+        lines += [f"      {skip.path}{skip.reason.removeprefix(kind)}" for skip in skips[:_SHOWN]]
+    return lines
+
+
+def write_skipped(path: str | os.PathLike, skipped: Iterable[Skip]) -> None:
+    """Writes one JSON line, with path and reason, for each of `skipped`, and repeated ones once."""
+    lines = (json.dumps(skip._asdict(), ensure_ascii=False) for skip in dict.fromkeys(skipped))
+    write_whole(path, (line.encode("utf-8", "backslashreplace").decode() for line in lines))
 
 
 class Row(NamedTuple):
@@ -47,10 +90,10 @@ class Row(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What a source's rows are made of: the key in the batch, its type, and the 16 kHz samples of one element.
+    """The elements of a source's rows: their key in the batch, their dtype, and the 16 kHz samples that each spans.
 
-    made_by: which model (and vocabulary) made the elements, so that those of another one are not taken for them.
-    width: numbers in an element; 0 where an element is one number.
+    `made_by` identifies the model (and vocabulary) that made the elements, so that elements of another model are
+    noticed. `width` counts the numbers in an element; it is 0 where an element is a scalar.
     """
 
     name: str = "wave"
@@ -60,7 +103,7 @@ class Form(NamedTuple):
     width: int = 0
 
     def shape(self, length: int) -> tuple[int, ...]:
-        """The shape of `length` samples of a row."""
+        """The shape of a row's elements over `length` samples."""
         return (length // self.hop, self.width) if self.width else (length // self.hop,)
 
 
@@ -68,15 +111,15 @@ WAVE = Form()
 
 
 class ReadError(Exception):
-    """A row that cannot be read; the text is the reason. A run goes on without the row and reports it."""
+    """A row cannot be read. The text is the reason. A run goes on without the row and reports it."""
 
 
 class Source(Protocol):
-    """Random access to recordings. Each source file of this folder exports `make(data, root) -> Source`.
+    """Random access to recordings. Each file of `sources/` exports `make(data, root) -> Source`.
 
-    read(row, start, length) -> form.dtype [form.shape(at most length)]; for audio mono at 16 kHz. start and length are
-    16 kHz samples within the row whatever the form, rounded down to whole elements. Raises ReadError. Safe to call
-    from several threads.
+    `read(row, start, length)` returns form.dtype [form.shape(at most length)]; audio is mono at 16 kHz. `start` and
+    `length` count 16 kHz samples within the row whatever the form, and are rounded down to whole elements. It raises
+    ReadError. It is safe to call from several threads.
     """
 
     index: Index
@@ -87,7 +130,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Index:
-    """Columns of N rows: `offsets`, `frames` at each file's own rate, `num_samples` at 16 kHz (rounded down)."""
+    """Columns of N rows. `offsets` and `frames` are at each file's own rate, `num_samples` at 16 kHz (rounded down)."""
 
     ids: np.ndarray
     paths: np.ndarray
@@ -100,8 +143,18 @@ class Index:
     skipped: list[Skip]
     notes: list[str]
 
+    __repr__ = short_repr
+
     def __len__(self) -> int:
         return len(self.ids)
+
+    def in_brief(self) -> str:
+        return f"{len(self):,} recordings, {self.hours:.2f} h, {len(self.skipped):,} skipped"
+
+    @property
+    def lost(self) -> list[Skip]:
+        """The skips but for those by which nothing is lost."""
+        return [skip for skip in self.skipped if skip.is_recording]
 
     @property
     def durations(self) -> np.ndarray:
@@ -113,69 +166,26 @@ class Index:
         return float(self.num_samples.sum()) / SAMPLE_RATE / 3600
 
     def select(self, rows: np.ndarray) -> Index:
-        """The index of these rows (numbers or a boolean mask), in this order, with the same skipped list."""
+        """The index of these rows (numbers or a boolean mask), in this order, with the same list of skips."""
         columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
         return dataclasses.replace(self, **columns)
 
     def fingerprint(self) -> str:
-        """A hash of ids and lengths: equal for the same data in the same order, wherever it lies."""
+        """A hash of ids and lengths. It is equal for the same data in the same order, whatever its path."""
         digest = hashlib.sha256(np.ascontiguousarray(self.num_samples, "<i8").tobytes())
         for chunk in _chunks(self.ids):
             digest.update("\n".join(chunk).encode() + b"\n")
         return digest.hexdigest()[:16]
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes JSONL: a header, one line per row, one per skipped file. The file appears whole or not at all."""
-        partial = pathlib.Path(f"{os.fspath(path)}.partial")
-        header = {"index": FORMAT, "rows": len(self), "fingerprint": self.fingerprint(), "notes": self.notes}
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(header) + "\n")
-            for row in self._rows():
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            for skip in self.skipped:
-                file.write(json.dumps({"skipped": skip.path, "reason": skip.reason}) + "\n")
-        os.replace(partial, path)
-
-    def _rows(self) -> Iterator[Row]:
-        columns = (self.ids, self.paths, self.offsets, self.frames, self.rates, self.speakers, self.transcripts)
-        for chunk in zip(*(_chunks(column) for column in columns), strict=True):
-            yield from map(Row, *chunk)
-
-    @staticmethod
-    def load(path: str | os.PathLike) -> Index:
-        """The index that `save` wrote. Raises UserError when the file is missing, cut short or changed."""
-        where, skipped = os.fspath(path), []
-        try:
-            with open(path, encoding="utf-8") as file:
-                header = json.loads(next(file))
-                if header["index"] != FORMAT:
-                    raise UserError(f"{where}: index format {header['index']}, this version reads {FORMAT}")
-                index = make_index(_read_rows(file, skipped), skipped, header["notes"], unique=False)
-        except OSError as error:
-            raise UserError(f"{where}: the index cannot be read ({error.strerror})") from None
-        except (ValueError, KeyError, TypeError, StopIteration) as error:
-            raise UserError(f"{where}: not an index of w2v_jax ({error}); delete it to list the data again") from None
-        if len(index) != header["rows"] or index.fingerprint() != header["fingerprint"]:
-            raise UserError(f"{where}: the index is cut short or was edited; delete it to list the data again")
-        return index
-
-    def report(self, paths: int = 3) -> str:
-        """Lines for people: rows, hours, a histogram of durations, and what was skipped with the first paths."""
+    def report(self) -> str:
+        """A text for people: rows, hours, a histogram of durations, and what was skipped, with the first paths."""
         lines = [f"{len(self):,} recordings, {self.hours:.2f} h"]
         if len(self):
             low, middle, high = np.quantile(self.durations, (0, 0.5, 1))
             lines[0] += f"; seconds: shortest {low:.2f}, median {middle:.2f}, longest {high:.2f}"
             lines += self._histogram()
         lines += [f"note: {note}" for note in self.notes]
-        kinds: dict[str, list[Skip]] = defaultdict(list)
-        for skip in self.skipped:
-            kinds[skip.reason.split(": ")[0]].append(skip)
-        if kinds:
-            lines.append(f"skipped {len(self.skipped):,}:")
-        for kind, skips in sorted(kinds.items(), key=lambda item: -len(item[1])):
-            lines.append(f"  {len(skips):,} x {kind}")
-            lines += [f"      {skip.path}{skip.reason.removeprefix(kind)}" for skip in skips[:paths]]
-        return "\n".join(lines)
+        return "\n".join(lines + skipped_by_kind(self.skipped))
 
     def _histogram(self) -> list[str]:
         edges = (*_HISTOGRAM, np.inf)
@@ -191,12 +201,10 @@ class Index:
 _COLUMNS = ("ids", "paths", "offsets", "frames", "rates", "num_samples", "speakers", "transcripts")
 
 
-def make_index(
-    rows: Iterable[Row], skipped: Sequence[Skip] = (), notes: Sequence[str] = (), *, unique: bool = True
-) -> Index:
-    """The index of `rows` in their order.
+def make_index(rows: Iterable[Row], skipped: Sequence[Skip] = ()) -> Index:
+    """The index of `rows` in their order. `skipped` may grow while `rows` is iterated; the index takes all of it.
 
-    A repeated id keeps its row: the second becomes "id#2", the third "id#3", and a note counts them.
+    Rows with a repeated id stay: the second becomes "id#2", the third "id#3", and a note counts them.
     """
     parts: list[list[np.ndarray]] = [[] for _ in Row._fields]
     rows = iter(rows)
@@ -205,41 +213,43 @@ def make_index(
             part.append(np.array(values, _dtype(field)))
     columns = [np.concatenate(p) if p else np.zeros(0, _dtype(f)) for p, f in zip(parts, Row._fields, strict=True)]
     ids, paths, offsets, frames, rates, speakers, transcripts = columns
-    notes = list(notes)
-    if unique and (renamed := _make_unique(ids)):
-        notes.append(f"{renamed:,} repeated ids were made unique by a number, e.g. id#2")
+    renamed = _make_unique(ids)
+    notes = [f"{renamed:,} repeated ids were made unique by a number, e.g. id#2"] if renamed else []
     num_samples = frames * SAMPLE_RATE // np.maximum(rates, 1)
     return Index(ids, paths, offsets, frames, rates, num_samples, speakers, transcripts, list(skipped), notes)
 
 
 def usable(index: Index, where: str, min_seconds: float) -> Index:
-    """The index without rows shorter than `min_seconds`, which join the skipped ones. UserError if nothing is left."""
+    """Moves the rows shorter than `min_seconds` to the skips. Raises TooFew where no row remains.
+
+    `where` names the data in the message.
+    """
     short = (index.durations < min_seconds) | (index.num_samples < 1)
-    found = zip(index.paths[short], index.durations[short], strict=True)
-    skips = [Skip(path, f"{TOO_SHORT}: {seconds:.2f} s of {min_seconds:g} s") for path, seconds in found]
-    left = dataclasses.replace(index.select(~short) if short.any() else index, skipped=index.skipped + skips)
-    if len(left):
-        return left
+    short_rows = zip(index.paths[short], index.durations[short], strict=True)
+    skips = [Skip(path, f"{BELOW_MINIMUM}: {seconds:.2f} s of {min_seconds:g} s") for path, seconds in short_rows]
+    remaining = dataclasses.replace(index.select(~short) if short.any() else index, skipped=index.skipped + skips)
+    if len(remaining):
+        return remaining
     if len(index):
         longest = index.durations.max()
-        raise UserError(
+        lower = f"{math.floor(100 * longest) / 100:.2f}"
+        raise TooFew(
             f"data.root: all {len(index):,} recordings of {where} are shorter than data.min_seconds={min_seconds:g} "
-            f"(longest {longest:.2f} s); lower it with --config.data.min_seconds={longest:.2f} or choose other data"
+            f"(longest {longest:.2f} s); lower it with --config.data.min_seconds={lower} (in prepare: --min-seconds "
+            f"{lower}), or choose other data",
+            remaining.skipped,
         )
-    raise UserError(f"data.root: no readable audio in {where}{_why_nothing(index.skipped)}")
-
-
-def _why_nothing(skipped: Sequence[Skip]) -> str:
-    if not skipped:
-        return ": it holds no audio files (FLAC, WAV, OGG, MP3, Opus)"
-    kinds = Counter(skip.reason.split(": ")[0] for skip in skipped).most_common(3)
-    return f": skipped {len(skipped):,}, {'; '.join(f'{n:,} x {kind}' for kind, n in kinds)}; first: {skipped[0].path}"
+    why = "it holds no audio files (FLAC, WAV, OGG, MP3, Opus)"
+    if any(skip.is_recording for skip in index.skipped):
+        why = "repair or replace the files that are skipped, or choose other data"
+    raise TooFew(f"data.root: no readable audio in {where}: {why}", index.skipped)
 
 
 def split_heldout(index: Index, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """(train rows, held-out rows), chosen by a hash of each id: the same rows whatever the order, seed or machine.
+    """(train rows, held-out rows), chosen by a hash of each id: the same whatever the order, seed or machine.
 
-    About `share` of the rows, at least one on either side where there are two rows; none held out if share is 0.
+    About `share` of the rows are held out, none if `share` is 0. Otherwise both sides get at least one row, provided
+    that there are two.
     """
     if share <= 0 or len(index) < 2:
         return np.arange(len(index)), np.zeros(0, np.int64)
@@ -251,17 +261,17 @@ def split_heldout(index: Index, share: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def some_hours(index: Index, hours: float) -> np.ndarray:
-    """Rows that hold at most `hours` of audio (one row at least), chosen by a hash of each id.
+    """Rows with at most `hours` of audio in all, but at least one row, chosen by a hash of each id.
 
-    The rows of fewer hours are among those of more, whatever the order, seed or machine.
+    The rows for fewer hours are a subset of those for more, whatever the order, seed or machine.
     """
     order = np.argsort(hash_ids(np.array([f"{id} hours" for id in index.ids.tolist()], _Text)), kind="stable")
-    heard = np.cumsum(index.num_samples[order]) / SAMPLE_RATE / 3600
-    return np.sort(order[: max(1, int(np.searchsorted(heard, hours, side="right")))])
+    total = np.cumsum(index.num_samples[order]) / SAMPLE_RATE / 3600
+    return np.sort(order[: max(1, int(np.searchsorted(total, hours, side="right")))])
 
 
 def subset(source: Source, rows: np.ndarray) -> Source:
-    """The source that holds only these rows, numbered from 0."""
+    """The source of only these rows, numbered from 0."""
     return _Subset(source, np.asarray(rows, np.int64), source.index.select(rows), source.form)
 
 
@@ -272,25 +282,38 @@ class _Subset:
     index: Index
     form: Form
 
+    __repr__ = short_repr
+
     def read(self, row: int, start: int, length: int) -> np.ndarray:
         return self.source.read(int(self.rows[row]), start, length)
 
 
 def hash_ids(ids: np.ndarray) -> np.ndarray:
-    """uint64 [N], the same on every machine and in every version."""
+    """Hashes uint64 [N] of ids [N], the same on every machine and in every version."""
     hashes = (hashlib.blake2b(id.encode(), digest_size=8).digest() for chunk in _chunks(ids) for id in chunk)
     return np.fromiter((int.from_bytes(h, "little") for h in hashes), np.uint64, count=len(ids))
 
 
+def root_entries(root: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
+    """The entries of a `root`, which is one path or several, as text, with `~` expanded and without empty ones."""
+    entries = (root,) if isinstance(root, (str, os.PathLike)) else root
+    return [expand_home(entry) for entry in entries if os.fspath(entry)]
+
+
 def roots(root: str | os.PathLike | Sequence[str | os.PathLike], key: str = "data.root") -> tuple[pathlib.Path, ...]:
-    """The existing paths of a `root` entry. Raises UserError for none and for those that do not exist."""
-    given = (root,) if isinstance(root, (str, os.PathLike)) else tuple(root)
-    paths = tuple(pathlib.Path(p).expanduser() for p in given if os.fspath(p))
+    """The paths of a `root`, which is one path or several. Raises UserError where there is none or one is missing.
+
+    `key` is the config key that the message names.
+    """
+    paths = tuple(map(pathlib.Path, root_entries(root)))
     if not paths:
-        raise UserError(f"{key} is empty: say where the audio is, e.g. --config.{key}=/path/to/audio")
+        raise UserError(f"{key} is empty: set it to where the audio is, e.g. --config.{key}=/path/to/audio")
     for path in paths:
         if not path.exists():
-            raise UserError(f"{key}: {str(path)!r} does not exist; correct the path or mount the disk")
+            several = (
+                f" (one of {len(paths)} paths: a comma in --config.{key} separates them)" if len(paths) > 1 else ""
+            )
+            raise UserError(f"{key}: {str(path)!r} does not exist{several}; correct the path or mount the disk")
     return paths
 
 
@@ -303,28 +326,19 @@ def _chunks(column: np.ndarray) -> Iterator[list]:
 
 
 def _make_unique(ids: np.ndarray) -> int:
+    """Renames repeated ids in place; returns how many."""
     hashes = hash_ids(ids)
     order = np.argsort(hashes, kind="stable")
-    same = np.concatenate([[False], hashes[order][1:] == hashes[order][:-1]]) if len(ids) else np.zeros(0, bool)
-    repeated = np.sort(order[same])
+    repeated = np.sort(order[1:][hashes[order][1:] == hashes[order][:-1]])
     if not len(repeated):
         return 0
-    seen, taken = Counter(), set(ids.tolist())
+    last_number, used = Counter(), set(ids.tolist())
     for row in repeated:
-        name = ids[row]
-        number = seen[name] + 2
-        while f"{name}#{number}" in taken:
+        id = ids[row]
+        number = max(last_number[id], 1) + 1
+        while f"{id}#{number}" in used:
             number += 1
-        seen[name] = number - 1
-        ids[row] = f"{name}#{number}"
-        taken.add(ids[row])
+        last_number[id] = number
+        ids[row] = f"{id}#{number}"
+        used.add(ids[row])
     return len(repeated)
-
-
-def _read_rows(lines: Iterable[str], skipped: list[Skip]) -> Iterator[Row]:
-    for line in lines:
-        entry = json.loads(line)
-        if isinstance(entry, dict):
-            skipped.append(Skip(entry["skipped"], entry["reason"]))
-        else:
-            yield Row(*entry)

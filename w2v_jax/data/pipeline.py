@@ -1,7 +1,8 @@
-"""Executes a plan: reads the rows of each step in parallel and puts them into arrays, host by host.
+"""Executes a plan: each host reads its rows of every step in parallel and puts them into arrays.
 
-Two loaders run the same `_read_unit`: "tfdata" (tf.data, the fast one) and "threads" (NumPy and threads: the
-oracle of the first, and the loader on machines without TensorFlow). Both give the same bits in the same order.
+Two loaders run the same `_Reader.unit`. "tfdata" uses tf.data and is the faster one. "threads" uses NumPy and threads:
+it is the oracle of the first in tests, and the loader on machines without TensorFlow. Both return the same bits in the
+same order.
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from w2v_jax.config import UserError
+from w2v_jax.core.cli import UserError
+from w2v_jax.core.display import short_repr
+from w2v_jax.data.batch_plan import FILLER, Plan
 from w2v_jax.data.index import WAVE, ReadError, Source
-from w2v_jax.data.labels import Labels
-from w2v_jax.data.plan import FILLER, Plan
+from w2v_jax.data.io.audio import check_finite, is_silent
+from w2v_jax.data.io.tf_import import import_tensorflow
+from w2v_jax.data.transcripts import Labels
 
 LOADERS = ("tfdata", "threads")
-AHEAD = 2
+PREFETCH_STEPS = 2
 """Steps that are read ahead of the one in use."""
-GIVE_UP = 200
-"""Rows in sequence that may fail before the run is stopped: by then the disk is gone, not a file bad."""
+MAX_FAILURES = 200
+"""Consecutive rows that may fail before the run stops. So many failures mean a lost disk rather than bad files."""
 STATISTICS_CHUNK = 1 << 20
 EPSILON = 1e-5
 
 
 class Failed(NamedTuple):
-    """A row that could not be read: zeros with weight 0 stood in its place."""
+    """A row that could not be read. The batch has zeros with weight 0 in its place."""
 
     id: str
     path: str
@@ -41,9 +45,10 @@ class Failed(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What the batch of a step was made of: `length` of its rows, `ids` and `starts` of this host's rows, in order.
+    """Where the batch of a step comes from: the `length` of its rows, and `ids` and `starts` of this host's rows.
 
-    Lengths and starts are 16 kHz samples, whatever the rows are made of.
+    `length` and `starts` are in 16 kHz samples, whatever the elements of the rows are. `silent` has the paths of the
+    rows in which nothing can be heard.
     """
 
     step: int
@@ -52,6 +57,9 @@ class Info(NamedTuple):
     ids: list[str]
     starts: list[int]
     failed: list[Failed]
+    silent: list[str]
+
+    __repr__ = short_repr
 
 
 def batches(
@@ -66,17 +74,18 @@ def batches(
     loader: str = "tfdata",
     workers: int = 0,
 ) -> Generator[tuple[dict[str, np.ndarray], Info], None, None]:
-    """(batch, info) of the steps start .. stop (None: the plan's end, or endless).
+    """(batch, info) of the steps from `start` up to `stop` (None: the end of the plan, if it has one).
 
-    `units`: the units of the global batch that this host reads, in this order (None: all). batch: wave [n T]
-    float32 padded with zeros (or what else `source.form` says, [n *form.shape(T)]), num_samples [n] int32 at 16 kHz,
-    weight [n] float32, row [n] int32 (the row's number in the global batch); with `labels`, tokens [n U] and num_tokens
-    [n] int32, too. A row that cannot be read is zeros with num_samples 0 and weight 0, and is named in info.failed.
-    normalize: zero mean and unit variance over the whole recording, before the crop. workers 0: one per core.
-    Close the iterator (or exhaust it) to stop reading ahead. Raises UserError.
+    `units` are the units of the global batch that this host reads, in this order (None: all). A batch holds:
+    - wave [n T] float32, padded with zeros (for other forms of source: [n *form.shape(T)] under the form's name);
+    - num_samples [n] int32 at 16 kHz, weight [n] float32, and row [n] int32, the row's number in the global batch;
+    - with `labels`: tokens [n U] int32 and num_tokens [n] int32.
+    A row that cannot be read is zeros with num_samples 0 and weight 0, and `info.failed` names it. `normalize` gives
+    each recording zero mean and unit variance before it is cropped. `workers` are threads (0: one per core). Close the
+    iterator (or exhaust it) to stop reading ahead. Raises UserError.
     """
     if loader not in LOADERS:
-        raise UserError(f"data.loader={loader!r}: there are {' and '.join(LOADERS)}")
+        raise UserError(f"data.loader={loader!r} is not a loader; the loaders are {' and '.join(LOADERS)}")
     if normalize and source.form != WAVE:
         raise UserError(f"data.normalize is for audio; the data are {source.form.name}: --config.data.normalize=false")
     if loader == "tfdata":
@@ -86,30 +95,32 @@ def batches(
     reader = _Reader(normalized(source) if normalize else source, plan)
     run = _tfdata if loader == "tfdata" else _threads
     parts = run(reader, start, stop, units, workers or os.cpu_count() or 1)
-    running = _assemble(reader, parts, start, units, labels)
-    _running.add(running)
+    iterator = _assemble(reader, parts, start, units, labels)
+    _open_iterators.add(iterator)
     atexit.unregister(_close_all)
-    atexit.register(_close_all)  # again, so that it runs before what TensorFlow registered
-    return running
+    atexit.register(_close_all)  # registers anew, so that it runs before what TensorFlow registered
+    return iterator
 
 
-_running: weakref.WeakSet = weakref.WeakSet()
+_open_iterators: weakref.WeakSet = weakref.WeakSet()
 
 
 def _close_all() -> None:
-    """Ends the reading while Python still runs: later, TensorFlow's threads would wait for its lock for ever."""
-    for running in list(_running):
-        with contextlib.suppress(ValueError):  # in the middle of a step, in another thread
-            running.close()
+    """Stops reading while Python still runs. Later, TensorFlow's threads would wait for Python's lock for ever."""
+    for iterator in list(_open_iterators):
+        with contextlib.suppress(ValueError):  # another thread is in the middle of a step
+            iterator.close()
 
 
 def normalized(source: Source) -> Source:
-    """The source whose rows have zero mean and unit variance over their whole length, however little is read."""
+    """The source with each recording scaled to zero mean and unit variance, whichever part of it is read."""
     return _Normalized(source)
 
 
 class _Normalized:
-    """Measures a row when it is first read, and remembers mean and 1 / sqrt(variance + epsilon)."""
+    """Measures a row when it is first read, and remembers its mean and 1 / sqrt(variance + epsilon)."""
+
+    __repr__ = short_repr
 
     def __init__(self, source: Source):
         self.source, self.index, self.form = source, source.index, source.form
@@ -122,7 +133,7 @@ class _Normalized:
         return ((self.source.read(row, start, length) - mean) * scale).astype(np.float32)
 
     def _measure(self, row: int) -> tuple[float, float]:
-        """Streamed over the row, the variance divided by its length."""
+        """Streams over the row. The variance is the biased one."""
         count, total, squares = 0, 0.0, 0.0
         for start in range(0, int(self.index.num_samples[row]), STATISTICS_CHUNK):
             wave = self.source.read(row, start, STATISTICS_CHUNK).astype(np.float64)
@@ -132,39 +143,48 @@ class _Normalized:
 
 
 class _Reader:
-    """Reads units of a plan: the one function that both loaders run."""
+    """Reads units of a plan. Both loaders call `unit`."""
 
     def __init__(self, source: Source, plan: Plan):
         self.source, self.plan = source, plan
 
-    def unit(self, step: int, unit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """elements [R T / hop], num_samples [R], reasons [R] of one unit; a reason is empty where a row was read."""
+    def unit(self, step: int, unit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """elements [R *form.shape(T)], num_samples [R], reasons [R], silent [R] of one unit.
+
+        A row that was read has no reason. A silent one is audio in which nothing can be heard, as far as it was read.
+        """
         form = self.source.form
-        batch = self.plan.step(step)
-        count = len(batch.rows) // self.plan.units
-        chosen = slice(unit * count, (unit + 1) * count)
-        elements = np.zeros((count, *form.shape(batch.length)), form.dtype)
+        planned = self.plan.step(step)
+        count = len(planned.rows) // self.plan.units
+        members = slice(unit * count, (unit + 1) * count)
+        elements = np.zeros((count, *form.shape(planned.length)), form.dtype)
         num_samples = np.zeros(count, np.int32)
         reasons = np.zeros(count, object)
-        for i, (row, start) in enumerate(zip(batch.rows[chosen], batch.starts[chosen], strict=True)):
+        silent = np.zeros(count, bool)
+        for i, (row, start) in enumerate(zip(planned.rows[members], planned.starts[members], strict=True)):
             reasons[i] = b""
             if row == FILLER:
                 continue
             try:
-                read = self._row(int(row), int(start), batch.length)
-                elements[i, : len(read)] = read
-                num_samples[i] = len(read) * form.hop
-            except Exception as error:  # whatever a codec does, one row must not end the run
-                reasons[i] = _reason(error).encode()
-        return elements, num_samples, reasons
+                content = self._row(int(row), int(start), planned.length)
+                elements[i, : len(content)] = content
+                num_samples[i] = len(content) * form.hop
+                silent[i] = self._is_silent(content)
+            except Exception as error:  # whatever a codec raises, one row must not end the run
+                reason = str(error) if isinstance(error, ReadError) else f"{type(error).__name__}: {error}"
+                reasons[i] = reason.encode()
+        return elements, num_samples, reasons, silent
+
+    def _is_silent(self, content: np.ndarray) -> bool:
+        gain = EPSILON**-0.5 if isinstance(self.source, _Normalized) else 1.0  # the most that silence is amplified by
+        return self.source.form == WAVE and is_silent(content.min() / gain, content.max() / gain)
 
     def _row(self, row: int, start: int, length: int) -> np.ndarray:
-        wave = self.source.read(row, start, length)
-        if not len(wave):
+        content = self.source.read(row, start, length)
+        if not len(content):
             raise ReadError("no samples")
-        if not np.isfinite(wave).all():
-            raise ReadError("NaN or infinite samples")
-        return wave
+        check_finite(content)
+        return content
 
 
 def _threads(
@@ -172,15 +192,15 @@ def _threads(
 ) -> Generator[tuple, None, None]:
     steps = itertools.count(start) if stop is None else iter(range(start, stop))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
-    waiting: collections.deque = collections.deque()
+    pending: collections.deque = collections.deque()
     try:
         while True:
-            for step in itertools.islice(steps, AHEAD + 1 - len(waiting)):
-                waiting.append([pool.submit(reader.unit, step, unit) for unit in units])
-            if not waiting:
+            for step in itertools.islice(steps, PREFETCH_STEPS + 1 - len(pending)):
+                pending.append([pool.submit(reader.unit, step, unit) for unit in units])
+            if not pending:
                 return
-            parts = [part.result() for part in waiting.popleft()]
-            yield tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+            parts = [future.result() for future in pending.popleft()]
+            yield tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -191,69 +211,61 @@ def _tfdata(
     tf = _tensorflow()
     count = len(units)
     form = reader.source.form
-    kinds, rank = (tf.as_dtype(form.dtype), tf.int32, tf.string), 1 + len(form.shape(0))
+    dtypes = (tf.as_dtype(form.dtype), tf.int32, tf.string, tf.bool)
+    ranks = (1 + len(form.shape(0)), 1, 1, 1)
 
-    def read(place):
-        step, number = divmod(int(place), count)
-        return reader.unit(step, units[number])
+    def read(number):
+        step, unit = divmod(int(number), count)
+        return reader.unit(step, units[unit])
 
-    def load(place):
-        elements, num_samples, reasons = tf.numpy_function(read, [place], kinds, stateful=False)
-        elements.set_shape([None] * rank)
-        num_samples.set_shape([None])
-        reasons.set_shape([None])
-        return elements, num_samples, reasons
+    def load(number):
+        arrays = tf.numpy_function(read, [number], dtypes, stateful=False)
+        for array, rank in zip(arrays, ranks, strict=True):
+            array.set_shape([None] * rank)
+        return tuple(arrays)
 
     data = tf.data.Dataset.range(start * count, 2**62 if stop is None else stop * count)
     data = data.map(load, num_parallel_calls=workers, deterministic=True).batch(count, drop_remainder=True)
-    for elements, num_samples, reasons in data.prefetch(AHEAD).as_numpy_iterator():
-        yield elements.reshape(-1, *elements.shape[2:]), num_samples.reshape(-1), reasons.reshape(-1)
+    for elements, *columns in data.prefetch(PREFETCH_STEPS).as_numpy_iterator():
+        yield elements.reshape(-1, *elements.shape[2:]), *(column.reshape(-1) for column in columns)
 
 
 def _assemble(
     reader: _Reader, parts: Generator[tuple, None, None], start: int, units: tuple[int, ...], labels: Labels | None
 ) -> Generator[tuple[dict[str, np.ndarray], Info], None, None]:
-    index, plan, sequence = reader.source.index, reader.plan, 0
+    """Adds weights, labels and ids to the arrays of each step. Raises UserError where every row fails for long."""
+    index, plan, consecutive_failures = reader.source.index, reader.plan, 0
     with contextlib.closing(parts):
-        for step, (elements, num_samples, reasons) in enumerate(parts, start):
+        for step, (elements, num_samples, reasons, silent) in enumerate(parts, start):
             planned = plan.step(step)
             count = len(planned.rows) // plan.units
             row = np.concatenate([np.arange(unit * count, (unit + 1) * count, dtype=np.int32) for unit in units])
             rows = planned.rows[row]
-            faults = [(r, reason.decode()) for r, reason in zip(rows, reasons, strict=True) if reason]
-            failed = [Failed(str(index.ids[r]), str(index.paths[r]), reason) for r, reason in faults]
-            sequence = sequence + len(failed) if len(failed) == (rows != FILLER).sum() else 0
-            if sequence >= GIVE_UP:
+            failures = [(r, reason.decode()) for r, reason in zip(rows, reasons, strict=True) if reason]
+            failed = [Failed(str(index.ids[r]), str(index.paths[r]), reason) for r, reason in failures]
+            all_failed = len(failed) == (rows != FILLER).sum()
+            consecutive_failures = consecutive_failures + len(failed) if all_failed else 0
+            if consecutive_failures >= MAX_FAILURES:
                 raise UserError(
-                    f"data: the last {sequence} recordings could not be read, the newest {failed[-1].path} "
-                    f"({failed[-1].reason}); is the disk still there?"
+                    f"data: the last {consecutive_failures} recordings could not be read, the latest "
+                    f"{failed[-1].path} ({failed[-1].reason}); check that the disk is still mounted"
                 )
             weight = (num_samples > 0).astype(np.float32)
             batch = {reader.source.form.name: elements, "num_samples": num_samples, "weight": weight, "row": row}
             if labels is not None:
                 batch |= labels.padded(rows, planned.length)
             ids = [str(index.ids[r]) if r != FILLER else "" for r in rows]
-            yield batch, Info(step, planned.epoch, planned.length, ids, planned.starts[row].tolist(), failed)
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, ReadError) else f"{type(error).__name__}: {error}"
+            starts = planned.starts[row].tolist()
+            paths = [str(index.paths[r]) for r in rows[silent]]
+            yield batch, Info(step, planned.epoch, planned.length, ids, starts, failed, paths)
 
 
 def _tensorflow():
-    """TensorFlow, kept off the accelerators, which belong to JAX. Raises UserError if it is not installed."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or its notice stands at the head of every run
+    """Imports TensorFlow. Raises UserError if it is not installed."""
     try:
-        import tensorflow as tf
+        return import_tensorflow()
     except ImportError:
         raise UserError(
             "data.loader=tfdata needs TensorFlow, which is not installed: "
-            "pip install tensorflow-cpu, or read without it by --config.data.loader=threads"
+            "pip install tensorflow-cpu, or read without it with --config.data.loader=threads"
         ) from None
-    for kind in ("GPU", "TPU"):
-        try:
-            tf.config.set_visible_devices([], kind)
-        except RuntimeError:  # TensorFlow runs already, so this was done before
-            pass
-    return tf

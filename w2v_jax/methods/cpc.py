@@ -15,61 +15,36 @@ is their mean, which scales all gradients and so changes nothing under Adam.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from w2v_jax import losses, prediction
-from w2v_jax import noise as noises
-from w2v_jax.api import Batch, Mean, Method, PyTree
-from w2v_jax.config import UserError, unit_rows
-from w2v_jax.encoders import Encoded, causal_encoder
-from w2v_jax.frontend import valid_frames
+from w2v_jax.core.cli import UserError
+from w2v_jax.core.config import Config
+from w2v_jax.core.types import Batch, Mean, Method, PyTree
+from w2v_jax.core.units import unit_rows
+from w2v_jax.nn import future_prediction
+from w2v_jax.nn.encoders import causal_encoder
+from w2v_jax.ops import losses
+from w2v_jax.ops import random as noises
+from w2v_jax.ops.random import Stream
 
 NEGATIVES = ("same", "others", "both")
 SCALES = ("dot", "mean")
 
 
-class CPC(nn.Module):
-    """The model: params "encoder" and "predictor"."""
-
-    config: Any
-
-    def setup(self) -> None:
-        config, dtype = self.config, jnp.dtype(self.config.train.dtype)
-        width = config.encoder.conv_layers[-1][0]
-        self.encoder = causal_encoder(config.encoder, dtype)
-        self.predictor = prediction.FuturePredictor(config.loss.steps, width, dtype, use_bias=False)
-
-    def __call__(self, batch: Batch) -> tuple[Encoded, jax.Array]:
-        """The encoded batch and the predictions [B F S C], aligned to their target frames."""
-        encoded = self.encoder(batch["wave"], batch["num_samples"])
-        return encoded, self.predictor(encoded.context, prediction.first_offset(self.config))
-
-    def features(self, batch: Batch) -> dict[str, Any]:
-        """Local features, context and the output of every recurrent layer."""
-        encoded = self.encoder(batch["wave"], batch["num_samples"])
-        return {
-            "local": encoded.local,
-            "context": encoded.context,
-            "hidden": encoded.hidden,
-            "valid": valid_frames(encoded.num_frames, encoded.local.shape[1]),
-        }
-
-
 @jax.named_scope("draws")
-def draw(config: Any, batch: Batch, key: jax.Array) -> jax.Array:
+def draw(config: Config, batch: Batch, key: jax.Array) -> jax.Array:
     """Distractors [K J N] int32 of every frame, into the J frames of its block: a row ("same"), else a unit.
 
     Each row's depend on (key, its number, the lengths in its block) alone.
     """
     samples, where = batch["wave"].shape[1], config.loss.negatives_from
-    real = prediction.real_frames(config, batch)
+    real = future_prediction.real_frames(config, batch)
     if real.shape[1] < 2:
         raise UserError(f"rows of {samples} samples have {real.shape[1]} frames; raise data.bucket_seconds")
-    noise = noises.fold(noises.row_noise(key, batch["row"]), 1)
+    noise = noises.fold(noises.row_noise(key, batch["row"]), Stream.FUTURE_DISTRACTORS)
     if where == "same":
         return losses.draw_distractors(noise, real, config.loss.negatives)
     rows = unit_rows(config.data.unit_seconds, samples)
@@ -78,55 +53,55 @@ def draw(config: Any, batch: Batch, key: jax.Array) -> jax.Array:
             f"loss.negatives_from='others' needs two utterances per unit, but data.unit_seconds="
             f"{config.data.unit_seconds:g} holds one of {samples} samples; raise it, or use 'same' or 'both'"
         )
-    index = losses.draw_cross_distractors(noise, real, config.loss.negatives, rows, other_rows=where == "others")
+    index = losses.draw_cross_distractors(noise, real, config.loss.negatives, rows=rows, other_rows=where == "others")
     return index.reshape(-1, rows * real.shape[1], index.shape[-1])
 
 
 @jax.named_scope("loss")
 def objective(
-    config: Any, batch: Batch, local: jax.Array, predictions: jax.Array, distractors: jax.Array
+    config: Config, batch: Batch, local: jax.Array, predictions: jax.Array, distractors: jax.Array
 ) -> tuple[Mean, dict[str, Mean]]:
-    """The summed loss over its weight, the number of (frame, step) pairs that have a distractor; and the metrics.
+    """(the summed loss with its weight, the number of (frame, step) pairs that have a distractor; the metrics).
 
     local [B F C]; predictions [B F S C]; distractors from `draw`.
     """
     blocks, size, _ = distractors.shape
-    real = prediction.real_frames(config, batch)
+    real = future_prediction.real_frames(config, batch)
     counts = losses.distractor_counts(distractors, real.reshape(blocks, size))
     contrast = losses.future_info_nce(
         predictions.reshape(blocks, size, *predictions.shape[2:]),
         local.reshape(blocks, size, -1),
         counts,
-        1.0 if config.loss.scale == "dot" else 1.0 / local.shape[-1],
+        scale=1.0 if config.loss.scale == "dot" else 1.0 / local.shape[-1],
     )
     contrast = jax.tree.map(lambda x: x.reshape(predictions.shape[:3]), contrast)
     drawn = counts.any(axis=-1).reshape(real.shape)
-    return prediction.summary(contrast, prediction.real_pairs(config, batch) & drawn[..., None], batch["weight"])
+    return future_prediction.contrast_metrics(
+        contrast, future_prediction.real_pairs(config, batch) & drawn[..., None], batch["weight"]
+    )
 
 
-def levels(config: Any) -> dict[str, float]:
-    """What a useless model reaches: drawn into the curves and watched by the watchdog."""
-    entries = 1 + config.loss.negatives
-    return {"loss_chance": math.log(entries), "accuracy_chance": 1.0 / entries}
-
-
-def make(config: Any) -> Method:
-    """The three functions of CPC for a config."""
+def make(config: Config) -> Method:
+    """CPC for a config. Raises UserError for words that the loss does not know."""
     for key, known in (("negatives_from", NEGATIVES), ("scale", SCALES)):
         if config.loss[key] not in known:
             raise UserError(f"loss.{key} is {config.loss[key]!r}; it is one of {', '.join(known)}")
-    model = CPC(config)
+    model = future_prediction.FutureModel(config, use_bias=False)
+    encoder = causal_encoder(config, jnp.dtype(config.train.dtype))
+    entries = 1 + config.loss.negatives
 
     def init(key: jax.Array, batch: Batch) -> tuple[PyTree, PyTree]:
         return model.init(key, batch)["params"], {}
 
     def loss(params, extra, batch, key, step, *, train):
-        found: Any = model.apply({"params": params}, batch)
-        encoded, predictions = found
+        encoded, predictions = cast(Any, model.apply({"params": params}, batch))
         total, metrics = objective(config, batch, encoded.local, predictions, draw(config, batch, key))
         return total, (extra, metrics)
 
     def predict(params, extra, batch):
-        return model.apply({"params": params}, batch, method=CPC.features)
+        return model.apply({"params": params}, batch, method="features")
 
-    return Method(init, loss, predict)
+    def levels():
+        return {"loss_chance": math.log(entries), "accuracy_chance": 1.0 / entries}
+
+    return Method(init, loss, predict, levels, encoder.frames, encoder)

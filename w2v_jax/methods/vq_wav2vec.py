@@ -5,25 +5,25 @@ they are what the context of earlier frames must tell from distractors. `quantiz
 "kmeans" (section 3.2). What makes a codebook collapse, and its remedies, are named in configs/vq_wav2vec.py.
 
 Differs: as in `wav2vec.py`; and the diversity term, which the paper does not have (`loss.diversity_weight` 0), is
-normalised by the number of codes as in wav2vec 2.0, where the reference's wav2vec leaves it as it is. Perplexities
-pool over a unit of the batch (`data.unit_seconds`), the analogue of the reference's batch of one GPU.
+normalised by the number of codes as in wav2vec 2.0, where fairseq's wav2vec leaves it as it is. Perplexities
+pool over a unit of the batch (`data.unit_seconds`), the analogue of fairseq's batch of one GPU.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from w2v_jax import noise as noises
-from w2v_jax import prediction
-from w2v_jax.api import Batch, Mean, Method, PyTree
-from w2v_jax.config import UserError, num_units
-from w2v_jax.encoders import Encoded, causal_encoder
-from w2v_jax.frontend import num_frames, valid_frames
-from w2v_jax.quantizers import (
+from w2v_jax.core.cli import UserError
+from w2v_jax.core.config import Config
+from w2v_jax.core.types import Batch, Encoded, Mean, Method, PyTree
+from w2v_jax.core.units import num_units
+from w2v_jax.nn import future_prediction
+from w2v_jax.nn.encoders import causal_encoder
+from w2v_jax.nn.quantizers import (
     GumbelQuantizer,
     KMeansQuantizer,
     Quantized,
@@ -35,17 +35,20 @@ from w2v_jax.quantizers import (
     revive,
     temperature,
 )
+from w2v_jax.ops import random as noises
+from w2v_jax.ops.frames import num_frames, valid_frames
+from w2v_jax.ops.random import Stream
 
 
 class VQWav2Vec(nn.Module):
     """The model: params "encoder", "quantizer" and "predictor"."""
 
-    config: Any
+    config: Config
 
     def setup(self) -> None:
         config, dtype = self.config, jnp.dtype(self.config.train.dtype)
         q, channels = config.quantizer, config.encoder.conv_layers[-1][0]
-        self.encoder = causal_encoder(config.encoder, dtype)
+        self.encoder = causal_encoder(config, dtype)
         if q.kind == "gumbel":
             inputs = channels if q.depth == 2 else 0
             self.quantizer = GumbelQuantizer(
@@ -53,7 +56,7 @@ class VQWav2Vec(nn.Module):
             )
         else:
             self.quantizer = KMeansQuantizer(q.groups, q.codes, channels, dtype, q.shared)
-        self.predictor = prediction.FuturePredictor(config.loss.steps, channels, dtype)
+        self.predictor = future_prediction.FuturePredictor(config.loss.steps, channels, dtype)
 
     def encode(self, batch: Batch, tau: Any = 1.0, gumbel=None, moved=None) -> tuple[Encoded, Quantized]:
         """The encoded batch and its codes; gumbel [B F G V] noise, moved [G V E] what `revive` adds to the codes."""
@@ -70,30 +73,24 @@ class VQWav2Vec(nn.Module):
     def __call__(self, batch: Batch, tau: Any = 1.0, gumbel=None, moved=None) -> tuple[Encoded, Quantized, jax.Array]:
         """As `encode`, and the predictions [B F S C], aligned to their target frames."""
         encoded, quantized = self.encode(batch, tau, gumbel, moved)
-        return encoded, quantized, self.predictor(encoded.context, prediction.first_offset(self.config))
+        return encoded, quantized, self.predictor(encoded.context, future_prediction.first_offset(self.config))
 
     def features(self, batch: Batch, moved=None) -> dict[str, Any]:
         """Local features, context, the output of every context layer, and the codes of every frame."""
         encoded, quantized = self.encode(batch, moved=moved)
-        return {
-            "local": encoded.local,
-            "context": encoded.context,
-            "hidden": encoded.hidden,
-            "valid": valid_frames(encoded.num_frames, encoded.local.shape[1]),
-            "codes": quantized.codes,
-        }
+        return encoded.record() | {"codes": quantized.codes}
 
 
 @jax.named_scope("loss")
 def objective(
-    config: Any, batch: Batch, quantized: Quantized, predictions: jax.Array, distractors: jax.Array
+    config: Config, batch: Batch, quantized: Quantized, predictions: jax.Array, distractors: jax.Array
 ) -> tuple[Mean, dict[str, Mean]]:
-    """The prediction loss with the quantizer's own term, per predicted (frame, step) pair; and the metrics."""
-    total, metrics = prediction.objective(config, batch, quantized.vectors, predictions, distractors)
-    valid = prediction.real_frames(config, batch)
+    """(the prediction loss and the quantizer's own term, per predicted (frame, step) pair; the metrics)."""
+    total, metrics = future_prediction.objective(config, batch, quantized.vectors, predictions, distractors)
+    valid = future_prediction.real_frames(config, batch)
     units = num_units(config.data.unit_seconds, *batch["wave"].shape)
-    pairs = prediction.real_pairs(config, batch).sum(axis=(1, 2))  # [B]
-    codes_used = code_perplexity(quantized.codes, valid, units, config.quantizer.codes)
+    pairs = future_prediction.real_pairs(config, batch).sum(axis=(1, 2))  # [B]
+    codes_used = code_perplexity(quantized.codes, valid, units, size=config.quantizer.codes)
     alive = valid.reshape(units, -1).any(axis=1).astype(jnp.float32)
     if config.quantizer.kind == "kmeans":
         term = (pairs * commitment(quantized, valid, config.loss.commitment_gamma)).sum()
@@ -109,9 +106,9 @@ def objective(
     return Mean(total.total + factor * term, total.weight), metrics
 
 
-def make(config: Any) -> Method:
-    """The three functions of vq-wav2vec for a config."""
-    q, model = config.quantizer, VQWav2Vec(config)
+def make(config: Config) -> Method:
+    """vq-wav2vec for a config. Its context reads codes, so that no other model can stand on the encoder alone."""
+    q, model, encoder = config.quantizer, VQWav2Vec(config), causal_encoder(config, jnp.dtype(config.train.dtype))
     if q.kind not in ("gumbel", "kmeans"):
         raise UserError(f"quantizer.kind is {q.kind!r}; it is 'gumbel' or 'kmeans'")
     if q.depth not in (1, 2):
@@ -127,17 +124,25 @@ def make(config: Any) -> Method:
         noise, gumbel = noises.row_noise(key, batch["row"]), None
         if train and q.kind == "gumbel":
             frames = num_frames(batch["wave"].shape[1], config.encoder.conv_layers)
-            gumbel = noises.gumbel(noises.fold(noise, 3), frames, q.groups, q.codes)
+            gumbel = noises.gumbel(noises.fold(noise, Stream.FUTURE_GUMBEL), frames, q.groups, q.codes)
         tau = temperature(step, *q.temperature) if q.kind == "gumbel" else jnp.float32(1.0)
-        found: Any = model.apply({"params": params}, batch, tau, gumbel, extra.get("moved"))
-        _, quantized, predictions = found
-        distractors = prediction.draw(config, batch, key)
+        outputs = model.apply({"params": params}, batch, tau, gumbel, extra.get("moved"))
+        _, quantized, predictions = cast(Any, outputs)
+        distractors = future_prediction.draw(config, batch, key)
         total, metrics = objective(config, batch, quantized, predictions, distractors)
         if revives and train:
-            valid = prediction.real_frames(config, batch)
+            valid = future_prediction.real_frames(config, batch)
             codebook = jax.lax.stop_gradient(params["quantizer"]["codebook"])
-            law = dict(threshold=q.restart, iterations=q.init_iterations)
-            extra = revive(extra, quantized, codebook, valid, noises.fold(noise, 4), step, **law)
+            extra = revive(
+                extra,
+                quantized,
+                codebook,
+                valid=valid,
+                noise=noises.fold(noise, Stream.REVIVED_CODES),
+                step=step,
+                threshold=q.restart,
+                iterations=q.init_iterations,
+            )
         if q.kind == "gumbel":
             metrics["temperature"] = Mean(tau, jnp.float32(1.0))
         return total, (extra, metrics)
@@ -145,11 +150,8 @@ def make(config: Any) -> Method:
     def predict(params, extra, batch):
         return model.apply({"params": params}, batch, extra.get("moved"), method=VQWav2Vec.features)
 
-    return Method(init, loss, predict)
+    def levels():
+        limits = {"perplexity_floor": float(q.groups), "perplexity_max": float(q.groups * q.codes)}
+        return future_prediction.levels(config) | limits
 
-
-def levels(config: Any) -> dict[str, float]:
-    """What a useless model reaches: drawn into the curves and watched by the watchdog."""
-    q = config.quantizer
-    floor, most = float(q.groups), float(q.groups * q.codes)
-    return prediction.levels(config) | {"perplexity_floor": floor, "perplexity_max": most}
+    return Method(init, loss, predict, levels, encoder.frames, encoder, reusable=False)

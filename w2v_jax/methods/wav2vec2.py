@@ -5,8 +5,8 @@ must pick the quantized features of that frame among distractors from other mask
 masked frames go through the quantizer, the projections and the loss.
 
 Differs: code statistics of the diversity term pool over a unit of the batch (`data.unit_seconds`), the analogue of
-the reference's batch of one GPU, whatever the number of devices. The feature penalty of each row averages over its
-valid frames when `encoder.padding_aware`; the reference counts padding. Masking: see `masking.py`.
+fairseq's batch of one GPU, whatever the number of devices. The feature penalty of each row averages over its
+valid frames when `encoder.padding_aware`; fairseq counts padding. Masking: see `masking.py`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from w2v_jax import losses, masking
-from w2v_jax import noise as noises
-from w2v_jax.api import Batch, Mean, Method, PyTree
-from w2v_jax.config import UserError, num_units, unit_rows
-from w2v_jax.encoders import Encoded, wav2vec2_encoder
-from w2v_jax.frontend import linear, num_frames, valid_frames
-from w2v_jax.quantizers import GumbelQuantizer, Quantized, code_perplexity, prob_perplexity, temperature
+from w2v_jax.core.cli import UserError
+from w2v_jax.core.config import Config
+from w2v_jax.core.display import short_repr
+from w2v_jax.core.types import Batch, Encoded, Mean, Method, PyTree
+from w2v_jax.core.units import num_units, unit_rows
+from w2v_jax.nn.encoders import wav2vec2_encoder
+from w2v_jax.nn.layers import linear
+from w2v_jax.nn.quantizers import GumbelQuantizer, Quantized, code_perplexity, prob_perplexity, temperature
+from w2v_jax.ops import losses, masking
+from w2v_jax.ops import random as noises
+from w2v_jax.ops.frames import num_frames, valid_frames
+from w2v_jax.ops.random import Stream
 
 
 class Draws(NamedTuple):
-    """Everything random in one pass but dropout, so that tests can put the reference's own draws in.
+    """Everything random in one pass but dropout, so that tests can put fairseq's own draws in.
 
     masked [B F] bool; slots [B M] int32 and used [B M] bool, the masked frames in order; gumbel [B M G V] or
     None; distractors [units J N] int32 into the J slots of a block (a row, or a unit with cross-utterance
@@ -42,6 +47,8 @@ class Draws(NamedTuple):
     distractors: jax.Array
     codebook: jax.Array | None
 
+    __repr__ = short_repr
+
 
 class Prediction(NamedTuple):
     """context [B M P] and targets [B M P] of the masked slots, their codes, and codebook distractors [B M X P]."""
@@ -52,6 +59,8 @@ class Prediction(NamedTuple):
     quantized: Quantized
     codebook: jax.Array | None
 
+    __repr__ = short_repr
+
 
 class Wav2Vec2(nn.Module):
     """The model: params "encoder", "quantizer", "target_proj" (project_q), "context_proj" (final_proj).
@@ -59,12 +68,12 @@ class Wav2Vec2(nn.Module):
     With `quantizer.groups` 0 it is the encoder alone, which gives features and has no loss.
     """
 
-    config: Any
+    config: Config
 
     def setup(self) -> None:
         config, dtype = self.config, jnp.dtype(self.config.train.dtype)
         q, width = config.quantizer, config.loss.proj
-        self.encoder = wav2vec2_encoder(config.encoder, dtype)
+        self.encoder = wav2vec2_encoder(config, dtype)
         if not q.groups:
             return
         self.quantizer = GumbelQuantizer(q.groups, q.codes, q.dim, dtype)
@@ -73,10 +82,12 @@ class Wav2Vec2(nn.Module):
 
     def __call__(self, batch: Batch, draws: Draws, tau: jax.Array, noise=None, layer_key=None) -> Prediction:
         """noise [B] words and layer_key switch dropouts and LayerDrop on; tau is the Gumbel temperature."""
-        encoded = self.encoder(batch["wave"], batch["num_samples"], draws.masked, noise, layer_key)
+        encoded = self.encoder(
+            batch["wave"], batch["num_samples"], masked=draws.masked, noise=noise, layer_key=layer_key
+        )
         local = jnp.take_along_axis(encoded.local, draws.slots[..., None], axis=1)  # [B M C]
         context = jnp.take_along_axis(encoded.context, draws.slots[..., None], axis=1)  # [B M D]
-        stream = None if noise is None else noises.fold(noise, 1 << 18)
+        stream = noises.fold(noise, Stream.NETWORK_OUTPUT)
         local = noises.dropout(local, self.config.quantizer.input_dropout, stream)
         quantized = self.quantizer(local, tau, draws.gumbel)
         targets, codebook = self.target_proj(quantized.vectors), None
@@ -87,56 +98,53 @@ class Wav2Vec2(nn.Module):
     def features(self, batch: Batch) -> dict[str, Any]:
         """Local features, context, all hidden states and codes of every frame, without masking or noise."""
         encoded = self.encoder(batch["wave"], batch["num_samples"], collect=True)
-        found = {
-            "local": encoded.local,
-            "context": encoded.context,
-            "hidden": encoded.hidden,
-            "valid": valid_frames(encoded.num_frames, encoded.local.shape[1]),
-        }
-        if self.config.quantizer.groups:
-            found["codes"] = self.quantizer(encoded.local, jnp.float32(1.0), None).codes
-        return found
+        if not self.config.quantizer.groups:
+            return encoded.record()
+        return encoded.record() | {"codes": self.quantizer(encoded.local, jnp.float32(1.0), None).codes}
 
 
 @jax.named_scope("draws")
-def draw(config: Any, batch: Batch, key: jax.Array, *, train: bool) -> Draws:
-    """The draws of one pass; each row's depend on (key, its number, its length) alone."""
+def draw(config: Config, batch: Batch, key: jax.Array, *, train: bool) -> Draws:
+    """The random draws of one pass. Those of a row depend on nothing but (key, its number, its length)."""
     m, q, contrast = config.masking, config.quantizer, config.loss
     noise = noises.row_noise(key, batch["row"])
     total = num_frames(batch["wave"].shape[1], config.encoder.conv_layers)
     if total < 2:
         raise UserError(f"rows of {batch['wave'].shape[1]} samples have {total} frames; raise data.bucket_seconds")
     frames = num_frames(batch["num_samples"], config.encoder.conv_layers)
-    law = dict(prob=m.prob, length=m.length, min_spans=m.min_spans)
-    masked = masking.span_mask(noises.fold(noise, 1), frames, total, **law)
-    slots, used = masking.masked_slots(masked, masking.num_slots(total, **law))
+    masked = masking.span_mask(
+        noises.fold(noise, Stream.HIDDEN_SPANS), frames, total, prob=m.prob, length=m.length, min_spans=m.min_spans
+    )
+    num_slots = masking.num_slots(total, prob=m.prob, length=m.length, min_spans=m.min_spans)
+    slots, used = masking.masked_slots(masked, num_slots)
     used &= (batch["weight"] > 0)[:, None]
     size = used.shape[1]
-    gumbel = noises.gumbel(noises.fold(noise, 2), size, q.groups, q.codes) if train else None
-    distractors = losses.draw_distractors(noises.fold(noise, 3), used, contrast.negatives)
+    gumbel = noises.gumbel(noises.fold(noise, Stream.GUMBEL), size, q.groups, q.codes) if train else None
+    distractors = losses.draw_distractors(noises.fold(noise, Stream.DISTRACTORS), used, contrast.negatives)
     if contrast.cross_negatives:
         rows = unit_rows(config.data.unit_seconds, batch["wave"].shape[1])
-        own_row = jnp.arange(len(used)).reshape(-1, 1, 1) % rows
-        cross = losses.draw_cross_distractors(noises.fold(noise, 4), used, contrast.cross_negatives, rows)
-        distractors = jnp.concatenate([distractors + own_row * size, cross], axis=-1)
-        distractors = distractors.reshape(-1, rows * size, distractors.shape[-1])
+        words = noises.fold(noise, Stream.CROSS_DISTRACTORS)
+        cross = losses.draw_cross_distractors(words, used, contrast.cross_negatives, rows=rows)
+        distractors = losses.join_distractors(distractors, cross, rows)
     codebook = None
     if contrast.codebook_negatives:
-        choice = noises.uniform(noises.fold(noise, 5), size, contrast.codebook_negatives, q.groups)
+        choice = noises.uniform(
+            noises.fold(noise, Stream.CODEBOOK_DISTRACTORS), size, contrast.codebook_negatives, q.groups
+        )
         codebook = jnp.minimum((choice * q.codes).astype(jnp.int32), q.codes - 1)
     return Draws(masked, slots, used, gumbel, distractors, codebook)
 
 
 @jax.named_scope("loss")
-def objective(config: Any, batch: Batch, draws: Draws, prediction: Prediction) -> tuple[Mean, dict[str, Mean]]:
-    """The summed loss and its weight, the number of masked frames; and the metrics."""
+def objective(config: Config, batch: Batch, draws: Draws, prediction: Prediction) -> tuple[Mean, dict[str, Mean]]:
+    """(the summed loss with its weight, the number of masked frames; the metrics)."""
     units = num_units(config.data.unit_seconds, *batch["wave"].shape)
     used = draws.used.astype(jnp.float32)
     count = used.sum()
     blocks = draws.distractors.shape[0]
     contrast = _contrast(config, draws, prediction, blocks)
     per_row, per_unit = used.sum(axis=1), used.reshape(units, -1).sum(axis=1)
-    codes_used = code_perplexity(prediction.quantized.codes, draws.used, units, config.quantizer.codes)
+    codes_used = code_perplexity(prediction.quantized.codes, draws.used, units, size=config.quantizer.codes)
     codes_likely = prob_perplexity(prediction.quantized.logits, draws.used, units)
     entries = config.quantizer.groups * config.quantizer.codes
     terms = {
@@ -158,7 +166,7 @@ def objective(config: Any, batch: Batch, draws: Draws, prediction: Prediction) -
     return Mean(total, count), metrics
 
 
-def _contrast(config: Any, draws: Draws, prediction: Prediction, blocks: int) -> losses.Contrast:
+def _contrast(config: Config, draws: Draws, prediction: Prediction, blocks: int) -> losses.Contrast:
     """Contrastive terms [blocks J] of all slots; a block is what distractors are drawn from."""
 
     def block(x: jax.Array) -> jax.Array:
@@ -172,13 +180,13 @@ def _contrast(config: Any, draws: Draws, prediction: Prediction, blocks: int) ->
         block(prediction.context),
         block(prediction.targets),
         block(prediction.quantized.chosen),
-        losses.distractor_counts(draws.distractors, used),
+        counts=losses.distractor_counts(draws.distractors, used),
         temperature=config.loss.temperature,
         extra=extra,
     )
 
 
-def _mean_square(config: Any, encoded: Encoded) -> jax.Array:
+def _mean_square(config: Config, encoded: Encoded) -> jax.Array:
     """Mean square [B] of the raw features of each row."""
     square = jnp.square(encoded.features.astype(jnp.float32)).mean(axis=-1)
     if not config.encoder.padding_aware:
@@ -187,20 +195,9 @@ def _mean_square(config: Any, encoded: Encoded) -> jax.Array:
     return jnp.where(valid, square, 0.0).sum(axis=1) / jnp.maximum(encoded.num_frames, 1)
 
 
-def levels(config: Any) -> dict[str, float]:
-    """What a useless model reaches: drawn into the curves and watched by the watchdog."""
-    entries = config.loss.negatives + config.loss.cross_negatives + config.loss.codebook_negatives + 1
-    return {
-        "loss_chance": math.log(entries),
-        "accuracy_chance": 1.0 / entries,
-        "perplexity_floor": float(config.quantizer.groups),
-        "perplexity_max": float(config.quantizer.groups * config.quantizer.codes),
-    }
-
-
-def make(config: Any) -> Method:
-    """The three functions of wav2vec 2.0 for a config."""
-    model = Wav2Vec2(config)
+def make(config: Config) -> Method:
+    """wav2vec 2.0 for a config."""
+    model, encoder = Wav2Vec2(config), wav2vec2_encoder(config, jnp.dtype(config.train.dtype))
     start, end, decay = config.quantizer.temperature
 
     def init(key: jax.Array, batch: Batch) -> tuple[PyTree, PyTree]:
@@ -214,8 +211,8 @@ def make(config: Any) -> Method:
             raise UserError("quantizer.groups=0 is an encoder alone, which has no loss; start from it with init.run")
         draws = draw(config, batch, key, train=train)
         tau = temperature(step, start, end, decay)
-        noise = noises.fold(noises.row_noise(key, batch["row"]), 6) if train else None
-        layer_key = jax.random.fold_in(key, 7) if train else None
+        noise = noises.fold(noises.row_noise(key, batch["row"]), Stream.CONTEXT_NETWORK) if train else None
+        layer_key = jax.random.fold_in(key, Stream.LAYER_DROP.number) if train else None
         prediction: Any = model.apply({"params": params}, batch, draws, tau, noise, layer_key)
         total, metrics = objective(config, batch, draws, prediction)
         return total, (extra, metrics | {"temperature": Mean(tau, jnp.float32(1.0))})
@@ -223,4 +220,13 @@ def make(config: Any) -> Method:
     def predict(params, extra, batch):
         return model.apply({"params": params}, batch, method=Wav2Vec2.features)
 
-    return Method(init, loss, predict)
+    def levels():
+        entries = config.loss.negatives + config.loss.cross_negatives + config.loss.codebook_negatives + 1
+        return {
+            "loss_chance": math.log(entries),
+            "accuracy_chance": 1.0 / entries,
+            "perplexity_floor": float(config.quantizer.groups),
+            "perplexity_max": float(config.quantizer.groups * config.quantizer.codes),
+        }
+
+    return Method(init, loss, predict, levels, encoder.frames, encoder)

@@ -1,0 +1,98 @@
+"""Attention: against NumPy, its formulations against each other, what it holds in memory, its errors."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from w2v_jax.core.cli import UserError
+from w2v_jax.ops import random as noises
+from w2v_jax.ops.attention import attention
+
+B, F, H = 2, 12, 2
+LENGTHS = jnp.asarray([F, 7])
+
+
+@pytest.fixture(scope="module")
+def heads():
+    return [jax.random.normal(jax.random.key(i), (B, F, H, 4)) for i in range(3)]
+
+
+def test_attention_is_that_of_numpy(heads):
+    ours = attention(*heads, LENGTHS, implementation="xla")
+    q, k, v = (np.asarray(a, np.float64) for a in heads)
+    for b, h in np.ndindex(B, H):
+        n = int(LENGTHS[b])
+        logits = q[b, :, h] @ k[b, :n, h].T / 2.0
+        probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        np.testing.assert_allclose(ours[b, :, h], probs @ v[b, :n, h], atol=1e-5)
+
+
+def test_attention_without_any_valid_key_is_finite(heads):
+    def total(*heads):
+        return attention(*heads, jnp.asarray([0, F])).sum()
+
+    value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*heads)
+    assert np.isfinite(value)
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+@pytest.mark.parametrize("block", [1, 2 * F * F, 2**21])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_attention_in_blocks_equals_the_whole_with_its_gradients(heads, dropout, block, monkeypatch):
+    monkeypatch.setattr("w2v_jax.ops.attention.BLOCK", block)
+    noise, lengths = noises.row_noise(jax.random.key(0), jnp.arange(B)), LENGTHS.at[0].set(0)
+    target = jax.random.normal(jax.random.key(9), heads[0].shape)
+
+    def found(implementation):
+        call = lambda *x: attention(*x, lengths, dropout=dropout, noise=noise, implementation=implementation)
+        out, back = jax.vjp(jax.jit(call), *heads)
+        return out, *back(target)
+
+    for blocks, whole in zip(found("blocks"), found("xla"), strict=True):
+        np.testing.assert_allclose(blocks, whole, atol=2e-6)
+
+
+def test_attention_in_blocks_holds_no_matrix_of_all_scores():
+    heads = jax.ShapeDtypeStruct((4, 1024, 8, 16), jnp.float32)
+    whole = 4 * 8 * 1024 * 1024 * 4
+
+    def bytes_of(implementation):
+        total = lambda *x: attention(*x, jnp.full(4, 1024), implementation=implementation).sum()
+        program = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(heads, heads, heads).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert bytes_of("blocks") < 0.5 * whole < whole < bytes_of("xla")
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="another platform has another best formulation")
+def test_attention_auto_on_cpu_is_blocks_on_one_device_and_xla_on_a_mesh(heads):
+    half = [a.astype(jnp.bfloat16) for a in heads]
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    given = functools.partial(attention, *half, LENGTHS)
+    np.testing.assert_array_equal(given(), given(implementation="blocks"))
+    with jax.set_mesh(mesh):
+        np.testing.assert_array_equal(given(), given(implementation="xla"))
+
+
+def test_attention_errors_name_the_setting(heads):
+    half = [a.astype(jnp.bfloat16) for a in heads]
+    noise = noises.row_noise(jax.random.key(0), jnp.arange(B))
+    with pytest.raises(UserError, match="encoder.attention is 'flash'"):
+        attention(*heads, LENGTHS, implementation="flash")
+    with pytest.raises(UserError, match="train.dtype='bfloat16' and encoder.attention_dropout=0"):
+        attention(*heads, LENGTHS, implementation="cudnn")
+    with pytest.raises(UserError, match="train.dtype='bfloat16' and encoder.attention_dropout=0"):
+        attention(*half, LENGTHS, dropout=0.1, noise=noise, implementation="cudnn")
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="a GPU has cuDNN")
+def test_cudnn_attention_on_cpu_is_a_clear_error(heads):
+    half = [a.astype(jnp.bfloat16) for a in heads]
+    with pytest.raises(UserError, match="encoder.attention='cudnn' needs an NVIDIA GPU"):
+        attention(*half, LENGTHS, implementation="cudnn")

@@ -1,0 +1,126 @@
+"""The recordings of a run: those that are scored, its alphabet, what is written down of them."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from commands import ROOT
+
+from w2v_jax import train
+from w2v_jax.core import config as configs
+from w2v_jax.core.cli import UserError
+from w2v_jax.data.index import WAVE, Form
+from w2v_jax.data.transcripts import Alphabet, Labels
+from w2v_jax.training.dataset import Data, form_of, micro_batch, open_data
+
+
+def acoustic(corpus, **changes):
+    """The tiny recogniser on a corpus; `section__key=value` changes it."""
+    overrides = {"data.root": str(corpus), "data.loader": "threads"}
+    overrides |= {key.replace("__", "."): str(value) for key, value in changes.items()}
+    return configs.load(f"{ROOT / 'configs' / 'acoustic_logmel.py'}:tiny", list(overrides.items()))
+
+
+def test_no_recordings_to_score_are_named_with_the_key(tiny_corpus, tmp_path):
+    with pytest.raises(UserError, match=r"data.eval_share=0 gives no recordings"):
+        train.run(acoustic(tiny_corpus, data__eval_share=0.0), tmp_path / "run")
+    corpus = pathlib.Path(shutil.copytree(tiny_corpus / "dev", tmp_path / "dev"))
+    for file in corpus.rglob("*.trans.txt"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"data.eval_root: none of the \d+ recordings has a transcript"):
+        train.run(acoustic(tiny_corpus, data__name="folder", data__eval_root=corpus), tmp_path / "other")
+
+
+def test_recordings_without_an_alphabet_are_all_listed(tiny_corpus, tmp_path):
+    """Those without a transcript, and the file of transcripts that cannot be read, with the line."""
+    corpus = pathlib.Path(shutil.copytree(tiny_corpus / "train", tmp_path / "train"))
+    first, *others = sorted(corpus.rglob("*.trans.txt"))
+    first.write_bytes(b"\xe9t\xe9 hiver\n")
+    for file in others:
+        file.unlink()
+    with pytest.raises(UserError, match=r"(?s)nothing to learn.*x no transcript.*trans\.txt:1.*all of it is in"):
+        train.run(acoustic(corpus, data__name="folder"), tmp_path / "run")
+    skipped = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    listed = {skip["path"].split(" ")[0] for skip in skipped if skip["reason"] == "no transcript"}
+    assert first.exists() and str(first) in {skip["path"] for skip in skipped}
+    assert 0 < len(listed) <= len(set(map(str, corpus.rglob("*.flac"))))
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "damaged"])
+def test_mistakes_of_the_recordings_to_score_are_blamed_on_their_key(tiny_corpus, tmp_path, kind):
+    folder = tmp_path / "scored"
+    if kind != "missing":
+        folder.mkdir()
+    if kind == "damaged":
+        (folder / "a.wav").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"^data\.eval_root: .*scored") as error:
+        open_data(acoustic(tiny_corpus, data__name="folder", data__eval_root=folder), 8, 8, path=tmp_path)
+    assert "data.root" not in str(error.value)
+
+
+def test_an_alphabet_that_is_given_is_told_as_one_that_is_made(tiny_corpus, tmp_path, capsys):
+    config = acoustic(tiny_corpus)
+    open_data(config, 8, 8, path=tmp_path)
+    made = capsys.readouterr().out
+    (tmp_path / "alphabet.json").rename(tmp_path / "given.json")
+    open_data(acoustic(tiny_corpus, data__alphabet=tmp_path / "given.json"), 8, 8, path=tmp_path)
+    assert capsys.readouterr().out == made and "most frequent" in made
+    (tmp_path / "alphabet.json").unlink()
+    with pytest.raises(UserError, match=r"data.casing is 'upper', and 'keep' in the file"):
+        open_data(
+            acoustic(tiny_corpus, data__alphabet=tmp_path / "given.json", data__casing="upper"), 8, 8, path=tmp_path
+        )
+
+
+def test_an_alphabet_of_a_start_that_failed_gives_way_to_a_corrected_one(tiny_corpus, tmp_path):
+    open_data(acoustic(tiny_corpus), 8, 8, path=tmp_path)
+    made = json.loads((tmp_path / "alphabet.json").read_text())
+    given = tmp_path / "given.json"
+    given.write_text(json.dumps(made | {"tokens": [*made["tokens"], "ß"]}))
+    data = open_data(acoustic(tiny_corpus, data__alphabet=given), 8, 8, path=tmp_path)
+    assert data.train_labels.alphabet.tokens[-1] == "ß", "the workdir has no checkpoint that the old one belongs to"
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    data = open_data(acoustic(tiny_corpus), 8, 8, path=tmp_path)
+    assert data.train_labels.alphabet.tokens[-1] == "ß", "now it has"
+
+
+def data_of(form=WAVE, labels=None) -> Data:
+    """Data of a form, without rows and plans."""
+    source = SimpleNamespace(form=form)
+    return Data(source, None, source, None, labels, labels)
+
+
+def shapes_of(batch) -> dict[str, tuple]:
+    return {name: (leaf.shape, np.dtype(leaf.dtype).name) for name, leaf in batch.items()}
+
+
+def test_a_micro_batch_is_its_part_of_the_rows():
+    per_row = dict(num_samples=((4,), "int32"), weight=((4,), "float32"), row=((4,), "int32"))
+    found = micro_batch(data_of(), 12, 32_000, parts=3)
+    assert shapes_of(found) == per_row | dict(wave=((4, 32_000), "float32"))
+
+
+def test_a_micro_batch_has_the_form_of_the_data_and_room_for_its_labels():
+    form = Form("features", "float32", hop=320, width=24)
+    labels = Labels([], 15.0, Alphabet(("<blank>", "|", "a"), "letters"))
+    found = shapes_of(micro_batch(data_of(form, labels), 12, 32_000, parts=6))
+    assert found["features"] == ((2, 100, 24), "float32")
+    assert (found["tokens"], found["num_tokens"]) == (((2, 30), "int32"), ((2,), "int32"))
+
+
+def test_a_run_says_what_its_data_were_made_of(tmp_path):
+    """Audio, where it says nothing: runs on audio write no form."""
+    assert form_of(tmp_path) == WAVE
+    (tmp_path / "data.json").write_text(json.dumps({"train_rows": 3}))
+    assert form_of(tmp_path) == WAVE
+    form = Form("codes", "int32", hop=160, made_by="a model")
+    (tmp_path / "data.json").write_text(json.dumps({"form": form._asdict()}))
+    assert form_of(tmp_path) == form
+    (tmp_path / "data.json").write_text('{"form": ')
+    with pytest.raises(UserError, match="data.json is not readable"):
+        form_of(tmp_path)

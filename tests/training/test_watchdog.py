@@ -1,0 +1,182 @@
+"""The watchdog: every way to die is named once with a way out, and a healthy run never alarms."""
+
+import math
+import types
+
+import numpy as np
+import pytest
+
+from w2v_jax.training.watchdog import Settings, Watchdog, check, settings_for
+
+LEVELS = {"loss_chance": math.log(101), "accuracy_chance": 1 / 101, "perplexity_floor": 2.0, "perplexity_max": 640.0}
+SETTINGS = Settings(patience=10, grace_steps=1000, batch_hours=0.05, peak=5e-4)
+CHANCE = LEVELS["loss_chance"]
+
+
+def healthy(steps=400, every=100, seed=0):
+    """A run as published ones look: near chance at first, perplexity dips to about 30 and then grows."""
+    rng = np.random.default_rng(seed)
+    for i in range(1, steps + 1):
+        step, t = i * every, i / steps
+        drop = max(0.0, 1 - math.exp(-(step - 1500) / 8000)) if step > 1500 else 0.0
+        yield {
+            "step": step,
+            "split": "train",
+            "loss": CHANCE + 0.2 * math.exp(-step / 500) - 2.2 * drop + rng.normal(0, 0.03),
+            "accuracy": max(1e-3, 0.0099 + 0.5 * drop + rng.normal(0, 0.003)),
+            "code_perplexity": 30 + 20 * math.exp(-step / 300) + 200 * t + rng.normal(0, 2),
+            "prob_perplexity": 30 + 100 * math.exp(-step / 300) + 300 * t + rng.normal(0, 2),
+            "grad_norm": math.exp(rng.normal(0, 0.4)),
+            "skipped_updates": 0.0,
+        }
+
+
+def names(rows, levels=LEVELS, settings=SETTINGS):
+    dog = Watchdog(levels, settings)
+    return [finding.name for row in rows for finding in dog.see(row)]
+
+
+def dying(start, **values):
+    """A healthy run that from row `start` on shows these values (numbers, or functions of the row's index)."""
+    rows = []
+    for i, row in enumerate(healthy(120)):
+        if i >= start:
+            row |= {name: value(i) if callable(value) else value for name, value in values.items()}
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_healthy_run_never_alarms(seed):
+    assert names(healthy(seed=seed)) == []
+
+
+def test_a_healthy_demo_never_alarms():
+    """A short run logged every 10 steps: at chance for the first 150 steps, then it learns."""
+    settings = Settings(grace_steps=100)
+    rows = [row | {"step": 10 * (i + 1)} for i, row in enumerate(healthy(80))]
+    assert names(rows, settings=settings) == []
+
+
+DEATHS = {
+    "collapsed to a constant": {"loss": CHANCE, "accuracy": lambda i: float(i % 2)},
+    "codebook collapsed": {
+        "code_perplexity": 2.0,
+        "prob_perplexity": 2.01,
+        "loss": 0.001,
+        "accuracy": 1.0,
+        "grad_norm": 1e-19,
+    },
+    "accuracy stuck": {"accuracy": lambda i: float(i % 3 == 0)},
+    "no gradient": {"grad_norm": 1e-19},
+    "loss at chance": {"loss": lambda i: CHANCE + 0.02 * math.sin(i)},
+    "not finite": {"loss": lambda i: None if i == 60 else 3.0},
+}
+
+
+@pytest.mark.parametrize("name", DEATHS)
+def test_each_death_is_named_once(name):
+    assert names(dying(40, **DEATHS[name])) == [name]
+
+
+@pytest.mark.parametrize("name", [name for name in DEATHS if name not in ("not finite", "loss at chance")])
+def test_a_collapse_is_named_within_twelve_logged_steps(name):
+    assert names(dying(40, **DEATHS[name])[:52]) == [name]
+
+
+@pytest.mark.parametrize("name", DEATHS)
+def test_every_message_says_the_cause_and_the_next_thing_to_try(name):
+    dog = Watchdog(LEVELS, SETTINGS)
+    (finding,) = [finding for row in dying(40, **DEATHS[name]) for finding in dog.see(row)]
+    assert "Likely cause" in finding.message and "Next: " in finding.message
+    assert "optim.peak=0.0005" in finding.message and "0.05 h of audio per update" in finding.message
+    assert finding.dead == (name != "not finite")
+
+
+def test_a_constant_loss_is_named_even_before_the_grace_ends():
+    assert names(dying(0, loss=CHANCE)[:10]) == ["collapsed to a constant"]
+
+
+def test_loss_near_chance_is_normal_until_the_grace_ends():
+    rows = dying(0, loss=lambda i: CHANCE + 0.01 * (-1) ** i)
+    assert names(rows[:29]) == []
+    assert names(rows[:30]) == ["loss at chance"]
+
+
+def test_all_wrong_in_a_small_batch_is_normal_early_only():
+    rows = dying(0, accuracy=0.0)
+    assert names(rows[:10]) == []
+    assert names(rows) == ["accuracy stuck"]
+
+
+def test_an_early_dip_of_perplexity_is_normal_but_staying_there_is_not():
+    dip = {"prob_perplexity": 15.0, "code_perplexity": 12.0}
+    assert names(dying(0, **dip)[:50]) == []
+    dog = Watchdog(LEVELS, SETTINGS)
+    (finding,) = [finding for row in dying(0, **dip) for finding in dog.see(row)]
+    assert finding.name == "few codes in use" and not finding.dead
+
+
+def test_a_finding_is_told_again_only_after_it_cleared():
+    norm = lambda i: 0.0 if 40 <= i < 55 or 56 <= i < 70 or i >= 105 else 1.0
+    assert names(dying(0, grad_norm=norm)) == ["no gradient", "no gradient"]
+
+
+def test_skipped_updates_are_told_once_and_never_ending_ones_are_death():
+    assert names(dying(40, skipped_updates=3.0)) == ["not finite"]
+    assert names(dying(40, skipped_updates=lambda i: float(i - 38))) == ["not finite", "not finite, again and again"]
+    assert names(dying(40, grad_norm=math.inf)) == ["not finite", "not finite, again and again"]
+
+
+def test_a_resumed_run_does_not_repeat_old_skips_or_old_findings():
+    rows = dying(40, skipped_updates=3.0, **DEATHS["no gradient"])
+    resumed = Watchdog(LEVELS, SETTINGS, history=rows[:80])
+    assert [finding for row in rows[80:] for finding in resumed.see(row)] == []
+    fresh = Watchdog(LEVELS, SETTINGS)
+    assert fresh.see(dict(rows[80], grad_norm=1.0)) == [], "the counter did not rise since"
+
+
+def test_evaluations_do_not_count():
+    rows = [dict(row, split="eval", loss=CHANCE, grad_norm=None) for row in healthy(50)]
+    assert names(rows) == [] and check(rows, LEVELS, SETTINGS) == []
+
+
+def test_without_levels_and_metrics_nothing_is_claimed():
+    assert check([], LEVELS, SETTINGS) == []
+    assert names([{"step": s} for s in range(1, 50)]) == []
+    assert names(dying(40, loss=CHANCE, code_perplexity=2.0), levels={}) == []
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps", "grace"), [(32_000, 400_000, 3000), (5, 20, 100), (500, 600, 500), (5, 1500, 500)]
+)
+def test_grace_is_the_warm_up_or_a_third_of_the_run_within_bounds(warmup, steps, grace):
+    optim, data = types.SimpleNamespace(warmup=warmup, peak=1e-3), types.SimpleNamespace(batch_hours=1.5)
+    train = types.SimpleNamespace(steps=steps)
+    found = settings_for(types.SimpleNamespace(optim=optim, data=data, train=train))
+    assert (found.grace_steps, found.batch_hours, found.peak) == (grace, 1.5, 1e-3)
+
+
+def over_codes(gain, steps=120, every=100):
+    """A run over codes whose loss ends `gain` nats below that of a model that counts."""
+    for i in range(1, steps + 1):
+        unigram = 6.0 + 3.0 * math.exp(-i / 5)
+        yield {"step": i * every, "split": "train", "loss": unigram - gain * min(1, i / 60), "unigram_loss": unigram}
+
+
+def test_a_model_over_codes_that_only_counts_is_named_and_one_that_learns_is_not():
+    levels = {"loss_chance": math.log(13_500), "accuracy_chance": 1 / 13_500}
+    found = check(list(over_codes(0.05)), levels, SETTINGS)
+    assert [(finding.name, finding.dead) for finding in found] == [("no better than counting", False)]
+    assert "unigram entropy of the codes (6.0" in found[0].message
+    assert check(list(over_codes(1.0)), levels, SETTINGS) == []
+    assert names(over_codes(0.05, steps=40), levels) == [], "early on it is normal"
+
+
+def test_a_recogniser_that_stays_silent_is_named_and_one_that_begins_to_speak_is_not():
+    silent = [{"step": i * 100, "split": "train", "loss": 2.9, "blank_share": 1.0} for i in range(1, 121)]
+    found = check(silent, {"error_silent": 1.0}, SETTINGS)
+    assert [(finding.name, finding.dead) for finding in found] == [("says nothing", False)]
+    speaking = [row | {"blank_share": 0.95} for row in silent[-3:]]
+    assert check([*silent, *speaking], {"error_silent": 1.0}, SETTINGS) == []
+    assert check(silent[:40], {"error_silent": 1.0}, SETTINGS) == [], "early on it is normal"

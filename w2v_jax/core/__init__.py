@@ -1,0 +1,1 @@
+"""What every other room may use: types, configs, the command line, units, files. Imports nothing of the package."""

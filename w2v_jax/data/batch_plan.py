@@ -1,0 +1,247 @@
+"""Decides which recordings, and which crop of each, make up the batch of every step.
+
+Pure NumPy, no audio, no state. A plan is a function of (lengths, seed, step). A run therefore resumes at any step, on
+any number of hosts, with exactly the rows that the uninterrupted run would have read. A plan knows units
+(`units.unit_rows`), not devices.
+
+Each length bucket is an endless stream of its own permutations: every recording occurs once per bucket epoch. A seeded
+cycle assigns the steps to the buckets in proportion to the batches that they hold. All randomness comes from raw
+Philox words and an integer hash, whose values no NumPy version changes.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from w2v_jax.core.cli import UserError
+from w2v_jax.core.display import short_repr
+from w2v_jax.core.units import SAMPLE_RATE, unit_rows
+
+FILLER = -1
+"""The row number that fills up an incomplete batch."""
+_MAX_CYCLE = 1 << 20
+_SCHEDULE, _ORDER, _CROP, _CHOICE = range(4)  # separate streams of one seed
+
+
+class Step(NamedTuple):
+    """One global batch: rows [n] int64 (FILLER where there is none), starts [n] int64 in 16 kHz samples.
+
+    Every row is `length` samples long.
+    """
+
+    rows: np.ndarray
+    starts: np.ndarray
+    length: int
+    epoch: float
+
+    __repr__ = short_repr
+
+
+class Bucket(NamedTuple):
+    """The rows that are padded or cropped to `length` samples; `batch` rows make one step."""
+
+    rows: np.ndarray
+    length: int
+    batch: int
+
+    __repr__ = short_repr
+
+
+class Plan:
+    """What both plans have in common: `units`, `shapes`, `padding_share`, `steps_per_epoch` and `steps`.
+
+    `shapes` are the (rows, T) of each bucket in use. `steps` is None where the plan is endless.
+    """
+
+    steps: int | None = None
+
+    __repr__ = short_repr
+
+    def __init__(self, num_samples: np.ndarray, buckets: Sequence[Bucket], units: int):
+        self.num_samples = num_samples
+        self.buckets = tuple(buckets)
+        self.units = units
+        self.shapes = tuple((b.batch, b.length) for b in buckets)
+        filled = sum(np.minimum(num_samples[b.rows], b.length).sum() for b in buckets)
+        padded = sum(len(b.rows) * b.length for b in buckets)
+        self.padding_share = float(1 - filled / padded) if padded else 0.0
+
+    def step(self, step: int) -> Step:
+        raise NotImplementedError
+
+
+class TrainPlan(Plan):
+    """An endless plan; `train_plan` makes it."""
+
+    def __init__(self, num_samples: np.ndarray, buckets: Sequence[Bucket], units: int, seed: int):
+        super().__init__(num_samples, buckets, units)
+        self.seed = seed
+        self.steps_per_epoch = sum(len(b.rows) / b.batch for b in buckets)
+        self._schedule, self._visits, self._steps_in_cycle = _schedule([len(b.rows) / b.batch for b in buckets], seed)
+        self._lock = threading.Lock()
+        self._cached_permutation = functools.lru_cache(maxsize=2 * len(buckets))(self._permutation)
+        self._cached_step = functools.lru_cache(maxsize=8)(self._make_step)
+
+    def step(self, step: int) -> Step:
+        """The batch of `step` (from 0). Every step costs about the same. Safe to call from several threads."""
+        with self._lock:
+            return self._cached_step(int(step))
+
+    def _make_step(self, step: int) -> Step:
+        cycle, position = divmod(step, len(self._schedule))
+        number = int(self._schedule[position])
+        bucket = self.buckets[number]
+        first = (cycle * int(self._steps_in_cycle[number]) + int(self._visits[position])) * bucket.batch
+        epochs, positions = np.divmod(np.arange(first, first + bucket.batch), len(bucket.rows))
+        rows = np.empty(bucket.batch, np.int64)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            rows[epochs == epoch] = self._cached_permutation(number, epoch)[positions[epochs == epoch]]
+        starts = _crops(self.num_samples[rows] - bucket.length, rows, epochs, self.seed)
+        return Step(rows, starts, bucket.length, step / self.steps_per_epoch)
+
+    def _permutation(self, number: int, epoch: int) -> np.ndarray:
+        rows = self.buckets[number].rows
+        keys = _random_words(len(rows), self.seed, _ORDER, self.buckets[number].length, epoch)
+        return rows[np.argsort(keys, kind="stable")]
+
+
+class EvalPlan(Plan):
+    """A finite plan: its `steps` batches hold every chosen row once. `eval_plan` makes it."""
+
+    def __init__(self, num_samples: np.ndarray, buckets: Sequence[Bucket], units: int):
+        super().__init__(num_samples, buckets, units)
+        self._batches = [(b, i) for b in buckets for i in range(0, len(b.rows), b.batch)]
+        self.steps = len(self._batches)
+        self.steps_per_epoch = float(self.steps)
+
+    def step(self, step: int) -> Step:
+        """The batch of `step`, from 0 to steps - 1. FILLER fills up the last batch of a bucket."""
+        bucket, first = self._batches[step]
+        rows = np.full(bucket.batch, FILLER, np.int64)
+        chosen = bucket.rows[first : first + bucket.batch]
+        rows[: len(chosen)] = chosen
+        starts = np.zeros(bucket.batch, np.int64)
+        starts[: len(chosen)] = np.maximum(self.num_samples[chosen] - bucket.length, 0) // 2
+        return Step(rows, starts, bucket.length, step / self.steps_per_epoch)
+
+
+def train_plan(
+    num_samples: np.ndarray, *, seed: int, bucket_samples: Sequence[int], units: int, unit_seconds: float
+) -> TrainPlan:
+    """The endless plan over recordings of `num_samples` [N] samples (16 kHz), with `units` units in every batch.
+
+    A recording goes to the smallest bucket that holds it. One longer than every bucket is cropped to the longest
+    bucket, at an offset that is drawn anew each epoch. A bucket with fewer rows than a batch joins the next longer one.
+    If the longest is still too small, its rows are cropped into the next shorter one. Raises UserError where the
+    recordings do not fill one batch.
+    """
+    num_samples = np.asarray(num_samples, np.int64)
+    buckets = _merge_up(_assign(num_samples, np.arange(len(num_samples)), bucket_samples, units, unit_seconds))
+    while len(buckets) > 1 and len(buckets[-1].rows) < buckets[-1].batch:
+        last = buckets.pop()
+        buckets[-1] = buckets[-1]._replace(rows=np.sort(np.concatenate([buckets[-1].rows, last.rows])))
+    if not buckets or len(buckets[0].rows) < buckets[0].batch:
+        raise UserError(_too_few_message(num_samples, buckets, units, unit_seconds))
+    return TrainPlan(num_samples, buckets, units, seed)
+
+
+def eval_plan(
+    num_samples: np.ndarray, *, bucket_samples: Sequence[int], units: int, unit_seconds: float, max_hours: float
+) -> EvalPlan:
+    """The finite plan that reads each row once. It is the same in every run.
+
+    It holds at most `max_hours` of audio (0: all). It takes the middle of rows longer than the longest bucket. Small
+    buckets join the next longer one.
+    """
+    num_samples = np.asarray(num_samples, np.int64)
+    chosen = np.arange(len(num_samples))
+    if max_hours > 0:
+        order = np.argsort(_random_words(len(num_samples), 0, _CHOICE), kind="stable")
+        total = np.cumsum(np.minimum(num_samples[order], max(bucket_samples)))
+        count = np.searchsorted(total, max_hours * 3600 * SAMPLE_RATE, side="right")
+        chosen = np.sort(order[: max(count, 1)])
+    buckets = _merge_up(_assign(num_samples, chosen, bucket_samples, units, unit_seconds))
+    return EvalPlan(num_samples, buckets, units)
+
+
+def _assign(
+    num_samples: np.ndarray, chosen: np.ndarray, bucket_samples: Sequence[int], units: int, unit_seconds: float
+) -> list[Bucket]:
+    """The buckets that the chosen rows fall into, shortest first, without empty ones."""
+    lengths = np.array(sorted({int(n) for n in bucket_samples}), np.int64)
+    if not len(lengths) or lengths[0] <= 0:
+        raise UserError(f"data.bucket_seconds needs one or more positive lengths, got {lengths.tolist()} samples")
+    if units < 1:
+        raise UserError(f"data.batch_hours must hold at least one unit of data.unit_seconds, got {units} units")
+    number = np.minimum(np.searchsorted(lengths, num_samples[chosen]), len(lengths) - 1)
+    batches = [units * unit_rows(unit_seconds, int(n)) for n in lengths]
+    buckets = [Bucket(chosen[number == i], int(n), batches[i]) for i, n in enumerate(lengths)]
+    return [b for b in buckets if len(b.rows)]
+
+
+def _merge_up(buckets: list[Bucket]) -> list[Bucket]:
+    """Joins each bucket with fewer rows than a batch to the next longer one."""
+    merged: list[Bucket] = []
+    for bucket in buckets:
+        if merged and len(merged[-1].rows) < merged[-1].batch:
+            bucket = bucket._replace(rows=np.sort(np.concatenate([merged.pop().rows, bucket.rows])))
+        merged.append(bucket)
+    return merged
+
+
+def _too_few_message(num_samples: np.ndarray, buckets: list[Bucket], units: int, unit_seconds: float) -> str:
+    recordings = f"{len(num_samples):,} recordings ({num_samples.sum() / SAMPLE_RATE / 3600:.3f} h)"
+    if not buckets:
+        return f"data: there are {recordings} to train on; add audio to data.root"
+    batch, length = buckets[0].batch, buckets[0].length
+    rows_per_unit = batch // units
+    text = f"data: {recordings} are fewer than one batch, which needs {batch:,} of up to {length / SAMPLE_RATE:g} s"
+    if len(num_samples) >= rows_per_unit:
+        hours = len(num_samples) // rows_per_unit * unit_seconds / 3600
+        return f"{text}; add audio or make the batch smaller: --config.data.batch_hours={hours:.6f}"
+    seconds = len(num_samples) * length / SAMPLE_RATE
+    return (
+        f"{text}; add audio or make the batch smaller: --config.data.unit_seconds={seconds:g} "
+        f"--config.data.device_seconds={seconds:g} --config.data.batch_hours={seconds / 3600:.6f}"
+    )
+
+
+def _schedule(batches_per_bucket: Sequence[float], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One cycle of steps: (bucket of each step, earlier steps of that bucket in the cycle, steps per bucket).
+
+    A cycle has at least 16 steps of the rarest bucket. Jitter aside, each bucket's steps are spread evenly.
+    """
+    shares = np.asarray(batches_per_bucket, np.float64) / np.sum(batches_per_bucket)
+    cycle = min(max(1024, int(np.ceil(16 / shares.min()))), _MAX_CYCLE)
+    counts = np.maximum(np.rint(shares * cycle).astype(np.int64), 1)
+    visits = np.concatenate([np.arange(count) for count in counts])
+    numbers = np.repeat(np.arange(len(counts)), counts)
+    jitter = _random_words(len(numbers), seed, _SCHEDULE) / 2.0**64
+    order = np.lexsort((numbers, (visits + jitter) / counts[numbers]))
+    return numbers[order].astype(np.int16), visits[order].astype(np.int32), counts
+
+
+def _random_words(count: int, seed: int, *stream: int) -> np.ndarray:
+    """Random uint64 [count] of this seed and stream: raw words of the generator, the same in every version."""
+    entropy = [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, *stream]
+    return np.random.Philox(np.random.SeedSequence(entropy)).random_raw(count)
+
+
+def _crops(spare: np.ndarray, rows: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
+    """Uniform offsets in 0 .. spare of each row, a function of (seed, epoch, row). 0 where the row is not cropped."""
+    key = _random_words(1, seed, _CROP)
+    mixed = _mix(_mix(key + rows.astype(np.uint64)) + epochs.astype(np.uint64))
+    return (mixed % (np.maximum(spare, 0) + 1).astype(np.uint64)).astype(np.int64)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The splitmix64 finaliser: an integer hash, uint64 to uint64, wrapping."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

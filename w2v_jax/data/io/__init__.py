@@ -1,0 +1,1 @@
+"""File formats: audio, extracted features, TFRecord, and corpora that this package makes."""

@@ -1,0 +1,251 @@
+"""Reads recordings from files: their lengths, crops of them, and any rate and channel count as 16 kHz mono.
+
+The content of a file decides its format and its length; its name and its header do not. `containers.py` finds the
+recordings in a file and `decoders.py` decodes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from w2v_jax.core.cli import os_error_text
+from w2v_jax.core.display import short_repr
+from w2v_jax.core.units import SAMPLE_RATE
+from w2v_jax.data.index import WAVE, Index, ReadError
+from w2v_jax.data.io.containers import Part, Parts, find_parts
+from w2v_jax.data.io.decoders import NAMES, Decoder, open_decoder, reason_of
+
+MARGIN = 1024
+"""16 kHz samples to read on both sides of a crop that is resampled (more for rates below 4 kHz)."""
+
+FILES_KEPT = 1 << 14
+"""Files whose recordings and lengths are remembered."""
+
+MAX_LEVEL = 100.0
+"""Float samples beyond this level are integers that were not scaled."""
+
+SILENT = 1e-4
+"""Audio that never leaves this level (-80 dB of full scale), on either side of a constant, is silent."""
+
+CANCELLED = 1 / 32
+"""Channels whose mean has less than this share of their level cancel: one is the other one with its sign changed."""
+
+JUDGED_SECONDS = 20
+"""The first seconds of a recording of several channels, which decide whether they cancel. No crop decides it."""
+
+
+class Header(NamedTuple):
+    """The length of a file in its own samples, its sampling rate in Hz, and what a person should know ("": nothing)."""
+
+    frames: int
+    rate: int
+    note: str = ""
+
+
+class AudioFiles:
+    """The source of an index whose rows are audio files or segments of them. Opens the file anew at each read."""
+
+    form = WAVE
+
+    __repr__ = short_repr
+
+    def __init__(self, index: Index):
+        self.index = index
+
+    def read(self, row: int, start: int, length: int) -> np.ndarray:
+        """float32 [at most length], mono, 16 kHz, from sample `start` of the row. Raises ReadError."""
+        path, rate, offset = self.index.paths[row], int(self.index.rates[row]), int(self.index.offsets[row])
+        read = lambda first, last: read_frames(path, offset + first, last - first, rate=rate)
+        return read_crop(self.index, row, start=start, length=length, read=read)
+
+
+def read_crop(index: Index, row: int, *, start: int, length: int, read: Callable[[int, int], np.ndarray]) -> np.ndarray:
+    """float32 [at most length], mono, 16 kHz, from sample `start` (16 kHz) of the row.
+
+    `read(first, last)` returns the samples first .. last of the row at its own rate, mono.
+    """
+    start = max(0, start)
+    length = min(length, int(index.num_samples[row]) - start)
+    if length <= 0:
+        return np.zeros(0, np.float32)
+    rate = int(index.rates[row])
+    if rate == SAMPLE_RATE:
+        return read(start, start + length)
+    return _resample_crop(read, int(index.frames[row]), rate, start=start, length=length)
+
+
+def _resample_crop(
+    read: Callable[[int, int], np.ndarray], frames: int, rate: int, *, start: int, length: int
+) -> np.ndarray:
+    """Samples start .. start + length (16 kHz) of the resampled recording, as if all of it had been resampled.
+
+    `read(first, last)` returns the samples first .. last at `rate`; there are `frames`. The function reads whole
+    periods of the ratio of the rates, so that the phase is that of the whole recording. It reads a margin on each side
+    that is longer than the filter.
+    """
+    import soxr
+
+    common = math.gcd(rate, SAMPLE_RATE)
+    period_in, period_out = rate // common, SAMPLE_RATE // common
+    margin = max(MARGIN, 256 * SAMPLE_RATE // rate)
+    first = max(0, start - margin) // period_out
+    last = -(-(start + length + margin) // period_out)
+    wave = soxr.resample(read(first * period_in, min(last * period_in, frames)), rate, SAMPLE_RATE, quality="HQ")
+    begin = start - first * period_out
+    return np.ascontiguousarray(wave[begin : begin + length], np.float32)
+
+
+def read_frames(path: str | BinaryIO, start: int, count: int, *, rate: int) -> np.ndarray:
+    """float32 [count] from sample `start` of a file, at its own rate, channels averaged. Raises ReadError.
+
+    `path` may be an open file instead. Recordings that were joined in one file follow one another.
+    """
+    pieces, position, slack = [], 0, 0
+    with _reasons(path):
+        found = _find(path)
+        for part in found.parts:
+            stop = position + _measure(path, found, part).frames if part != found.parts[-1] else start + count
+            first, last = max(start, position), min(start + count, stop)
+            if first < last:
+                with _decoder(path, found, part) as decoder:
+                    if decoder.rate != rate:
+                        raise ReadError(f"changed after listing: {decoder.rate} Hz, and the index has {rate} Hz")
+                    pieces.append(average_channels(decoder.read(first - position, last - first)))
+                    slack += decoder.slack
+            position = stop
+    wave = np.concatenate(pieces)
+    if count - len(wave) > slack:
+        raise ReadError(f"truncated: ends {count - len(wave)} of {start + count} samples early")
+    check_samples(wave)
+    return np.ascontiguousarray(wave)
+
+
+def average_channels(wave: np.ndarray) -> np.ndarray:
+    """float32 [T] of float32 [T channels] or [T]."""
+    if wave.ndim == 1:
+        return wave
+    return wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1, dtype=np.float32)
+
+
+def check_channels(wave: np.ndarray) -> None:
+    """Raises ReadError where the channels of float32 [T channels] cancel when they are averaged."""
+    if wave.ndim == 2 and wave.shape[1] > 1 and len(wave):
+        moving = wave - wave.mean(axis=0)  # a constant is no sound
+        if SILENT < level(moving) and level(moving.mean(axis=1)) < CANCELLED * level(moving):
+            raise ReadError("channels cancel when they are averaged: write one of them to a file of its own")
+
+
+def level(wave: np.ndarray) -> float:
+    """The root of the mean square of samples."""
+    return float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
+
+
+def check_samples(wave: np.ndarray) -> None:
+    """Raises ReadError for NaN and infinite samples, and for floats on the scale of integers."""
+    check_finite(wave)
+    peak = float(np.abs(wave).max(initial=0.0))
+    if peak > MAX_LEVEL:
+        raise ReadError(f"float samples on the scale of integers: they reach {peak:.6g} and must lie between -1 and 1")
+
+
+def is_silent(low: float, high: float) -> bool:
+    """Whether audio whose lowest and highest samples are `low` and `high` is silent."""
+    return high - low < 2 * SILENT
+
+
+def check_finite(wave: np.ndarray) -> None:
+    """Raises ReadError for NaN and infinite samples."""
+    if not np.isfinite(wave).all():
+        raise ReadError("NaN or infinite samples")
+
+
+def probe(path: str) -> Header:
+    """The length of what is there, and the rate. Files that were cut raise ReadError.
+
+    Damage in the middle shows only when that part is read.
+    """
+    if not os.path.isfile(path):  # opening a pipe would block for ever
+        raise ReadError("not a regular file" if os.path.exists(path) else "file does not exist")
+    return probe_content(path)
+
+
+def probe_content(path: str | BinaryIO) -> Header:
+    """Does what `probe` does for a regular file; `path` may be an open file instead. Raises ReadError."""
+    with _reasons(path):
+        found = _find(path)
+        headers = [_measure(path, found, part) for part in found.parts]
+    frames, rates = sum(header.frames for header in headers), sorted({header.rate for header in headers})
+    if len(rates) > 1:
+        raise ReadError(f"recordings of {' and '.join(map(str, rates))} Hz in one file: write a file of each")
+    rate = rates[0]
+    if not frames:
+        raise ReadError("no samples, or a header without a length")
+    if not 1000 <= rate <= 1_000_000:
+        raise ReadError(f"sampling rate out of range: {rate} Hz")
+    return Header(frames, rate, found.note)
+
+
+@contextlib.contextmanager
+def _reasons(path: str | BinaryIO) -> Iterator[None]:
+    """Errors of decoders and of the disk as ReadError."""
+    import soundfile
+
+    try:
+        yield
+    except (soundfile.SoundFileError, OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, FileNotFoundError) or (isinstance(path, str) and not os.path.exists(path)):
+            raise ReadError("file does not exist") from None
+        if isinstance(error, OSError):
+            raise ReadError(f"unreadable file: {os_error_text(error)}") from None
+        raise ReadError(reason_of(error)) from None
+
+
+@contextlib.contextmanager
+def _decoder(path: str | BinaryIO, found: Parts, part: Part) -> Iterator[Decoder]:
+    """The decoder of a part of a file."""
+    with open(path, "rb") if isinstance(path, str) else contextlib.nullcontext(path) as file:
+        name = path if isinstance(path, str) and found.is_whole_file and path.lower().endswith(NAMES) else None
+        with contextlib.closing(open_decoder(file, part, name)) as decoder:
+            yield decoder
+
+
+def _find(path: str | BinaryIO) -> Parts:
+    """The recordings in a file. Those of a path are kept until the file changes."""
+    return _find_in(path, *_state(path)) if isinstance(path, str) else find_parts(path)
+
+
+def _measure(path: str | BinaryIO, found: Parts, part: Part) -> Header:
+    """The header of a part. Those of a path are kept until the file changes."""
+    return _measure_in(path, found, part, *_state(path)) if isinstance(path, str) else _decode_header(path, found, part)
+
+
+def _decode_header(path: str | BinaryIO, found: Parts, part: Part) -> Header:
+    with _decoder(path, found, part) as decoder:
+        header, channels = Header(decoder.length(), decoder.rate), decoder.channels
+    if channels > 1:
+        with _decoder(path, found, part) as decoder:
+            check_channels(decoder.read(0, min(header.frames, JUDGED_SECONDS * header.rate)))
+    return header
+
+
+def _state(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(FILES_KEPT)
+def _find_in(path: str, size: int, changed: int) -> Parts:
+    with open(path, "rb") as file:
+        return find_parts(file)
+
+
+@functools.lru_cache(FILES_KEPT)
+def _measure_in(path: str, found: Parts, part: Part, size: int, changed: int) -> Header:
+    return _decode_header(path, found, part)

@@ -1,0 +1,85 @@
+"""JSONL manifests as NeMo writes them: one JSON object per line.
+
+`audio_filepath` is required. `duration` and `offset` in seconds (for a segment of a longer file), `text`, `speaker` and
+`id` are optional. `prepare` also writes `frames` (the length of the recording or segment in samples) and `rate` (of the
+file). Listing trusts a line that has both and does not open its file. Relative paths are relative to the manifest.
+Other keys are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+from w2v_jax.core.cli import UserError
+from w2v_jax.core.text import numbered_lines
+from w2v_jax.data.io.audio import AudioFiles
+from w2v_jax.data.io.listing import SURROGATES, Candidate
+from w2v_jax.data.sources.tsv import manifest_source
+
+
+def make(data, root) -> AudioFiles:
+    """The source of the manifests `root`. Uses data.min_seconds, data.workers. Raises UserError with file and line."""
+    return manifest_source(data, root, suffix=".jsonl", read=_read)
+
+
+def _read(manifest: pathlib.Path) -> Iterator[Candidate]:
+    for number, line in numbered_lines(manifest):
+        if not line.strip():
+            continue
+        where = f"{manifest}:{number}"
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}: not JSON ({error})") from None
+        if not isinstance(entry, dict):
+            raise UserError(f"{where}: needs a JSON object, got {line[:60]!r}")
+        name = _text(entry, "audio_filepath", where)
+        if not name:
+            raise UserError(f"{where}: 'audio_filepath' is missing")
+        offset = _seconds(entry, "offset", where) or 0.0
+        duration = _seconds(entry, "duration", where)
+        frames, rate = _count(entry, "frames", where), _count(entry, "rate", where)
+        default = os.path.splitext(name)[0] + (f":{offset:g}" if offset else "")
+        yield Candidate(
+            id=_text(entry, "id", where) or default,
+            path=os.path.join(manifest.parent, os.path.expanduser(name)),
+            offset=offset,
+            duration=duration,
+            speaker=_text(entry, "speaker", where),
+            transcript=_text(entry, "text", where),
+            frames=frames if rate else None,
+            rate=rate if frames else None,
+        )
+
+
+def _text(entry: dict, key: str, where: str) -> str:
+    value = entry.get(key)
+    if value is None:
+        return ""
+    if isinstance(value, (dict, list, bool, float)):
+        raise UserError(f"{where}: {key!r} must be text, got {value!r}")
+    text = str(value)
+    if re.search(SURROGATES, text):
+        raise UserError(f"{where}: {key!r} holds half of a surrogate pair, which is not a character")
+    return text
+
+
+def _seconds(entry: dict, key: str, where: str) -> float | None:
+    value = entry.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise UserError(f"{where}: {key!r} must be seconds, 0 or more, got {value!r}")
+    return float(value)
+
+
+def _count(entry: dict, key: str, where: str) -> int | None:
+    value = entry.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 48):
+        raise UserError(f"{where}: {key!r} must be a whole number above 0, got {value!r}")
+    return value

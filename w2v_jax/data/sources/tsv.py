@@ -1,0 +1,113 @@
+"""fairseq manifests: the directory of the audio, then one line "relative path TAB number of samples" per file.
+
+A file of the same stem gives the transcripts, line by line: `.wrd` (words), `.ltr` (letters) or `.phn` (phonemes).
+data.labels says how they are read. Symbols are what white space separates. Letters may be written as fairseq does,
+"H E L L O | W O R L D |" for "HELLO WORLD". Where data.labels says nothing, such lines are joined to words, too.
+Listing checks the header of each file. Its length replaces the manifest's where they differ.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import pathlib
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+
+from w2v_jax.core.cli import UserError
+from w2v_jax.core.config import OPTIONAL
+from w2v_jax.core.text import numbered_lines
+from w2v_jax.data.index import roots
+from w2v_jax.data.io.audio import AudioFiles
+from w2v_jax.data.io.listing import Candidate, list_files
+from w2v_jax.data.transcripts import BOUNDARY
+
+
+def make(data, root) -> AudioFiles:
+    """The source of the manifests `root`. Uses data.min_seconds, data.workers and, where it is set, data.labels.
+
+    Raises UserError with file and line.
+    """
+    notes: list[str] = []
+    labels = getattr(data, "labels", OPTIONAL["data.labels"])
+    source = manifest_source(data, root, suffix=".tsv", read=functools.partial(_read, labels=labels, notes=notes))
+    source.index.notes.extend(notes)
+    return source
+
+
+def manifest_source(data, root, *, suffix: str, read: Callable[[pathlib.Path], Iterator[Candidate]]) -> AudioFiles:
+    """The source of the manifests with `suffix` that `root` names. `read` yields the candidates of one manifest."""
+    manifests = manifest_files(root, suffix)
+    candidates, where = itertools.chain.from_iterable(map(read, manifests)), ", ".join(map(str, manifests))
+    return list_files(candidates, where=where, min_seconds=data.min_seconds, workers=data.workers, skipped=[])
+
+
+def manifest_files(root, extension: str) -> tuple[pathlib.Path, ...]:
+    """The manifests that `root` names. Raises UserError for a directory, and suggests the manifests in it."""
+    paths = roots(root)
+    for path in paths:
+        if path.is_dir():
+            manifests = sorted(p.name for p in path.glob(f"*{extension}"))
+            hint = f"; did you mean {', '.join(manifests[:3])} in it?" if manifests else ""
+            raise UserError(f"data.root: {str(path)!r} is a directory; a {extension} manifest is needed{hint}")
+    return paths
+
+
+def _read(manifest: pathlib.Path, *, labels: str, notes: list[str]) -> Iterator[Candidate]:
+    lines = ((number, line) for number, line in numbered_lines(manifest) if line.strip())
+    first = next(lines, None)
+    if first is None:
+        raise UserError(f"{manifest}: empty; line 1 must be the directory of the audio")
+    folder = first[1].strip()
+    if not os.path.isdir(folder):
+        folder = os.path.join(manifest.parent, folder)
+    if "\t" in folder or not os.path.isdir(folder):
+        raise UserError(f"{manifest}:1: the first line must be the audio's directory; {first[1]!r} is not a directory")
+    texts = _transcripts(manifest, labels, notes)
+    for number, line in lines:
+        name, tab, count = line.partition("\t")
+        if not tab or not count.strip().isdecimal() or not name:
+            raise UserError(f"{manifest}:{number}: needs 'path TAB number of samples', got {line!r}")
+        text = next(texts, None) if texts else ""
+        if text is None:
+            raise UserError(f"{manifest}:{number}: the transcripts beside it end before this line")
+        path = os.path.join(folder, name)
+        yield Candidate(os.path.splitext(name)[0], path, transcript=text, frames=int(count))
+    if texts and next(texts, None) is not None:
+        raise UserError(f"{manifest}: the transcripts beside it have more lines than the manifest has files")
+
+
+def _transcripts(manifest: pathlib.Path, labels: str, notes: list[str]) -> Iterator[str] | None:
+    """The transcripts beside a manifest; None without any. Adds to `notes` what the person did not decide.
+
+    Of several files, symbols are those of the finest that does not merely spell words, and letters those of the words.
+    """
+    endings = (".phn", ".ltr", ".wrd") if labels == "symbols" else (".wrd", ".ltr", ".phn")
+    files = [file for ending in endings if (file := manifest.with_suffix(ending)).is_file()]
+    for file in files:
+        lines = [line for _, line in numbered_lines(file)]
+        is_spelt = _is_spelt(lines, labels, file.suffix)
+        if labels == "symbols" and is_spelt and file != files[-1]:
+            continue  # the letters of the words in the next file
+        if len(files) > 1:
+            notes.append(f"the transcripts are those of {file}, not of {', '.join(f.name for f in files if f != file)}")
+        if labels == "symbols" or not is_spelt:
+            return iter(lines)
+        if not labels:
+            notes.append(f"{file}: its letters are joined to words; data.labels=symbols keeps them apart")
+        return iter(["".join(line.split()).replace(BOUNDARY, " ").strip() for line in lines])
+    return None
+
+
+def _is_spelt(lines: Sequence[str], labels: str, ending: str) -> bool:
+    """Whether lines are words letter by letter: "H E L L O | W O R L D |".
+
+    They are where all tokens are single letters and some are boundaries. Where letters are learnt, and the file is none
+    of words, single letters alone are enough, or a boundary in every line.
+    """
+    rows = [row for line in lines if (row := unicodedata.normalize("NFC", line).split())]
+    are_single = all(len(token) == 1 for row in rows for token in row)
+    if labels == "letters" and ending != ".wrd":
+        return are_single or all(BOUNDARY in row for row in rows)
+    return are_single and any(BOUNDARY in row for row in rows)

@@ -1,0 +1,1 @@
+"""From log-probabilities to text: best path, beam search, language models, error rates. Imports no jax."""

@@ -1,0 +1,1 @@
+"""Trained runs as functions: open one, encode recordings, recognise speech."""

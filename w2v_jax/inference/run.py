@@ -1,0 +1,178 @@
+"""Opens a trained run: its parameters, and the `predict` of its method, compiled once per shape.
+
+It trains nothing and writes no file. It switches `encoder.padding_aware` on, so that padding never enters a feature.
+`encode.py` applies a run to recordings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from w2v_jax import methods
+from w2v_jax.core import config as configs
+from w2v_jax.core.cli import UserError, path_argument
+from w2v_jax.core.config import Config
+from w2v_jax.core.display import short_repr
+from w2v_jax.core.types import Method, PyTree
+from w2v_jax.core.units import SAMPLE_RATE, unit_rows, whole_batch
+from w2v_jax.data.index import WAVE, Form
+from w2v_jax.data.transcripts import ALPHABET_FILE, Alphabet
+from w2v_jax.training import checkpoint, sharding
+from w2v_jax.training.dataset import form_of
+from w2v_jax.training.workdir import has_checkpoint, read_config
+
+FEATURES = ("local", "context", "hidden", "codes")
+LOGITS = ("logits",)
+LEARNT = "learnt"
+
+Layer = int | tuple[float, ...] | None
+"""Which hidden states: the number of one, one weight per state for their weighted sum, or None for all."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A method with its parameters. `form` describes its input, and `digest` (16 hex digits) names the parameters."""
+
+    config: Config
+    method: Method
+    params: PyTree
+    extra: PyTree
+    step: int
+    digest: str
+    path: pathlib.Path
+    form: Form
+    jitted: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+    __repr__ = short_repr
+
+    def in_brief(self) -> str:
+        rate = "16 kHz" if self.form == WAVE else self.form.name
+        count = sum(x.size for x in jax.tree.leaves(self.params))
+        frames = f"{SAMPLE_RATE / self.geometry[1]:g} frames/s"
+        return f"{self.config.method}, {count:,} parameters, step {self.step:,}, {rate}, {frames}, {self.path}"
+
+    @property
+    def geometry(self) -> tuple[int, int]:
+        """(receptive field of a frame, hop between frames) in 16 kHz samples."""
+        return self.method.encoder.geometry
+
+    @property
+    def most_frames(self) -> int | None:
+        """The number of frames of the longest row that the model can read; None without a limit."""
+        return self.method.encoder.max_frames
+
+    @functools.cached_property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the outputs for a row of one second: local [F C], context [F D], hidden [L F D], codes [F G]..."""
+        batch = silent_batch(self.form, 1, SAMPLE_RATE)
+        outputs = jax.eval_shape(self.method.predict, self.params, self.extra, batch)
+        shapes = {key: outputs[key].shape for key in FEATURES + LOGITS if outputs.get(key) is not None}
+        return {key: (s[0], *s[2:]) if key == "hidden" else s[1:] for key, s in shapes.items()}
+
+    def computation(self, keys: tuple[str, ...], layer: Layer) -> Callable[[PyTree, PyTree, Any], dict[str, jax.Array]]:
+        """The function of (params, extra, batch) that `predictor` compiles."""
+
+        def predict(params: PyTree, extra: PyTree, batch: Any) -> dict[str, jax.Array]:
+            outputs = self.method.predict(params, extra, batch)
+            arrays = {key: outputs[key] for key in keys}
+            if isinstance(layer, tuple) and "hidden" in arrays:
+                arrays["hidden"] = jnp.einsum("l,lbfd->bfd", jnp.array(layer), arrays["hidden"].astype(jnp.float32))
+            elif layer is not None and "hidden" in arrays:
+                arrays["hidden"] = arrays["hidden"][layer]
+            for key, x in arrays.items():
+                arrays[key] = x.astype(jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32)
+            valid = outputs["logits_valid"] if keys == LOGITS else outputs["valid"]
+            return arrays | {"num_frames": valid.sum(axis=1)}
+
+        return predict
+
+    def predictor(self, keys: tuple[str, ...], layer: Layer) -> Callable[[dict[str, Any]], dict[str, jax.Array]]:
+        """A function of a batch, compiled once per shape. It gives the `keys` and num_frames [B]; floats are float32.
+
+        layer: of hidden, one state or the weighted sum [B F D]; None: all states [L B F D].
+        """
+        if (keys, layer) not in self.jitted:
+            self.jitted[keys, layer] = jax.jit(self.computation(keys, layer))
+        return functools.partial(self.jitted[keys, layer], self.params, self.extra)
+
+
+def open_run(path: Any, step: int | str | None = None, random: bool = False) -> Run:
+    """The run in the folder of a training (--workdir).
+
+    step: a number, "best" (by the evaluations) or None for the newest checkpoint. random: use the parameters before
+    training, which needs no checkpoint. Raises UserError.
+    """
+    path = path_argument(path)
+    config = configs.changed(read_config(path), {"encoder.padding_aware": True}, skip_missing=True)
+    if (path / ALPHABET_FILE).exists():
+        config = configs.with_outputs(config, len(Alphabet.load(path / ALPHABET_FILE)))
+    form, method = form_of(path), methods.load(config)
+    if random:
+        key, length = jax.random.key(config.seed), int(config.data.bucket_seconds[0] * SAMPLE_RATE + 0.5)
+        batch = silent_batch(form, unit_rows(config.data.unit_seconds, length), length)
+        (params, extra), step = jax.jit(lambda: sharding.bare(method.init(key, batch)))(), 0
+    else:
+        if not has_checkpoint(path):
+            raise UserError(f"{path} has no checkpoint yet: train first, or give the --workdir of another training")
+        params, extra, step, _ = checkpoint.restore_params(path, step=step)
+    digest = digest_of((params, extra))
+    params, extra = jax.device_put((params, extra))
+    return Run(config, method, params, extra, int(step), digest, path, form)
+
+
+def digest_of(tree: PyTree) -> str:
+    """16 hex digits of the SHA-256 of the paths and bytes of all leaves, which are equal for equal parameters."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def silent_batch(form: Form, rows: int, length: int) -> dict[str, np.ndarray]:
+    """A batch of `rows` rows of `length` samples of silence, or of code 0."""
+    return whole_batch(form.name, np.zeros((rows, *form.shape(length)), form.dtype), np.full(rows, length))
+
+
+def add_layer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --layer and --layers to the commands that give hidden states; `layer_of` reads them."""
+    parser.add_argument("--layer", type=int, metavar="N", help="of hidden: the number of one hidden state, from 0")
+    layers = "of hidden: the sum of all states with one weight each, or with the learnt weights of an acoustic model"
+    parser.add_argument("--layers", type=_weights, metavar="W,W,...|learnt", help=layers)
+
+
+def layer_of(run: Run, args: argparse.Namespace) -> Layer:
+    """The layer, or the weights of the layers, in the arguments. Raises UserError."""
+    return learnt_weights(run) if args.layers == LEARNT else args.layers or args.layer
+
+
+def _weights(text: str) -> Any:
+    if text == LEARNT:
+        return text
+    weights = tuple(float(number) for number in text.split(","))
+    if not np.isfinite(weights).all():
+        raise argparse.ArgumentTypeError(f"{text}: weights must be finite numbers")
+    return weights
+
+
+def learnt_weights(run: Run) -> tuple[float, ...]:
+    """The weights of the hidden states that a CTC run with acoustic.input="weighted" has learnt. They sum to 1.
+
+    Its acoustic model reads the weighted sum. Raises UserError for another run.
+    """
+    if "layer_weights" not in run.params:
+        raise UserError(
+            f"{run.path} ({run.config.method}) has learnt no weights of its layers: give one weight per layer, or the "
+            'run of an acoustic model with acoustic.input="weighted" (configs/acoustic_frozen.py)'
+        )
+    return tuple(float(w) for w in jax.nn.softmax(jnp.asarray(run.params["layer_weights"], jnp.float32)))

@@ -1,0 +1,1 @@
+"""Checkpoints of other packages: read, write, and map tensor by tensor."""

@@ -1,0 +1,1 @@
+"""Linen modules: layers, encoders, quantizers, acoustic models."""

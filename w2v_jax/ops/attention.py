@@ -1,0 +1,136 @@
+"""Scaled dot-product attention over the frames of an utterance, by the formulation that suits the platform.
+
+All compute softmax(q k^T / sqrt(K)) v over the valid keys, with dropout of the probabilities (Vaswani et al. 2017,
+section 3.2.1) and the softmax in float32; "xla" and "blocks" drop the same ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from w2v_jax.core.cli import UserError
+from w2v_jax.ops import random as noises
+from w2v_jax.ops.devices import one_cpu, platform
+from w2v_jax.ops.frames import valid_frames
+
+ATTENTION = ("auto", "xla", "blocks", "cudnn")
+BLOCK = 2**20
+"""Scores that "blocks" holds at once, of all of [B H F F]: 4 MB, so that they stay in the cache. Two heads at least."""
+
+
+@jax.named_scope("attention")
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    num_frames: jax.Array,
+    *,
+    dropout: float = 0.0,
+    noise: jax.Array | None = None,
+    implementation: str = "auto",
+) -> jax.Array:
+    """Scaled dot-product attention over the first num_frames [B] keys: [B F H K] each -> [B F H K].
+
+    implementation: "cudnn" is flash attention on NVIDIA GPUs, in bfloat16 or float16 and without attention dropout.
+    "blocks" computes some heads at a time and keeps no scores for the gradient. "xla" computes all heads at once, on
+    any mesh. "auto" is cudnn where it can work, blocks on a single CPU device, and xla elsewhere. Rows without keys
+    give finite values.
+    """
+    if implementation not in ATTENTION:
+        raise UserError(f"encoder.attention is {implementation!r}; it is one of {ATTENTION}")
+    drops = noise is not None and dropout > 0.0
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    if implementation == "auto":
+        implementation = _best(half and not drops)
+    if implementation == "cudnn":
+        if drops or not half:
+            raise UserError("encoder.attention='cudnn' needs train.dtype='bfloat16' and encoder.attention_dropout=0")
+        if platform() != "gpu":
+            raise UserError("encoder.attention='cudnn' needs an NVIDIA GPU; 'auto' or 'xla' run without one")
+        lengths = jnp.maximum(num_frames, 1).astype(jnp.int32)
+        return jax.nn.dot_product_attention(
+            query, key, value, key_value_seq_lengths=lengths, query_seq_lengths=lengths, implementation="cudnn"
+        )
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B H F K]: the products are faster so on CPU
+    batch, heads = query.shape[:2]
+    if implementation == "blocks":
+        rows = tuple(x.reshape(batch * heads, *x.shape[2:]) for x in (query, key, value))
+        words = noises.bits(noise, heads).reshape(-1) if noise is not None and drops else None
+        out: jax.Array = _blocks(dropout, *rows, jnp.repeat(num_frames, heads), words)
+        return out.reshape(query.shape).swapaxes(1, 2)
+    valid = valid_frames(num_frames, key.shape[2])[:, None, None]
+    logits = jnp.einsum("bhqd,bhkd->bhqk", query / math.sqrt(query.shape[-1]), key, preferred_element_type=jnp.float32)
+    probs = jax.nn.softmax(jnp.where(valid, logits, -1e9), axis=-1).astype(query.dtype)
+    probs = noises.dropout(probs, dropout, noise)
+    return jnp.einsum("bhqk,bhkd->bhqd", probs, value).swapaxes(1, 2)
+
+
+def _best(flash: bool) -> str:
+    if platform() == "gpu" and flash:
+        return "cudnn"
+    return "blocks" if one_cpu() else "xla"
+
+
+# Blocks of heads. The gradient keeps the output and two numbers per query, the largest score and the sum of
+# exponentials, and computes scores and dropout anew (as FlashAttention does, Dao et al. 2022, section 3.1 and
+# appendix B.2); on CPU, where memory is the limit, that is also faster. Rows are the heads of all utterances: query,
+# key, value [R F K], num_frames [R].
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blocks(rate, query, key, value, num_frames, words) -> jax.Array:
+    """[R F K]; words [R] uint32 or None: the noise of dropout."""
+    return _forward(rate, query, key, value, num_frames, words)[0]
+
+
+def _forward(rate, query, key, value, num_frames, words):
+    def block(query, key, value, num_frames, words):
+        scores = _scores(query, key, num_frames)
+        most = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - most)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        kept = noises.dropout(weights, rate, words).astype(value.dtype)
+        out = jnp.einsum("rqk,rkd->rqd", kept, value, preferred_element_type=jnp.float32) / total
+        return out.astype(value.dtype), most, total
+
+    inputs = (query, key, value, num_frames, words)
+    out, most, total = _by_block(block, inputs)
+    return out, (*inputs, out, most, total)
+
+
+def _backward(rate, kept, gradient):
+    def block(query, key, value, num_frames, words, out, most, total, gradient):
+        probs = jnp.exp(_scores(query, key, num_frames) - most) / total
+        of_probs = jnp.einsum("rqd,rkd->rqk", gradient, value, preferred_element_type=jnp.float32)
+        mean = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+        valid = valid_frames(num_frames, key.shape[1])[:, None]
+        of_scores = jnp.where(valid, probs * (noises.dropout(of_probs, rate, words) - mean), 0).astype(query.dtype)
+        scale = 1.0 / math.sqrt(query.shape[-1])
+        of_query = jnp.einsum("rqk,rkd->rqd", of_scores, key) * scale
+        of_key = jnp.einsum("rqk,rqd->rkd", of_scores, query) * scale
+        of_value = jnp.einsum("rqk,rqd->rkd", noises.dropout(probs, rate, words).astype(value.dtype), gradient)
+        return of_query, of_key, of_value
+
+    return *_by_block(block, (*kept, gradient)), None, None
+
+
+_blocks.defvjp(_forward, _backward)
+
+
+def _scores(query, key, num_frames):
+    """[R F F] float32, very small for keys beyond the utterance."""
+    scores = jnp.einsum("rqd,rkd->rqk", query / math.sqrt(query.shape[-1]), key, preferred_element_type=jnp.float32)
+    return jnp.where(valid_frames(num_frames, key.shape[1])[:, None], scores, -1e9)
+
+
+def _by_block(function, arrays):
+    """Maps a function of [rows ...] arrays over blocks of rows: as many as BLOCK allows, but two rather than one."""
+    count, frames, _ = arrays[0].shape
+    rows = max(n for n in range(1, count + 1) if count % n == 0 and (n <= 2 or n * frames * frames <= BLOCK))
+    cut = jax.tree.map(lambda x: x.reshape(count // rows, rows, *x.shape[1:]), arrays)
+    blocks = jax.lax.map(lambda block: function(*block), cut)
+    return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), blocks)

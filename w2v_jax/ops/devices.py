@@ -1,0 +1,16 @@
+"""The devices that a program is made for. They need not be those of this machine: `plan --compile` has others."""
+
+from __future__ import annotations
+
+import jax
+
+
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu": of the mesh in which a program is made now; without a mesh, of JAX's own devices."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
+def one_cpu() -> bool:
+    """Whether a program that is made now is for a single CPU device."""
+    return platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1

@@ -1,0 +1,1 @@
+"""Linear probes: what frozen features know about letters, speakers and transcripts."""

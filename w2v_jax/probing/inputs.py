@@ -1,0 +1,63 @@
+"""The features that a probe reads: those of a run, or log-mel features."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from w2v_jax.core.config import as_config
+from w2v_jax.core.display import short_repr
+from w2v_jax.core.types import Method
+from w2v_jax.data.index import WAVE, Source
+from w2v_jax.inference.encode import encode
+from w2v_jax.inference.run import Run
+from w2v_jax.nn.encoders import LogMelEncoder
+
+
+class Input(NamedTuple):
+    """The features that one probe reads.
+
+    name: shown in results. what: the key of the features (local, context or hidden). layer: the number of the hidden
+    state, or None. quantizer: the vq-wav2vec whose codes the run reads, or None.
+    """
+
+    name: str
+    run: Run
+    what: str
+    layer: int | None = None
+    quantizer: Run | None = None
+
+    __repr__ = short_repr
+
+    def encode(self, source: Source) -> Iterator[tuple[int, np.ndarray]]:
+        """(row, features [F D]) of each recording."""
+        for row, arrays in encode(self.run, source, keys=(self.what,), layer=self.layer, quantizer=self.quantizer):
+            yield row, arrays[self.what]
+
+
+@functools.cache
+def log_mel_input() -> Input:
+    """Log-mel features, as a run without parameters."""
+    encoder = LogMelEncoder()
+
+    def predict(params: Any, extra: Any, batch: Any) -> dict[str, Any]:
+        encoded: Any = encoder.apply({}, batch["wave"], jnp.asarray(batch["num_samples"]))
+        return encoded.record()
+
+    def untrained(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError("log-mel features are not trained")
+
+    config = as_config(dict(method="logmel", data=dict(normalize=False)))
+    method = Method(untrained, untrained, predict, dict, encoder.frames, encoder)
+    return Input("log-mel", Run(config, method, {}, {}, 0, "", pathlib.Path("log-mel"), WAVE), "local")
+
+
+def frame_centres(run: Run, frames: int) -> np.ndarray:
+    """The 16 kHz sample in the middle of each frame's receptive field [F]."""
+    field, hop = run.geometry
+    return np.arange(frames) * hop + field / 2

@@ -1,0 +1,1 @@
+"""The cost of an update: counted, compiled, measured, and compared with PyTorch."""

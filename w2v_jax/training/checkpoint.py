@@ -1,0 +1,472 @@
+"""Checkpoints through Orbax: asynchronous, whole or absent, restorable on any mesh.
+
+A checkpoint is a directory `<directory>/<step>/` with the items `state` (an `types.State`) and `meta` (JSON: what
+the loop wants to remember, and the metrics if the step was evaluated), and `crc32.json`, the checksums of their
+files. It does not decide when to save (the loop does) and holds no position in the data (the step gives it).
+
+    manager = open_checkpoints(directory, keep_latest=2, keep_best=1)
+    restored = restore_latest(manager, abstract_state)     # None on a fresh directory
+    save(manager, step, state, metrics={"loss": 3.2})      # returns while the files are being written
+    close(manager)                                         # waits; raises SaveError if the last save failed
+
+Every function here is called by all processes of a run, in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import pathlib
+import re
+import shutil
+import sys
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
+
+from w2v_jax.core.cli import UserError
+from w2v_jax.core.display import short_repr
+from w2v_jax.core.tree import differences
+from w2v_jax.core.types import PyTree
+
+SEAL = "crc32.json"
+UNFINISHED = "*.orbax-checkpoint-tmp*"
+
+
+class SaveError(UserError):
+    """A checkpoint could not be written. Earlier checkpoints are whole, and the manager can be used again."""
+
+
+class Restored(NamedTuple):
+    """What `restore_latest` gives back."""
+
+    state: PyTree
+    step: int
+    meta: dict[str, Any]
+
+    __repr__ = short_repr
+
+
+class Weights(NamedTuple):
+    """What `restore_params` gives back: the parts of a state that a method needs to `predict`."""
+
+    params: PyTree
+    extra: PyTree
+    step: int
+    meta: dict[str, Any]
+
+    __repr__ = short_repr
+
+
+class KeepBest:
+    """Preserves the `count` checkpoints with the lowest finite `metric`; those without the metric do not compete.
+
+    The metrics are read from the checkpoints themselves. One that is still being written has none yet, and needs
+    none: it is the newest.
+    """
+
+    def __init__(self, directory: epath.Path, metric: str, count: int):
+        self.directory, self.metric, self.count = directory, metric, count
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        steps = [info.step for info in checkpoints]
+        best = _ranked(self.directory, steps, self.metric)[: self.count]
+        return [step in best for step in steps]
+
+
+def open_checkpoints(directory, *, keep_latest: int, keep_best: int, best_metric: str = "loss"):
+    """The `ocp.CheckpointManager` of a directory (local or gs://), made if missing; half-written saves are removed.
+
+    Kept are the newest `keep_latest` (at least 1) and, besides, the `keep_best` with the lowest `best_metric`.
+    Two separate policies: a poor metric can never delete the newest checkpoint, which a run resumes from.
+    """
+    if keep_latest < 1 or keep_best < 0:
+        raise UserError(
+            f"train.keep_latest={keep_latest} and train.keep_best={keep_best}: "
+            "at least 1 newest checkpoint is kept (a run resumes from it) and 0 or more best ones"
+        )
+    path = _absolute(directory)
+    policies = [checkpoint_managers.LatestN(keep_latest), KeepBest(path, best_metric, keep_best)]
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _seal(path)),
+    )
+    _quieten_orbax()
+    try:
+        return ocp.CheckpointManager(path, options=options, item_handlers=_handlers())
+    except OSError as error:
+        raise UserError(f"checkpoints cannot be kept in {path}: {error}. Choose another --workdir") from None
+
+
+def save(
+    manager,
+    step: int,
+    state: PyTree,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    meta: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> bool:
+    """Starts to write the checkpoint of `step` and returns once `state` may be donated; False if it exists already.
+
+    `metrics` are the evaluation's, given only at steps that were evaluated. `force` also writes a step that is
+    older than the newest one. Waits for the previous save first. Raises SaveError when this one does not fit on the
+    disk, and when the previous one failed: this one has then been started all the same.
+    """
+    earlier = _failure(manager)
+    if step in manager.all_steps():
+        return False
+    _check_space(manager, step, state)
+    scores = {name: float(value) for name, value in (metrics or {}).items()}
+    args = ocp.args.Composite(
+        state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+        meta=ocp.args.JsonSave({"meta": dict(meta or {}), "metrics": scores}),  # pyright: ignore[reportCallIssue]
+    )
+    try:
+        saved = manager.save(step, args=args, force=force)
+    except Exception as error:
+        raise _save_error(manager, error, step) from None
+    if earlier is not None:
+        raise earlier
+    return saved
+
+
+def wait(manager) -> None:
+    """Returns when no save is under way. Raises SaveError if the last one failed, once."""
+    failure = _failure(manager)
+    if failure is not None:
+        raise failure
+
+
+def close(manager) -> None:
+    """Finishes the save under way and frees the manager. Raises SaveError if that save failed."""
+    try:
+        wait(manager)
+    finally:
+        manager.close()
+
+
+def best_step(manager, metric: str = "loss") -> int | None:
+    """The step with the lowest metric among those kept; None when none of them was evaluated."""
+    return next(iter(_ranked(manager.directory, manager.all_steps(), metric)), None)
+
+
+def restore_latest(manager, abstract_state: PyTree) -> Restored | None:
+    """The newest checkpoint that can be read, laid out as `abstract_state` says; None where there is none.
+
+    abstract_state: a pytree of `jax.ShapeDtypeStruct` whose shardings belong to the current mesh, which may
+    differ from the one that saved. A corrupt checkpoint is named in a warning and, once an older one has been
+    restored, moved to `<directory>-corrupt`, so that the run can save that step again.
+
+    Raises UserError when every checkpoint is corrupt (a run never starts over silently) and when the newest
+    belongs to a different model.
+    """
+    corrupt: dict[int, str] = {}
+    for step in _agreed(sorted(manager.all_steps(), reverse=True)):
+        reason = _damage(manager, step)
+        if not reason:
+            _check_fits(manager, step, abstract_state)
+            restored, reason = _try_restore(manager, step, abstract_state)
+            if restored is not None:
+                _set_aside(manager, corrupt)
+                return restored
+        corrupt[step] = reason
+        _warn(f"warning: checkpoint of step {step} in {manager.directory} is corrupt, trying the one before: {reason}")
+    if not corrupt:
+        return None
+    reasons = "".join(f"\n  step {step}: {reason}" for step, reason in corrupt.items())
+    raise UserError(
+        f"no checkpoint in {manager.directory} can be read:{reasons}\nNothing was changed. Put a copy back, "
+        "or start over from step 0 with another --workdir (or after moving this directory away)"
+    )
+
+
+def restore_params(path, *, step: int | str | None = None) -> Weights:
+    """Parameters and `extra` as NumPy arrays in nested dicts, without the optimizer and the devices that saved them.
+
+    path: a workdir, its `checkpoints` directory, or the directory of one step. step: a number, "best", or None
+    for the newest that can be read. Gives Weights(params, extra, step, meta); raises UserError when there is none.
+    """
+    directory = _absolute(path)
+    if (directory / "checkpoints").exists():
+        directory = directory / "checkpoints"
+    if (directory / "state").exists() and directory.name.isdigit():
+        directory, step = directory.parent, int(directory.name)
+    if not directory.exists():
+        raise UserError(f"{directory} does not exist: give a workdir, its checkpoints directory or one step of it")
+    _quieten_orbax()
+    handlers = {**_handlers(), "state": ocp.PyTreeCheckpointHandler()}
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager:
+        steps = sorted(manager.all_steps(), reverse=True)
+        wanted = best_step(manager) if step == "best" else step
+        chosen = steps if step is None else [s for s in steps if s == wanted]
+        if not chosen:
+            raise UserError(
+                f"{directory} has no checkpoint of step {step or 'any'}; there are: {sorted(steps) or 'none'}"
+            )
+        reasons = {}
+        for candidate in chosen:
+            reasons[candidate] = _damage(manager, candidate)
+            if not reasons[candidate]:
+                try:
+                    return _read_params(manager, candidate)
+                except Exception as error:
+                    reasons[candidate] = _one_line(error)
+            _warn(f"warning: checkpoint of step {candidate} in {directory} is corrupt: {reasons[candidate]}")
+    raise UserError(f"no checkpoint in {directory} can be read: {reasons}")
+
+
+def _handlers() -> dict[str, Any]:
+    return {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+
+
+def _ranked(directory: epath.Path, steps: Sequence[int], metric: str) -> list[int]:
+    """The steps that have a finite value of the metric, lowest first; an older one wins a tie."""
+    values = {}
+    for step in steps:
+        try:
+            value = json.loads((directory / str(step) / "meta" / "metadata").read_text())["metrics"][metric]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not evaluated, still being written, or corrupt: restoring will say which
+        if math.isfinite(value):
+            values[step] = value
+    return sorted(values, key=lambda step: (values[step], step))
+
+
+def _absolute(path) -> epath.Path:
+    return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
+
+
+def _warn(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _one_line(error: BaseException) -> str:
+    """The error's text with its middle left out: what failed stands at the start, why (the disk's word) at the end.
+
+    TensorStore appends the whole specification of the array, some 1,000 characters, to some of its errors: that goes.
+    """
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = re.sub(r" \[tensorstore_spec='.*?'\](?= \[|$)", "", text)
+    return text if len(text) <= 320 else f"{text[:160]} ... {text[-160:]}"
+
+
+# Saving
+
+
+def _check_space(manager, step: int, state: PyTree) -> None:
+    """Raises SaveError on every process before anything is written if the local disk has no room for the state."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
+    free = -1
+    if jax.process_index() == 0 and "://" not in str(manager.directory):
+        free = shutil.disk_usage(manager.directory).free
+    free = _from_first(free)
+    if 0 <= free < needed:
+        detail = f"No space left: it takes {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free"
+        raise SaveError(_save_message(manager, step, detail))
+
+
+def _failure(manager) -> Exception | None:
+    """Waits for the save under way; why it failed, if it did."""
+    try:
+        manager.wait_until_finished()
+    except Exception as error:
+        return _save_error(manager, error)
+    return None
+
+
+def _save_error(manager, error: Exception, step: int | None = None) -> Exception:
+    """Removes what the failed save left behind and says what happened and what to do; a fault of the code stays."""
+    if jax.process_index() == 0:
+        for unfinished in manager.directory.glob(UNFINISHED):
+            step = int(unfinished.name.split(".")[0]) if unfinished.name.split(".")[0].isdigit() else step
+            _remove(unfinished)
+    manager.reload()
+    if isinstance(error, (TypeError, AttributeError, AssertionError, NotImplementedError)):
+        return error
+    return SaveError(_save_message(manager, step, _one_line(error)))
+
+
+def _remove(unfinished: epath.Path) -> None:
+    """Removes a half-written checkpoint, into which other threads may write for a moment after the failure."""
+    for _ in range(20):
+        try:
+            return unfinished.rmtree(missing_ok=True)
+        except OSError:
+            time.sleep(0.1)
+    # what is left now goes when the directory is next opened
+
+
+def _save_message(manager, step: int | None, detail: str) -> str:
+    newest = manager.latest_step()
+    left = "there is no earlier checkpoint" if newest is None else f"the checkpoint of step {newest} is whole"
+    of_step = "the last checkpoint" if step is None else f"the checkpoint of step {step}"
+    return (
+        f"{of_step} could not be written to {manager.directory}: {detail}. Half-written files were removed; {left}. "
+        "Free some space or make the directory writable (or lower train.keep_latest and train.keep_best). "
+        "The next save tries again; a run that ends before that is resumed from there by the same command"
+    )
+
+
+def _seal(directory: epath.Path) -> None:
+    """Adds the checksums to a checkpoint that is written but not yet committed (renamed), so it never lacks them."""
+    if "://" in str(directory) or jax.process_index() != 0:
+        return  # object stores keep checksums of their own
+    for path in directory.glob(UNFINISHED):
+        (path / SEAL).write_text(json.dumps(_checksums(pathlib.Path(path))))
+
+
+def _checksums(path: pathlib.Path) -> dict[str, int]:
+    """{relative file name: crc32} of the items of a checkpoint; Orbax's own marks beside them are left out."""
+    sums = {}
+    for name in sorted(path.glob("*/**/*")):
+        if name.is_file():
+            value = 0
+            with name.open("rb") as file:
+                while block := file.read(1 << 22):
+                    value = zlib.crc32(block, value)
+            sums[name.relative_to(path).as_posix()] = value
+    return sums
+
+
+def _quieten_orbax() -> None:
+    """Keeps Orbax's own log of a failure (a stack trace) off the console: the same failure is raised here."""
+    logger = logging.getLogger("absl")
+    if not any(getattr(f, "__name__", "") == "_not_from_orbax" for f in logger.filters):
+        logger.addFilter(_not_from_orbax)
+    if not hasattr(sys.unraisablehook, "former"):
+        sys.unraisablehook = _without_late_callbacks(sys.unraisablehook)
+
+
+def _without_late_callbacks(former: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The hook that prints what nobody can catch, but not what TensorStore's threads meet after a save that failed.
+
+    They tell the event loop of each array that ends, and Orbax has closed the loop at the first that failed: a stack
+    trace for each.
+    """
+
+    def hook(unraisable: Any) -> None:
+        if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+            former(unraisable)
+
+    hook.former = former  # pyright: ignore[reportFunctionMemberAccess]
+    return hook
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname or record.levelno >= logging.CRITICAL
+
+
+# Restoring
+
+
+def _from_first(value: int) -> int:
+    """Process 0's number, on every process."""
+    if jax.process_count() == 1:
+        return value
+    # as two halves: without 64-bit mode jax would cut the number
+    halves = np.array([value >> 31, value & 0x7FFFFFFF], np.int32)
+    high, low = (int(part) for part in multihost_utils.broadcast_one_to_all(halves))
+    return (high << 31) + low
+
+
+def _agreed(steps: Sequence[int]) -> list[int]:
+    """The list of steps that process 0 sees, on every process."""
+    return [_from_first(steps[i] if i < len(steps) else -1) for i in range(_from_first(len(steps)))]
+
+
+def _damage(manager, step: int) -> str:
+    """Why the files of a checkpoint cannot be trusted, on every process; empty if they can (or have no seal)."""
+    reason = ""
+    if jax.process_index() == 0:
+        try:
+            reason = _broken_seal(manager.directory / str(step))
+        except (OSError, ValueError) as error:
+            reason = _one_line(error)
+    if jax.process_count() == 1:
+        return reason
+    return (reason or "process 0 found it corrupt") if _from_first(int(bool(reason))) else ""
+
+
+def _broken_seal(path: epath.Path) -> str:
+    if not (path / SEAL).exists():
+        return ""
+    sealed, present = json.loads((path / SEAL).read_text()), _checksums(pathlib.Path(path))
+    wrong = sorted(name for name, value in sealed.items() if present.get(name) != value)
+    return f"{len(wrong)} of {len(sealed)} files are missing or changed, the first is {wrong[0]}" if wrong else ""
+
+
+def _try_restore(manager, step: int, abstract_state: PyTree) -> tuple[Restored | None, str]:
+    """(the checkpoint, "") or (None, why not); every process takes the same way."""
+    restored, reason = None, ""
+    args = ocp.args.Composite(
+        state=ocp.args.StandardRestore(abstract_state),  # pyright: ignore[reportCallIssue]
+        meta=ocp.args.JsonRestore(),
+    )
+    try:
+        items = manager.restore(step, args=args)
+        restored = Restored(items["state"], step, items["meta"]["meta"])
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, (MemoryError, PermissionError)):
+            raise  # the machine's fault, not the checkpoint's
+        reason = _one_line(error)
+    if jax.process_count() > 1:
+        good = multihost_utils.process_allgather(np.array([restored is not None]))
+        if not good.all():
+            return None, reason or "another process could not read it"
+    return restored, reason
+
+
+def _check_fits(manager, step: int, abstract_state: PyTree) -> None:
+    """Raises UserError when the checkpoint's arrays are not those of the state; silent if it cannot tell."""
+    try:
+        saved = _shapes(manager.item_metadata(step)["state"].tree)
+    except Exception:
+        return  # unreadable: the restore that follows gives the reason
+    wanted = _shapes(ocp.tree.serialize_tree(abstract_state))
+    if lines := differences(saved, wanted, "{name}: checkpoint {first}, config {second}"):
+        raise UserError(
+            f"the checkpoint of step {step} in {manager.directory} belongs to another model or optimizer:{lines}\n"
+            "Use the config that made it, or another --workdir"
+        )
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def _set_aside(manager, corrupt: Mapping[int, str]) -> None:
+    """Moves corrupt checkpoints out of the way of the run's next saves; nothing is deleted."""
+    if not corrupt:
+        return
+    aside = manager.directory.parent / f"{manager.directory.name}-corrupt"
+    if jax.process_index() == 0:
+        aside.mkdir(parents=True, exist_ok=True)
+        for step in corrupt:
+            copies = sum(1 for p in aside.iterdir() if p.name.split(".")[0] == str(step))
+            (manager.directory / str(step)).rename(aside / (f"{step}.{copies}" if copies else str(step)))
+    _from_first(0)  # all wait until process 0 has moved them
+    manager.reload()
+    _warn(f"warning: moved the corrupt checkpoints of steps {sorted(corrupt)} to {aside}")
+
+
+def _read_params(manager, step: int) -> Weights:
+    tree = manager.item_metadata(step)["state"].tree
+    wanted = {name: tree[name] for name in ("params", "extra") if tree.get(name)}  # an empty extra is not stored
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    state = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)  # pyright: ignore[reportCallIssue]
+    items = manager.restore(step, args=ocp.args.Composite(state=state, meta=ocp.args.JsonRestore()))
+    return Weights(items["state"]["params"], items["state"].get("extra", {}), step, items["meta"]["meta"])

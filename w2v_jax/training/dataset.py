@@ -1,0 +1,176 @@
+"""The recordings of a run: listed, set aside for evaluation, labelled, and dealt into batches."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from w2v_jax import methods
+from w2v_jax.core.cli import UserError
+from w2v_jax.core.config import Config, setting
+from w2v_jax.core.display import short_repr
+from w2v_jax.core.units import SAMPLE_RATE
+from w2v_jax.data import source_module
+from w2v_jax.data.batch_plan import EvalPlan, TrainPlan, eval_plan, train_plan
+from w2v_jax.data.index import WAVE, Form, Source, TooFew, some_hours, split_heldout, subset
+from w2v_jax.data.transcripts import (
+    ALPHABET_FILE,
+    Alphabet,
+    Labels,
+    alphabet_summary,
+    build_alphabet,
+    labelled,
+    reuse_alphabet,
+    unlearnable,
+)
+from w2v_jax.training.workdir import has_checkpoint
+
+
+class Data(NamedTuple):
+    """Sources and plans of training and evaluation; labels where the config's data section asks for them."""
+
+    train: Source
+    train_plan: TrainPlan
+    eval: Source
+    eval_plan: EvalPlan
+    train_labels: Labels | None = None
+    eval_labels: Labels | None = None
+
+    __repr__ = short_repr
+
+
+def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) -> Data:
+    """Lists the sources, sets rows aside for evaluation, reads their labels and makes the plans.
+
+    Raises TooFew where the recordings that are left do not suffice, and UserError.
+    """
+    data = config.data
+    module = source_module(data.name)
+    train = module.make(data, data.root)
+    if data.eval_root:
+        try:
+            held_out = module.make(data, data.eval_root)
+        except UserError as error:  # sources call their place data.root
+            error.args = (str(error).replace("data.root", "data.eval_root"),)
+            raise
+    else:
+        kept, set_aside = split_heldout(train.index, data.eval_share)
+        train, held_out = subset(train, kept), subset(train, set_aside)
+    if data.train_hours > 0:
+        train = subset(train, some_hours(train.index, data.train_hours))
+    if held_out.form != train.form:
+        raise UserError(
+            f"data.eval_root and data.root were not made alike ({held_out.form}, {train.form}); code both with the "
+            "same model and vocabulary"
+        )
+    method = methods.load(config)
+    if method.encoder.reads != train.form.name:
+        raise UserError(
+            f"method={config.method} reads {method.encoder.reads}, and data.name={data.name} gives {train.form.name}: "
+            "choose another --config or another data.name"
+        )
+    hop = method.encoder.geometry[1]
+    if train.form != WAVE and hop != train.form.hop:
+        raise UserError(
+            f"encoder.hop={hop}, and the {train.form.name} of data.root are {train.form.hop} samples apart: "
+            f"--config.encoder.hop={train.form.hop}"
+        )
+    buckets = [int(seconds * SAMPLE_RATE + 0.5) for seconds in data.bucket_seconds]
+    labels: tuple[Labels, Labels] | tuple[()] = ()
+    if setting(config, "data.labels"):
+        alphabet = open_alphabet(data, train, path)
+        read = functools.partial(
+            labelled,
+            alphabet=alphabet,
+            bucket_samples=buckets,
+            per_second=data.tokens_per_second,
+            frames=method.output_frames,
+        )
+        key = "data.eval_root" if data.eval_root else f"data.eval_share={data.eval_share:g}"
+        train, train_labels = read(train, where="data.root")
+        held_out, eval_labels = read(held_out, where=key)
+        labels = train_labels, eval_labels
+    try:
+        plan = train_plan(
+            train.index.num_samples,
+            bucket_samples=buckets,
+            unit_seconds=data.unit_seconds,
+            units=units,
+            seed=config.seed,
+        )
+    except UserError as error:  # perhaps for want of what was skipped
+        raise TooFew(str(error), train.index.skipped) from None
+    scored = eval_plan(
+        held_out.index.num_samples,
+        bucket_samples=buckets,
+        unit_seconds=data.unit_seconds,
+        units=shards,
+        max_hours=data.eval_hours,
+    )
+    return Data(train, plan, held_out, scored, *labels)
+
+
+def open_alphabet(data: Any, train: Source, path: pathlib.Path) -> Alphabet:
+    """The alphabet of the run: that of its checkpoints, else data.alphabet, else made from the training transcripts.
+
+    A run without a checkpoint makes the alphabet again. Raises UserError when data.alphabet contradicts the config, and
+    TooFew where no transcript has a token to make one of.
+    """
+    file = path / ALPHABET_FILE
+    if file.exists() and has_checkpoint(path):
+        return Alphabet.load(file)
+    texts, kind, casing, remove = train.index.transcripts.tolist(), data.labels, data.casing, data.remove
+    if data.alphabet:
+        alphabet, counts, dropped = reuse_alphabet(data.alphabet, texts, kind, casing=casing, remove=remove)
+    else:
+        try:
+            made = build_alphabet(texts, kind, casing=casing, remove=remove, min_count=data.min_count)
+        except TooFew as error:
+            raise TooFew(str(error), [*train.index.skipped, *unlearnable(train.index)]) from None
+        alphabet, counts, dropped = made
+    if jax.process_index() == 0:
+        alphabet.save(file, counts, dropped)
+        print(alphabet_summary(alphabet, counts, dropped), flush=True)
+    return alphabet
+
+
+def micro_batch(data: Data, rows: int, length: int, *, parts: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of one of the `parts` micro-batches of a step of `rows` rows of `length` samples."""
+    count, form, labels = rows // parts, data.train.form, data.train_labels
+    per_row = dict(num_samples=jnp.int32, weight=jnp.float32, row=jnp.int32)
+    shapes = {name: jax.ShapeDtypeStruct((count,), kind) for name, kind in per_row.items()}
+    if labels is not None:
+        shapes["tokens"] = jax.ShapeDtypeStruct((count, labels.width(length)), jnp.int32)
+        shapes["num_tokens"] = jax.ShapeDtypeStruct((count,), jnp.int32)
+    return {form.name: jax.ShapeDtypeStruct((count, *form.shape(length)), form.dtype), **shapes}
+
+
+def fingerprints(data: Data) -> dict[str, Any]:
+    """What `workdir.check_data` compares: hashes of ids and lengths, and counts that a person recognises."""
+    form, labels = data.train.form, data.train_labels
+    about = {} if form == WAVE else {"form": form._asdict()}
+    about |= {} if labels is None else {"labels": labels.digest(), "tokens": len(labels.alphabet)}
+    return about | {
+        f"{part}_{name}": value
+        for part, index in (("train", data.train.index), ("eval", data.eval.index))
+        for name, value in (
+            ("rows", len(index)),
+            ("hours", round(index.hours, 4)),
+            ("fingerprint", index.fingerprint()),
+        )
+    }
+
+
+def form_of(path: pathlib.Path) -> Form:
+    """The form of the data that a run was trained on, from its data.json; waves where that says nothing."""
+    try:
+        return Form(**json.loads((path / "data.json").read_text(encoding="utf-8"))["form"])
+    except (OSError, KeyError):
+        return WAVE
+    except (ValueError, TypeError):
+        raise UserError(f"{path / 'data.json'} is not readable; put it right, or train again") from None

@@ -1,0 +1,166 @@
+"""What the loop has to say and to keep: rows of metrics, what was read, what went wrong, when it was saved."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from w2v_jax.core.cli import UserError, duration, table
+from w2v_jax.core.config import Config
+from w2v_jax.core.files import append_lines
+from w2v_jax.core.types import Levels
+from w2v_jax.core.units import SAMPLE_RATE
+from w2v_jax.training import checkpoint, console, watchdog
+from w2v_jax.training.throughput import Meter
+
+HISTORY = 500
+"""Rows of metrics that the watchdog of a resumed run is given: more than it needs for any finding."""
+
+SILENT_NAMED = 20
+"""Silent recordings that are named on the console. All are counted in the metric silent_rows."""
+
+
+class RunLog:
+    """Reports each step when the next one has been started, so that the device never waits for the host.
+
+    `dead` is the reason to end the run, empty as long as there is none. All processes call it alike; only process
+    0 writes.
+    """
+
+    def __init__(self, config: Config, path: pathlib.Path, meter: Meter, *, levels: Levels, first: int, epoch: float):
+        self.config, self.path, self.meter = config, path, meter
+        self.active = jax.process_index() == 0
+        self.report = console.Report(path, config.train.steps, start_step=first, levels=levels, active=self.active)
+        self._pending: tuple[int, dict[str, Any], Any, dict[str, Any]] | None = None
+        self.dead = ""
+        self._silent: set[str] = set()
+        for name in ("rows", "bad_steps", "unread"):
+            console.trim_steps(self._file(name), first)
+        self.watch = watchdog.Watchdog(levels, watchdog.settings_for(config), history=_rows_before(path, first))
+        self.report.say(f"resumed from step {first}, epoch {epoch:.2f}" if first else "starting at step 0")
+
+    def started(self, n: int, batch: dict[str, Any], info: Any, metrics: dict[str, Any]) -> None:
+        """Reports the step before, and keeps what step n, which the device now works on, will need."""
+        self.finish_pending()
+        self._pending = n, batch, info, metrics
+
+    def finish_pending(self) -> None:
+        """Waits for the metrics of the step that was started last, and reports them."""
+        if self._pending is None:
+            return
+        n, batch, info, metrics = self._pending
+        self._pending = None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._say_compiled(batch, info, self.meter.count(batch, info))
+        if self.config.train.log_rows:
+            self._append("rows", {"step": n, "ids": info.ids, "starts": info.starts})
+        self._count_failures(n, info, values)
+        if n % self.config.train.log_every == 0 or n == self.config.train.steps:
+            values.pop("skipped")
+            self._log({"step": n, "split": "train", "epoch": info.epoch, **values, **self.meter.row()})
+
+    def _count_failures(self, n: int, info: Any, values: dict[str, float]) -> None:
+        for failed in info.failed:
+            self.meter.unread_rows += 1
+            self._append("unread", {"step": n, **failed._asdict()})
+            self._warn(f"step {n}: {failed.path} could not be read and was left out: {failed.reason}")
+        self.meter.silent_rows += len(info.silent)
+        for path in sorted(set(info.silent) - self._silent)[: SILENT_NAMED - len(self._silent)]:
+            self._silent.add(path)
+            self._warn(f"step {n}: {path} is silent where it was read; it is used all the same")
+        if values["skipped"]:
+            self.meter.skipped_updates += 1
+            self._append("bad_steps", {"step": n, "loss": str(values["loss"]), "ids": info.ids})
+            self._warn(f"step {n}: loss or gradient is not finite; update skipped, its ids are in bad_steps.jsonl")
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self.report.log(row)
+        if self.config.train.watchdog == "off":
+            return
+        for finding in self.watch.see(row):
+            self._warn(f"{finding.name} at step {row['step']}: {finding.message}")
+            if self.config.train.watchdog == "stop" and finding.dead:
+                self.dead = finding.name
+
+    def _say_compiled(self, batch: dict[str, Any], info: Any, seconds: float | None) -> None:
+        if seconds is not None:
+            rows = len(batch["row"]) * self.meter.processes
+            what = f"{rows} rows of {info.length / SAMPLE_RATE:g} s"
+            self.report.say(f"compiled and ran the first step of {what} ({duration(seconds)})")
+
+    def evaluation(self, n: int, metrics: dict[str, float]) -> dict[str, float]:
+        """Reports the metrics of the held-out rows and draws the curves."""
+        if metrics:
+            self._log({"step": n, "split": "eval", **metrics})
+        self.report.draw()
+        return metrics
+
+    def probed(self, n: int, metrics: dict[str, float]) -> None:
+        """Reports the scores of linear probes."""
+        self.report.log({"step": n, "split": "probe", **metrics})
+
+    def save(self, manager: Any, n: int, state: Any, metrics: dict[str, float]) -> None:
+        """Starts a checkpoint. A failed save is reported, and the next one tries again: the run goes on."""
+        try:
+            checkpoint.save(manager, n, state, metrics=metrics)
+        except checkpoint.SaveError as error:
+            self._warn(str(error))
+
+    def close(self, manager: Any, n: int, stopped: str) -> None:
+        """Waits for the last checkpoint, writes done.json after a whole run, and says where everything is."""
+        checkpoint.wait(manager)
+        saved = manager.latest_step()
+        checkpoint.close(manager)
+        if saved != n:
+            raise UserError(f"the checkpoint of step {n} could not be saved; the newest is of step {saved}")
+        if stopped:
+            self.report.draw()
+            self.report.close()
+            self.report.say(f"stopped at step {n:,} ({stopped}), checkpoint saved; the same command goes on from there")
+            return
+        self.report.finish(step=n)
+        self.report.say(self._farewell())
+
+    def _farewell(self) -> str:
+        rows = {
+            "checkpoint": self.path / "checkpoints",
+            "metrics": self.path / "metrics.jsonl",
+            "plots": f"{self.path / 'curves.png'}, and tensorboard --logdir={self.path / 'tensorboard'}",
+            "summary": self.path / "done.json",
+            "try next": "your recordings: the config without its variant, --config.data.root=FOLDER, another --workdir",
+        }
+        return table(rows, "done")
+
+    def _file(self, name: str) -> pathlib.Path:
+        """Each process keeps its own rows; those of process 0 have the plain name."""
+        number = jax.process_index()
+        return self.path / (f"{name}-{number}.jsonl" if number else f"{name}.jsonl")
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        try:
+            append_lines(self._file(name), [json.dumps(record)])
+        except OSError as error:
+            self._warn(f"{self._file(name).name} cannot be written: {error}")
+
+    def _warn(self, text: str) -> None:
+        if self.active:
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _rows_before(path: pathlib.Path, first: int) -> list[dict[str, Any]]:
+    """The newest rows up to step `first` of metrics.jsonl, the same on all processes: those that process 0 reads."""
+    if not first:
+        return []
+    rows = [row for row in console.read_metrics(path / "metrics.jsonl") if row["step"] <= first][-HISTORY:]
+    if jax.process_count() == 1:
+        return rows
+    text = np.frombuffer(json.dumps(rows).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(text), np.int32)))
+    text = np.pad(text[:size], (0, max(0, size - len(text))))
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes())

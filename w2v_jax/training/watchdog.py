@@ -1,0 +1,256 @@
+"""Names a dead run within minutes, with its likely cause and the next thing to try. Pure: it reads rows of metrics.
+
+A self-supervised loss can look fine while nothing is learned (all codes equal: loss 0, accuracy 1), or hide that
+nothing moves (loss at ln(K + 1)). The levels of the method (`levels` of its file) say what such a run reaches. What
+to do about a finding (warn, stop, nothing) is the loop's affair; skipping a non-finite update is `step.py`'s.
+
+    dog = Watchdog(levels, settings_for(config))
+    for finding in dog.see(row):       # each finding once, until it has cleared
+        print(finding.message)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from w2v_jax.core.config import Config
+from w2v_jax.core.types import Levels, MetricsRow
+
+
+class Finding(NamedTuple):
+    """Something wrong: a short name, a message for people, and whether the run is dead (rather than hurt)."""
+
+    name: str
+    message: str
+    dead: bool = True
+
+
+class Settings(NamedTuple):
+    """patience: logged rows in a row that must agree. grace_steps: until then a loss at chance is normal.
+
+    batch_hours and peak (the highest learning rate) are only quoted in the messages; 0 where unknown.
+    """
+
+    patience: int = 10
+    grace_steps: int = 3000
+    batch_hours: float = 0.0
+    peak: float = 0.0
+
+
+def settings_for(config: Config) -> Settings:
+    """The settings of a config. Grace is the warm-up or a third of the run, between 100 and 3000 steps."""
+    grace = min(max(config.optim.warmup, config.train.steps // 3, 100), 3000)
+    return Settings(grace_steps=grace, batch_hours=config.data.batch_hours, peak=config.optim.peak)
+
+
+class Watchdog:
+    """Remembers the last rows and which findings were reported. `history`: rows of metrics.jsonl on a resumed run."""
+
+    def __init__(self, levels: Levels, settings: Settings | None = None, history: Sequence[MetricsRow] = ()):
+        self.levels, self.settings = levels, settings or Settings()
+        self._rows: list[MetricsRow] = []
+        self._reported: dict[str, int] = {}
+        for row in history:
+            self.see(row)
+
+    def see(self, row: MetricsRow) -> list[Finding]:
+        """What is newly wrong with this row. One that was reported comes again only after a while without it."""
+        if row.get("split", "train") != "train":
+            return []
+        self._rows = [*self._rows, row][-2 * self.settings.patience - 1 :]
+        present = {finding.name: finding for finding in check(self._rows, self.levels, self.settings)}
+        new = [finding for name, finding in present.items() if name not in self._reported]
+        absent = {name: count + 1 for name, count in self._reported.items() if name not in present}
+        self._reported = {name: count for name, count in absent.items() if count < 2 * self.settings.patience}
+        self._reported |= dict.fromkeys(present, 0)
+        return new
+
+
+def check(history: Sequence[MetricsRow], levels: Levels, settings: Settings) -> list[Finding]:
+    """Everything that is wrong at the end of a history of logged rows (the newest last; evaluations are ignored).
+
+    A row may lack any metric, and hold None or NaN for one that was not finite. At most one finding is about
+    collapse: the first that fits, from the most to the least specific.
+    """
+    rows = [row for row in history if row.get("split", "train") == "train"]
+    if not rows:
+        return []
+    specific = (_equal_logits, _one_code, _accuracy_stuck, _no_gradient)
+    general = (_at_chance, _few_codes, _only_counts, _only_blanks)
+    collapses = (rule(rows, levels, settings) for rule in specific + general)
+    findings = [_not_finite(rows, levels, settings), next((finding for finding in collapses if finding), None)]
+    return [finding for finding in findings if finding]
+
+
+Rule = Callable[[Sequence[MetricsRow], Levels, Settings], Finding | None]
+
+
+def _last(rows: Sequence[MetricsRow], name: str, count: int) -> list[float] | None:
+    """The metric's last `count` values; None if there are not so many or one is not finite."""
+    values = [row.get(name) for row in rows[-count:]]
+    if len(values) < count or any(value is None or not math.isfinite(value) for value in values):
+        return None
+    return [float(value) for value in values if value is not None]
+
+
+def _cause(settings: Settings) -> str:
+    """The usual suspect, with this run's numbers."""
+    rate = f"optim.peak={settings.peak:g}" if settings.peak else "the learning rate"
+    batch = f"{settings.batch_hours:.3g} h of audio per update" if settings.batch_hours else "the batch"
+    return f"{rate} is too high for {batch} (wav2vec 2.0 Base: 0.0005 at 1.56 h)"
+
+
+REMEDY = "lower optim.peak to a fifth or raise data.batch_hours (accumulation keeps memory), and lengthen optim.warmup"
+
+
+def _equal_logits(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+    losses, chance = _last(rows, "loss", settings.patience), levels.get("loss_chance")
+    if chance is None or losses is None or any(abs(loss - chance) > 1e-4 * chance for loss in losses):
+        return None
+    return Finding(
+        "collapsed to a constant",
+        f"the loss has been exactly at chance ({chance:.4f}) for {settings.patience} logged steps: every frame gets "
+        f"the same vector, so all choices look alike. Likely cause: {_cause(settings)}, or input that is not speech at "
+        f"16 kHz. Next: {REMEDY}; start anew, this does not recover",
+    )
+
+
+def _one_code(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+    floor = levels.get("perplexity_floor")
+    for name in ("code_perplexity", "prob_perplexity"):
+        values = _last(rows, name, settings.patience)
+        if floor is not None and values is not None and max(values) <= 1.1 * floor:
+            return Finding(
+                "codebook collapsed",
+                f"{name} has been at its floor ({floor:g}: one code per group) for {settings.patience} logged steps; "
+                f"a low loss or a high accuracy means nothing now. Likely cause: {_cause(settings)}, or the diversity "
+                f"term is too weak (loss.diversity_weight, 0.1 for wav2vec 2.0), or quantizer.temperature starts too "
+                f"low (2.0 in the papers). Next: {REMEDY}; raise loss.diversity_weight (Gumbel) or quantizer.restart "
+                f"(k-means); start anew, this does not recover",
+            )
+    return None
+
+
+def _accuracy_stuck(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+    values = _last(rows, "accuracy", settings.patience)
+    if values is None or any(value not in (0.0, 1.0) for value in values):
+        return None
+    if not any(values) and rows[-1]["step"] <= settings.grace_steps:
+        return None  # no hit in a small batch is chance early on
+    what = "1" if all(values) else "0" if not any(values) else "jumping between 0 and 1"
+    return Finding(
+        "accuracy stuck",
+        f"the accuracy has been exactly {what} for {settings.patience} logged steps: the choices are all equal to the "
+        f"target (one code everywhere) or all equal to each other. Likely cause: {_cause(settings)}; or too few masked "
+        f"frames per row (masking.prob, very short recordings). Next: look at the perplexities in curves.png; {REMEDY}",
+    )
+
+
+def _no_gradient(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+    norms = _last(rows, "grad_norm", settings.patience)
+    if norms is None or max(norms) > 1e-6:
+        return None
+    return Finding(
+        "no gradient",
+        f"the gradient norm has been below 1e-6 for {settings.patience} logged steps (a healthy run has about 0.1 to "
+        f"2): nothing is learned any more. Likely cause: a collapse ({_cause(settings)}), or optim.rules freeze every "
+        f"parameter. Next: look at the perplexities in curves.png; {REMEDY}",
+    )
+
+
+def _at_chance(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+    chance, count = levels.get("loss_chance"), 2 * settings.patience
+    losses = _last(rows, "loss", count)
+    if chance is None or losses is None or rows[-count]["step"] <= settings.grace_steps:
+        return None
+    if math.fsum(losses) / count < 0.98 * chance:
+        return None
+    return Finding(
+        "loss at chance",
+        f"the loss has stayed at chance ({chance:.3f}) for {count} logged steps after the first "
+        f"{settings.grace_steps} steps: nothing is learned yet. Likely cause: {_cause(settings)}, or input that is not "
+        f"speech at 16 kHz (listen to a few files; a wrong rate in a manifest sounds too fast or too slow). "
+        f"Next: {REMEDY}",
+    )
+
+
+def _few_codes(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+    floor, most, count = levels.get("perplexity_floor"), levels.get("perplexity_max"), 2 * settings.patience
+    name = "prob_perplexity" if "prob_perplexity" in rows[-1] else "code_perplexity"  # k-means has no probabilities
+    values = _last(rows, name, count)
+    if floor is None or most is None or values is None or rows[-count]["step"] <= 4 * settings.grace_steps:
+        return None
+    bound = floor + 0.03 * (most - floor)
+    if max(values) > bound:
+        return None
+    return Finding(
+        "few codes in use",
+        f"{name} has not been above {bound:.3g} of {most:g} for {count} logged steps (a dip to a twentieth "
+        f"early in a run is normal, staying there is not): the codebook is close to collapse. Likely cause: "
+        f"{_cause(settings)}, or nothing keeps codes alive. Next: {REMEDY}; raise loss.diversity_weight (Gumbel) or "
+        f"quantizer.restart (k-means)",
+        dead=False,
+    )
+
+
+def _only_counts(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+    """The loss of a model over codes stays at `unigram_loss`; each row has both, of the same frames."""
+    count = 2 * settings.patience
+    losses, unigram = (_last(rows, name, count) for name in ("loss", "unigram_loss"))
+    if losses is None or unigram is None or rows[-count]["step"] <= 4 * settings.grace_steps:
+        return None
+    if math.fsum(losses) < 0.98 * math.fsum(unigram):
+        return None
+    return Finding(
+        "no better than counting",
+        f"the loss has stayed at the unigram entropy of the codes ({math.fsum(unigram) / count:.3f}) for {count} "
+        f"logged steps: the model knows how often each code occurs, and uses nothing of the frames around. Likely "
+        f"cause: optim.peak={settings.peak:g} is too low for {settings.batch_hours:.3g} h of codes per update (the "
+        f"paper's 1e-5 belongs to 1.09 h and 250k updates), or masking.length is so short that neighbours give the "
+        f"code away. Next: raise optim.peak tenfold; masking.length=10",
+        dead=False,
+    )
+
+
+def _only_blanks(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+    """The plateau of CTC on which every frame is blank and no token is ever recognised."""
+    count = 2 * settings.patience
+    shares = _last(rows, "blank_share", count)
+    if shares is None or min(shares) < 0.999 or rows[-count]["step"] <= 4 * settings.grace_steps:
+        return None
+    return Finding(
+        "says nothing",
+        f"every frame has been blank for {count} logged steps: the plateau of CTC, which a run leaves after some "
+        f"hundreds of updates. Likely cause: optim.peak={settings.peak:g} is too high for a pretrained encoder (the "
+        "papers: 2e-5 to 1e-4) or too low for a new acoustic model (about 1e-3), or too few updates so far, or "
+        "transcripts that do not belong to the audio (python -m w2v_jax.prepare --plot shows some). Next: wait for "
+        "twice as many updates; then change optim.peak",
+        dead=False,
+    )
+
+
+def _not_finite(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+    """A loss or gradient that is not finite, or updates skipped since the row before."""
+    bad = [_is_bad(rows, i) for i in range(len(rows))]
+    if not bad[-1]:
+        return None
+    total = rows[-1].get("skipped_updates") or 0
+    dead = len(bad) >= settings.patience and all(bad[-settings.patience :])
+    return Finding(
+        "not finite, again and again" if dead else "not finite",
+        f"the loss or gradient was not finite around step {rows[-1]['step']}; such updates are skipped ({total:.0f} so "
+        f"far) and their recordings are named in the workdir. Once in a while is harmless. Likely cause otherwise: "
+        f"broken audio, or {_cause(settings)}. Next: look at the named recordings; set optim.clip_norm=1; "
+        f'train.dtype="float32"; {REMEDY}',
+        dead=dead,
+    )
+
+
+def _is_bad(rows: Sequence[MetricsRow], i: int) -> bool:
+    for name in ("loss", "grad_norm"):
+        if name in rows[i] and (rows[i][name] is None or not math.isfinite(rows[i][name])):
+            return True
+    before = rows[i - 1].get("skipped_updates") if i else None
+    return before is not None and (rows[i].get("skipped_updates") or 0) > before

@@ -1,0 +1,121 @@
+"""The folder of a run: who may write in it, and whether it belongs to this config and this data."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from w2v_jax.core.cli import UserError, cannot_write
+from w2v_jax.core.config import Config, changed_keys, from_json, keys_of, run_json
+from w2v_jax.core.files import locked_file, write_whole
+
+HARDWARE = keys_of(
+    {
+        "data": "root eval_root loader workers device_seconds",  # root may move: `check_data` checks what it holds
+        "acoustic": "attention positional stack",
+        "encoder": "attention convolution positional remat_frontend remat_layers stack",
+        "probe": "every root test_root label hours",
+        "sharding": "data fsdp tensor slices",
+        "train": "log_every log_rows eval_every checkpoint_every keep_latest keep_best watchdog compile_cache "
+        "on_config_change",
+    }
+)
+"""Keys that may differ when a run goes on: they change where and how fast it runs, not what it computes."""
+
+
+@contextlib.contextmanager
+def open_workdir(path: pathlib.Path, config: Config, *, active: bool) -> Iterator[None]:
+    """Makes the folder, keeps a second run out of it, and writes config.json.
+
+    Raises UserError with the difference when the folder was made with a config that computes something else,
+    unless config.train.on_config_change is "accept". Only the `active` process writes.
+    """
+    if config.train.on_config_change not in ("refuse", "accept"):
+        raise UserError(f"train.on_config_change={config.train.on_config_change!r}: it is 'refuse' or 'accept'")
+    if not active:
+        yield
+        return
+    with locked(path):
+        _check_config(path / "config.json", config)
+        write_whole(path / "config.json", run_json(config))
+        yield
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, what: str = "run", flag: str = "--workdir") -> Iterator[None]:
+    """Makes the folder and locks it. Raises UserError while another process holds the lock."""
+
+    def refuse() -> None:
+        raise UserError(f"another {what} is using {path}; wait for it, stop it, or choose another {flag}")
+
+    with contextlib.ExitStack() as stack:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked_file(path / ".lock", refuse))
+        except OSError as error:
+            raise cannot_write(f"{flag} {path}", error) from None
+        yield
+
+
+def _check_config(file: pathlib.Path, config: Config) -> None:
+    if not file.exists() or not has_checkpoint(file.parent):
+        return  # nothing to go on from, e.g. a start that failed on a mistake in the config
+    before = from_json(json.dumps(_read_json(file)))
+    changed = [line for line in changed_keys(before, config) if line.split(":")[0] not in HARDWARE]
+    if changed and config.train.on_config_change == "refuse":
+        lines = "\n  ".join(changed)
+        raise UserError(
+            f"{file.parent} was made with another config:\n  {lines}\nChoose another --workdir, or go on with the "
+            "new values by --config.train.on_config_change=accept"
+        )
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{file} is not readable as JSON; put it right, or choose another --workdir") from None
+
+
+def has_checkpoint(path: pathlib.Path) -> bool:
+    """Whether the folder of a run holds a checkpoint."""
+    return any((path / "checkpoints").glob("[0-9]*"))
+
+
+def check_data(path: pathlib.Path, config: Config, prints: dict[str, Any]) -> None:
+    """Compares the data as they are now with data.json of the workdir; `prints` are fingerprints, rows and hours.
+
+    A resumed run reads exactly the rows that the first one would have read. Other data are therefore a UserError where
+    there is a checkpoint, unless config.train.on_config_change is "accept".
+    """
+    file = path / "data.json"
+    if file.exists() and has_checkpoint(path) and config.train.on_config_change == "refuse":
+        if changed := changed_keys(_read_json(file), json.loads(json.dumps(prints))):
+            lines = "\n  ".join(changed)
+            raise UserError(
+                f"the data are not those that {path} was started with:\n  {lines}\nPut the recordings back, choose "
+                "another --workdir, or go on with the new data by --config.train.on_config_change=accept"
+            )
+    write_whole(file, json.dumps(prints, indent=2) + "\n")
+
+
+def read_config(path: pathlib.Path) -> Any:
+    """The config that a run was made with. Raises UserError where the folder is none of a run."""
+    if not (path / "config.json").is_file():
+        what = "is not the folder of a run: config.json is missing" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}; give the --workdir of a training")
+    try:
+        config = from_json((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path / 'config.json'} is not readable as JSON") from None
+    if "model_type" in config:
+        raise UserError(
+            f"{path} is a model of transformers; make it a run first: "
+            f"python -m w2v_jax.convert --from {path} --to runs/imported"
+        )
+    if "method" not in config or "encoder" not in config:
+        raise UserError(f"{path / 'config.json'} is not that of a run; give the --workdir of a training")
+    return config
