@@ -26,9 +26,9 @@ def load(path: Any, *, step: int | str | None = None, quantizer: Any = None):
     (49, 24, None)
 
     Runs of CTC give `record.text` and `record.log_probs`, too. path: the folder, or what `open_run` made of it.
-    step: a checkpoint's number, "best", or None for the newest. quantizer: the run of vq-wav2vec that makes the codes
-    which a BERT reads. The fields of a record, and what a model is given, stand in
-    `w2v_jax/inference/model.py`. Raises w2v_jax.core.cli.UserError.
+    step: a checkpoint's number, "best", "newest", or None for the best of a recogniser and the newest of others.
+    quantizer: the run of vq-wav2vec that makes the codes which a BERT reads. The fields of a record, and what a model
+    is given, stand in `w2v_jax/inference/model.py`. Raises w2v_jax.core.cli.UserError.
     """
     from w2v_jax.inference.model import open_model
 

@@ -21,15 +21,14 @@ from collections.abc import Sequence
 
 from w2v_jax import __version__
 from w2v_jax.core import config as configs
-from w2v_jax.core.cli import UserError, path_argument, run_command, step_argument
+from w2v_jax.core.cli import STEP, STEP_HELP, UserError, path_argument, run_command, step_argument
 from w2v_jax.core.config import Config
 from w2v_jax.core.files import file_digest, whole_folder, write_whole
 from w2v_jax.data.transcripts import ALPHABET_FILE, Alphabet
 from w2v_jax.interop import fairseq, huggingface, huggingface_config, huggingface_tokenizer
 from w2v_jax.interop.tensor_mapping import Imported, write_run
-from w2v_jax.training import checkpoint
 from w2v_jax.training.console import read_metrics
-from w2v_jax.training.workdir import read_config
+from w2v_jax.training.workdir import read_config, read_weights
 
 THEIR_SUFFIXES = (".json", ".safetensors", ".bin")
 """The files of a model of transformers. Any other file is read as one of fairseq: .pt, .pth, .ckpt."""
@@ -109,7 +108,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="run, .pt file, or folder or weights of a model",
     )
     add("--to", required=True, type=path_argument, metavar="FOLDER", help="folder to create; it must not exist")
-    add("--step", type=step_argument, metavar="N|best", help="checkpoint of a run (default: the newest)")
+    add("--step", type=step_argument, metavar=STEP, help=f"of a run: {STEP_HELP}")
     add("--encoder-only", action="store_true", help="leave out the quantizer and the heads (not for fairseq)")
     add("--dictionary", type=path_argument, metavar="FILE", help="the dict.ltr.txt of a fine-tuned model of fairseq")
     add("--tensors", action="store_true", help="print both names of every tensor")
@@ -173,7 +172,7 @@ def export_run(source: pathlib.Path, target: pathlib.Path, *, step: int | str | 
     head = "ctc" if config.method == "ctc" else "pretraining"
     head = "encoder" if encoder_only or _lacks_heads(config) else head
     huggingface_config.check_export(config, head)
-    weights = checkpoint.restore_params(source, step=step)
+    weights = read_weights(source, config, step)
     tensors = huggingface.tensors_of(config, weights.params, head)
     files = {"config.json": huggingface_config.transformers_config(config, head)}
     files["preprocessor_config.json"] = huggingface_config.their_preprocessor(config)
@@ -187,7 +186,8 @@ def export_run(source: pathlib.Path, target: pathlib.Path, *, step: int | str | 
         if head == "ctc" and alphabet is not None:
             alphabet.save(partial / ALPHABET_FILE, {}, {})  # vocab.json cannot say how texts were cleaned
         write_whole(partial / "README.md", model_card(source, config, head, step=weights.step, name=target.name))
-    print(f"{source} at step {weights.step}: {_sizes([x.shape for x in tensors.values()])}")
+    why = f" ({weights.chosen})" if weights.chosen else ""
+    print(f"{source} at step {weights.step:,}{why}: {_sizes([x.shape for x in tensors.values()])}")
     if head == "ctc" and alphabet is not None:
         print("\n".join(alphabet_lines(alphabet)))
     for difference in differences(config):

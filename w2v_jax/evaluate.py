@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
         write_scores(args.out, scored, source, result=result, skipped=skipped)
     except OSError as error:
         raise cannot_write(error.filename or args.out, error) from None
-    print("\n".join([_report(result, args.out), *skipped_by_kind(lost)]))
+    print("\n".join([_report(result, args.out, recognizer.run.in_brief()), *skipped_by_kind(lost)]))
     return 0
 
 
@@ -252,10 +252,11 @@ def write_scores(
     write_whole(out / "scores.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
-def _report(result: dict[str, Any], out: pathlib.Path) -> str:
+def _report(result: dict[str, Any], out: pathlib.Path, model: str) -> str:
     words, (low, high) = result["words"], result["wer_interval"]
     edits = ", ".join(f"{words[key]:,} {key}" for key in ("substitutions", "deletions", "insertions"))
     rows = {
+        "model": model,
         "recordings": f"{result['recordings']:,}, {result['hours']:g} h; {result['right']:,} without any error",
         "decoder": ", ".join(f"{key} {value}" for key, value in result["decoder"].items() if value not in ("", "kind")),
         "WER": f"{result['wer']:.2%} ({low:.2%} to {high:.2%} over speakers): {edits} in {words['units']:,} words",

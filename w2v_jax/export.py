@@ -27,7 +27,7 @@ import numpy as np
 from jax.export import Exported
 
 from w2v_jax import __version__, methods
-from w2v_jax.core.cli import UserError, expand_home, path_argument, run_command, step_argument
+from w2v_jax.core.cli import STEP, STEP_HELP, UserError, expand_home, path_argument, run_command, step_argument
 from w2v_jax.core.config import portable
 from w2v_jax.core.files import whole_folder
 from w2v_jax.core.tree import by_path, nest
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"this machine could not compare the program with the run: add {platform} to --platforms")
     if args.out.exists() and any(args.out.iterdir()):
         raise UserError(f"{args.out} is not empty; choose another --out")
-    print(f"exporting {args.what} of {run.path} ({run.config.method}, step {run.step}) for {', '.join(args.platforms)}")
+    print(f"exporting {args.what} of {run.path} ({run.config.method}, {run.at_step()}) for {', '.join(args.platforms)}")
     exported, weights = export(run, args.what, layer, platforms=args.platforms)
     compared = check_program(run, exported, weights, what=args.what, layer=layer)
     metadata = metadata_of(run, exported, what=args.what, layer=layer) | {"compared": compared}
@@ -93,7 +93,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--run", required=True, type=expand_home, metavar="RUN", help="the --workdir of a training")
-    add("--step", type=step_argument, metavar="N|best", help="the checkpoint (default: the newest)")
+    add("--step", type=step_argument, metavar=STEP, help=STEP_HELP)
     add(
         "--what",
         required=True,

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from w2v_jax.core.cli import (
+    STEP,
+    STEP_HELP,
     UserError,
     cannot_write,
     count_argument,
@@ -132,7 +134,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--run", required=True, type=expand_home, metavar="RUN", help="the --workdir of a training")
-    add("--step", type=step_argument, metavar="N|best", help="which checkpoint (default: the newest)")
+    add("--step", type=step_argument, metavar=STEP, help=STEP_HELP)
     add("--untrained", action="store_true", help="use the parameters before training, for comparison")
     add(
         "--quantizer",
@@ -140,7 +142,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="RUN",
         help="the vq-wav2vec that makes the codes which RUN reads, from audio",
     )
-    add("--quantizer-step", type=step_argument, metavar="N|best", help="its checkpoint (default: the newest)")
+    add("--quantizer-step", type=step_argument, metavar=STEP, help="its checkpoint (default: the newest)")
     what = "local: z, before the context; context: c; hidden: states of the layers, see --layer"
     add("--what", required=True, choices=FEATURES, help=what)
     add_layer_arguments(parser)

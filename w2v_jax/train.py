@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import json
 import os
 import pathlib
 import re
@@ -37,8 +38,9 @@ from w2v_jax.probing.live import LiveProbe
 from w2v_jax.profiling import estimate as estimates
 from w2v_jax.training import checkpoint, console, sharding, step, workdir
 from w2v_jax.training.dataset import Data, fingerprints, micro_batch, open_data
+from w2v_jax.training.early_stopping import ended_early, outcome
 from w2v_jax.training.preemption import Preemption
-from w2v_jax.training.run_log import RunLog
+from w2v_jax.training.run_log import RunLog, rows_before
 from w2v_jax.training.throughput import Meter, dtype_advice, page_advice
 from w2v_jax.training.warm_start import first_state
 
@@ -121,16 +123,17 @@ def run(config: Config, path: pathlib.Path) -> int:
     with set_up(config, path) as training:
         config, train = training.config, training.config.train
         manager = checkpoint.open_checkpoints(
-            path / "checkpoints", keep_latest=train.keep_latest, keep_best=train.keep_best
+            path / "checkpoints", keep_latest=train.keep_latest, keep_best=train.keep_best, best_metric=train.best
         )
         restored = checkpoint.restore_latest(manager, training.shapes)
         first = restored.step if restored else 0
-        if first >= train.steps:
+        rows = rows_before(path, first)
+        if first >= train.steps or ended_early(rows, config, training.method.levels()):
             return complete(training, first)
         state = restored.state if restored else first_state(config, training.make_state, training.data.train.form)
         meter, key, stopped = Meter(jax.process_count()), jax.random.key(config.seed), ""
         epoch = first / training.data.train_plan.steps_per_epoch
-        log = RunLog(config, path, meter, levels=training.method.levels(), first=first, epoch=epoch)
+        log = RunLog(config, path, meter, levels=training.method.levels(), rows=rows, first=first, epoch=epoch)
         stream = local_batches(training, held_out=False, first=first)
         with Preemption() as preemption:
             for n, (batch, info) in enumerate(meter.waiting_for(stream), first + 1):
@@ -145,7 +148,7 @@ def run(config: Config, path: pathlib.Path) -> int:
                 stopped = stopped or log.dead
                 with meter.apart():
                     pause(training, log, manager, state=state, n=n, due=due | ({"save"} if stopped else set()))
-                if stopped:
+                if stopped or log.ended:
                     break
         log.close(manager, int(state.step), stopped)
         return {"": 0, "SIGTERM": PREEMPTED}.get(stopped, DEAD)
@@ -213,11 +216,11 @@ def due_after(n: int, config: Config) -> set[str]:
 
 
 def pause(training: Training, log: RunLog, manager: Any, *, state: State, n: int, due: set[str]) -> None:
-    """Probes, evaluates and saves after step n, as far as each is due."""
+    """Probes, evaluates and saves after step n, as far as each is due. A run that ends here is saved."""
     if training.probe is not None and "probe" in due:
         log.probed(n, training.probe.measure(state.params, state.extra, n))
     scores = log.evaluation(n, evaluation(training, state)) if "eval" in due else {}
-    if "save" in due:
+    if "save" in due or log.ended:
         log.save(manager, n, state, scores)
 
 
@@ -225,10 +228,14 @@ def complete(training: Training, step: int) -> int:
     """Nothing is left to do but, after a run that ended between its last checkpoint and its summary, the summary."""
     summary, active = training.path / "done.json", jax.process_index() == 0
     if active and not summary.exists():
-        last = console.Report(training.path, step, start_step=step, levels=training.method.levels(), tensorboard=False)
-        last.finish(step=step)
+        levels = training.method.levels()
+        last = console.Report(training.path, step, start_step=step, levels=levels, tensorboard=False)
+        rows = console.read_metrics(training.path / "metrics.jsonl")
+        last.finish(step=step, **outcome(rows, training.config, levels))
     if active:
-        print(f"this run is complete: step {step} of {training.config.train.steps}; its results are in {summary}")
+        reason = json.loads(summary.read_text(encoding="utf-8")).get("ended_early") or ""
+        reached = f"step {step} of {training.config.train.steps}" + (f" (ended early: {reason})" if reason else "")
+        print(f"this run is complete: {reached}; its results are in {summary}")
     return 0
 
 

@@ -142,9 +142,12 @@ def count_argument(text: str) -> int:
     return int(text)
 
 
+STEP, STEP_HELP = "N|best|newest", "which checkpoint (default: the best of a recogniser, the newest of others)"
+
+
 def step_argument(text: str) -> int | str:
-    """A checkpoint as a person names it: a number, or "best"."""
-    return text if text == "best" else int(text)
+    """A checkpoint as a person names it: a number, "best" or "newest"."""
+    return text if text in ("best", "newest") else int(text)
 
 
 def expand_home(path: str | os.PathLike) -> str:

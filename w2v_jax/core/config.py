@@ -80,7 +80,7 @@ COMMON = {"method", "seed"} | keys_of(
         "optim": "peak schedule warmup start end power stages betas eps weight_decay clip_norm rules",
         "sharding": "data fsdp tensor slices",
         "train": "steps dtype log_every log_rows eval_every watchdog compile_cache checkpoint_every keep_latest "
-        "keep_best on_config_change",
+        "keep_best best patience on_config_change",
     }
 )
 """The keys that training and its data need, whatever the method."""
@@ -272,7 +272,7 @@ POSITIVE = keys_of(
         "train": "steps log_every eval_every checkpoint_every",
     }
 )
-NOT_NEGATIVE = keys_of({"data": "workers", "loss": "offset", "sharding": "data fsdp slices"})
+NOT_NEGATIVE = keys_of({"data": "workers", "loss": "offset", "sharding": "data fsdp slices", "train": "patience"})
 KEYS_OF_SHARES = ("data.eval_share", "masking.prob")
 """Keys that must be above 0, at least 0, and from 0 to 1. Whatever ends in dropout or _drop must be below 1."""
 KEYS_OF_LAYERS = ("encoder.conv_layers", "encoder.context_kernels", "acoustic.conv_layers")
@@ -351,7 +351,7 @@ def flatten(config: Mapping[str, Any] | Config, prefix: str = "") -> dict[str, A
     return flat
 
 
-CONFIG_VERSION = 2
+CONFIG_VERSION = 3
 """Of `config.json`: raised when a key is added, with a line in ADDED."""
 ADDED = (
     (2, "init.run", "", "seed"),
@@ -362,6 +362,8 @@ ADDED = (
     (2, "acoustic.attention", "auto", "acoustic.pos_kernel"),
     (2, "acoustic.positional", "auto", "acoustic.pos_kernel"),
     (2, "acoustic.stack", "auto", "acoustic.pos_kernel"),
+    (3, "train.best", "loss", "train.keep_best"),
+    (3, "train.patience", 0, "train.keep_best"),
 )
 """(version that added a key, the key, what runs without it meant, a key of the configs that have it)."""
 

@@ -23,7 +23,6 @@ from w2v_jax.decoding.beam_search import greedy
 from w2v_jax.inference.encode import check_keys, encode
 from w2v_jax.inference.recognizer import Recognizer, log_probs
 from w2v_jax.inference.run import FEATURES, LOGITS, Layer, Run, open_run
-from w2v_jax.nn.acoustic_model import frame_middles
 
 MAX_BYTES = 4 << 30
 """The limit on the records of one call. `extract` writes larger ones to disk, part by part."""
@@ -94,11 +93,11 @@ class Model:
             rows = encode(self.run, source, keys=features, layer=layer, quantizer=self.quantizer, on_skip=refuse)
             for row, arrays in rows:
                 frames = next(iter(arrays.values())).shape[-2]
-                outputs[row] |= arrays | {"times": self._times(np.arange(frames))}
+                outputs[row] |= arrays | {"times": (self.quantizer or self.run).times(np.arange(frames))}
         if text and self.alphabet:
             recognizer = Recognizer(self.run, self.alphabet, self.quantizer)
             for row, frames in log_probs(recognizer, source, on_skip=refuse):
-                times = self._times(frame_middles(self.run.config.acoustic, np.arange(len(frames))))
+                times = recognizer.times(len(frames))
                 best_path = self.alphabet.decode(greedy(frames))
                 outputs[row] |= {"log_probs": frames, "log_prob_times": times, "text": best_path}
         records = [Record(**arrays) for arrays in outputs]
@@ -129,11 +128,6 @@ class Model:
                 f'{MAX_BYTES / 2**30:g} GiB: ask for less (keys=("context",), or layer=N), give fewer recordings at a '
                 "time, or write the features to disk with python -m w2v_jax.extract"
             )
-
-    def _times(self, frames: np.ndarray) -> np.ndarray:
-        """The middle of frames in seconds. `frames` are frame numbers, perhaps between two frames."""
-        field, hop = (self.quantizer or self.run).geometry
-        return (frames * hop + (field - 1) / 2) / SAMPLE_RATE
 
 
 def open_model(path: Any, *, step: int | str | None = None, quantizer: Any = None) -> Model:

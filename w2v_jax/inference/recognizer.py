@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError, count_argument, expand_home, path_argument, step_argument
+from w2v_jax.core.cli import STEP, UserError, count_argument, expand_home, path_argument, step_argument
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.text import numbered_lines
 from w2v_jax.data.index import Source
@@ -25,6 +25,7 @@ from w2v_jax.decoding.beam_search import Hypothesis, Search
 from w2v_jax.decoding.ngram_lm import read_arpa
 from w2v_jax.inference.encode import BATCH_SECONDS, encode
 from w2v_jax.inference.run import LOGITS, Run, open_run
+from w2v_jax.nn.acoustic_model import frame_middles
 
 MAX_SECONDS, MARGIN_SECONDS = 40.0, 2.0
 """Longer recordings are cut into pieces, which read a margin of audio on either side and drop its frames."""
@@ -45,6 +46,10 @@ class Recognizer(NamedTuple):
     quantizer: Run | None
 
     __repr__ = short_repr
+
+    def times(self, frames: int) -> np.ndarray:
+        """[F'] the middles of so many frames of log-probabilities, in seconds."""
+        return (self.quantizer or self.run).times(frame_middles(self.run.config.acoustic, np.arange(frames)))
 
 
 def open_recognizer(path: Any, step: int | str | None = None, quantizer: Any = None) -> Recognizer:
@@ -84,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the model and of the decoder."""
     add = parser.add_argument_group("model").add_argument
     add("--run", required=True, type=expand_home, metavar="RUN", help="the --workdir of a CTC training")
-    add("--step", type=step_argument, metavar="N|best", help="which checkpoint (default: the newest)")
+    add("--step", type=step_argument, metavar=STEP, help="which checkpoint (default: the best by held-out error)")
     add(
         "--quantizer",
         type=expand_home,

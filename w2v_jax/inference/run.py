@@ -27,9 +27,9 @@ from w2v_jax.core.types import Method, PyTree
 from w2v_jax.core.units import SAMPLE_RATE, unit_rows, whole_batch
 from w2v_jax.data.index import WAVE, Form
 from w2v_jax.data.transcripts import ALPHABET_FILE, Alphabet
-from w2v_jax.training import checkpoint, sharding
+from w2v_jax.training import sharding
 from w2v_jax.training.dataset import form_of
-from w2v_jax.training.workdir import has_checkpoint, read_config
+from w2v_jax.training.workdir import has_checkpoint, read_config, read_weights
 
 FEATURES = ("local", "context", "hidden", "codes")
 LOGITS = ("logits",)
@@ -41,7 +41,10 @@ Layer = int | tuple[float, ...] | None
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """A method with its parameters. `form` describes its input, and `digest` (16 hex digits) names the parameters."""
+    """A method with its parameters. `form` describes its input, and `digest` (16 hex digits) names the parameters.
+
+    chosen: why they are those of `step`.
+    """
 
     config: Config
     method: Method
@@ -51,6 +54,7 @@ class Run:
     digest: str
     path: pathlib.Path
     form: Form
+    chosen: str = ""
     jitted: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     __repr__ = short_repr
@@ -59,12 +63,21 @@ class Run:
         rate = "16 kHz" if self.form == WAVE else self.form.name
         count = sum(x.size for x in jax.tree.leaves(self.params))
         frames = f"{SAMPLE_RATE / self.geometry[1]:g} frames/s"
-        return f"{self.config.method}, {count:,} parameters, step {self.step:,}, {rate}, {frames}, {self.path}"
+        return f"{self.config.method}, {count:,} parameters, {self.at_step()}, {rate}, {frames}, {self.path}"
+
+    def at_step(self) -> str:
+        """The step, and why this one: "step 1,200 (best held-out token_error)"."""
+        return f"step {self.step:,}" + (f" ({self.chosen})" if self.chosen else "")
 
     @property
     def geometry(self) -> tuple[int, int]:
         """(receptive field of a frame, hop between frames) in 16 kHz samples."""
         return self.method.encoder.geometry
+
+    def times(self, frames: np.ndarray) -> np.ndarray:
+        """The middle of frames in seconds. `frames` are frame numbers, perhaps between two frames."""
+        field, hop = self.geometry
+        return (frames * hop + (field - 1) / 2) / SAMPLE_RATE
 
     @property
     def most_frames(self) -> int | None:
@@ -109,14 +122,14 @@ class Run:
 def open_run(path: Any, step: int | str | None = None, random: bool = False) -> Run:
     """The run in the folder of a training (--workdir).
 
-    step: a number, "best" (by the evaluations) or None for the newest checkpoint. random: use the parameters before
-    training, which needs no checkpoint. Raises UserError.
+    step: a number, "best" (by the evaluations), "newest", or None: the best of a recogniser, the newest of others.
+    random: use the parameters before training, which needs no checkpoint. Raises UserError.
     """
     path = path_argument(path)
     config = configs.changed(read_config(path), {"encoder.padding_aware": True}, skip_missing=True)
     if (path / ALPHABET_FILE).exists():
         config = configs.with_outputs(config, len(Alphabet.load(path / ALPHABET_FILE)))
-    form, method = form_of(path), methods.load(config)
+    form, method, chosen = form_of(path), methods.load(config), ""
     if random:
         key, length = jax.random.key(config.seed), int(config.data.bucket_seconds[0] * SAMPLE_RATE + 0.5)
         batch = silent_batch(form, unit_rows(config.data.unit_seconds, length), length)
@@ -124,10 +137,10 @@ def open_run(path: Any, step: int | str | None = None, random: bool = False) -> 
     else:
         if not has_checkpoint(path):
             raise UserError(f"{path} has no checkpoint yet: train first, or give the --workdir of another training")
-        params, extra, step, _ = checkpoint.restore_params(path, step=step)
+        params, extra, step, _, chosen = read_weights(path, config, step)
     digest = digest_of((params, extra))
     params, extra = jax.device_put((params, extra))
-    return Run(config, method, params, extra, int(step), digest, path, form)
+    return Run(config, method, params, extra, int(step), digest, path, form, chosen)
 
 
 def digest_of(tree: PyTree) -> str:

@@ -57,12 +57,16 @@ class Restored(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What `restore_params` gives back: the parts of a state that a method needs to `predict`."""
+    """What `restore_params` gives back: the parts of a state that a method needs to `predict`.
+
+    chosen: why this step, in a word or two.
+    """
 
     params: PyTree
     extra: PyTree
     step: int
     meta: dict[str, Any]
+    chosen: str
 
     __repr__ = short_repr
 
@@ -191,11 +195,15 @@ def restore_latest(manager, abstract_state: PyTree) -> Restored | None:
     )
 
 
-def restore_params(path, *, step: int | str | None = None) -> Weights:
+def restore_params(
+    path, *, step: int | str | None = None, best_metric: str = "loss", prefer_best: bool = False
+) -> Weights:
     """Parameters and `extra` as NumPy arrays in nested dicts, without the optimizer and the devices that saved them.
 
-    path: a workdir, its `checkpoints` directory, or the directory of one step. step: a number, "best", or None
-    for the newest that can be read. Gives Weights(params, extra, step, meta); raises UserError when there is none.
+    path: a workdir, its `checkpoints` directory, or the directory of one step. step: a number, "best" (the lowest
+    `best_metric` in an evaluation), "newest", or None for the newest; with `prefer_best`, None is the best where there
+    is one. Of those that cannot be read the next newest is taken, unless `step` names one. Raises UserError when there
+    is none.
     """
     directory = _absolute(path)
     if (directory / "checkpoints").exists():
@@ -209,18 +217,23 @@ def restore_params(path, *, step: int | str | None = None) -> Weights:
     options = ocp.CheckpointManagerOptions(read_only=True)
     with ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager:
         steps = sorted(manager.all_steps(), reverse=True)
-        wanted = best_step(manager) if step == "best" else step
-        chosen = steps if step is None else [s for s in steps if s == wanted]
-        if not chosen:
+        best = best_step(manager, best_metric)
+        wanted = best if step == "best" else step
+        candidates = steps if step in (None, "newest") else [s for s in steps if s == wanted]
+        if step is None and prefer_best and best is not None:
+            candidates = [best, *(s for s in steps if s != best)]
+        if not candidates:
             raise UserError(
                 f"{directory} has no checkpoint of step {step or 'any'}; there are: {sorted(steps) or 'none'}"
             )
         reasons = {}
-        for candidate in chosen:
+        for candidate in candidates:
             reasons[candidate] = _damage(manager, candidate)
             if not reasons[candidate]:
                 try:
-                    return _read_params(manager, candidate)
+                    words = [f"best held-out {best_metric}"] if candidate == best else []
+                    words += ["newest"] if candidate == steps[0] else []
+                    return _read_params(manager, candidate, ", ".join(words))
                 except Exception as error:
                     reasons[candidate] = _one_line(error)
             _warn(f"warning: checkpoint of step {candidate} in {directory} is corrupt: {reasons[candidate]}")
@@ -463,10 +476,10 @@ def _set_aside(manager, corrupt: Mapping[int, str]) -> None:
     _warn(f"warning: moved the corrupt checkpoints of steps {sorted(corrupt)} to {aside}")
 
 
-def _read_params(manager, step: int) -> Weights:
+def _read_params(manager, step: int, chosen: str) -> Weights:
     tree = manager.item_metadata(step)["state"].tree
     wanted = {name: tree[name] for name in ("params", "extra") if tree.get(name)}  # an empty extra is not stored
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     state = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)  # pyright: ignore[reportCallIssue]
     items = manager.restore(step, args=ocp.args.Composite(state=state, meta=ocp.args.JsonRestore()))
-    return Weights(items["state"]["params"], items["state"].get("extra", {}), step, items["meta"]["meta"])
+    return Weights(items["state"]["params"], items["state"].get("extra", {}), step, items["meta"]["meta"], chosen)

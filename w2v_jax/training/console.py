@@ -28,6 +28,7 @@ COLUMNS = (
     ("unigram_loss", "unigram", ".3f", 6),
     ("blank_share", "blank", ".2f", 4),
     ("token_error", "err", ".3f", 5),
+    ("loss_gap", "gap", ".2f", 5),
     ("accuracy", "acc", ".3f", 5),
 )
 """(metric, its label on the console, its format, its width)."""
@@ -250,6 +251,7 @@ def legend(levels: Levels) -> str:
     parts = ["loss in nats" + (f" (chance {levels['loss_chance']:.3f})" if "loss_chance" in levels else "")]
     if "error_silent" in levels:
         parts.append(f"err: token error rate (saying nothing {levels['error_silent']:.3f}); blank: share of frames")
+        parts.append("gap: held-out loss less training loss")
     else:
         parts.append("acc" + (f" (chance {levels['accuracy_chance']:.3f})" if "accuracy_chance" in levels else ""))
     known = [f"{word} {levels[key]:g}" for key, word in PERPLEXITY_LEVELS if key in levels]

@@ -8,6 +8,7 @@ from typing import Any
 
 from w2v_jax.core.files import whole_file
 from w2v_jax.core.types import Levels, MetricsRow
+from w2v_jax.training.early_stopping import best_evaluation
 
 PROBE = "probe_"
 TRAIN, EVAL, SECOND, LEVEL = "#2b6cb0", "#c05621", "#2f855a", "#718096"
@@ -91,6 +92,7 @@ def _level(ax, value: float | None, text: str) -> None:
 def _draw_loss(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
     ax.set_title(f"Loss, nats per {'token' if 'error_silent' in levels else 'prediction'}", loc="left")
     _plot(ax, rows, "loss")
+    _plot(ax, rows, "loss_gap", "held-out less training,", LEVEL)
     _plot(ax, rows, "unigram_loss", "unigram", SECOND)
     _level(ax, levels.get("loss_chance"), "chance {:.3f}")
 
@@ -110,6 +112,9 @@ def _draw_accuracy(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
 def _draw_error(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
     ax.set_title("Token error rate of the best path", loc="left")
     _plot(ax, rows, "token_error")
+    if best := best_evaluation(rows, "token_error"):
+        label = f"best {best.value:.3f} at step {best.step:,}"
+        ax.plot([best.step], [best.value], color=SECOND, marker="*", markersize=11, linestyle="", label=label)
     ax.set_ylim(0, max(1.1, ax.get_ylim()[1]))
     _level(ax, levels["error_silent"], "saying nothing")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,13 +15,14 @@ from jax.experimental import multihost_utils
 from w2v_jax.core.cli import UserError, duration, table
 from w2v_jax.core.config import Config
 from w2v_jax.core.files import append_lines
-from w2v_jax.core.types import Levels
+from w2v_jax.core.types import Levels, MetricsRow
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.training import checkpoint, console, watchdog
+from w2v_jax.training.early_stopping import best_evaluation, ended_early, outcome
 from w2v_jax.training.throughput import Meter
 
 HISTORY = 500
-"""Rows of metrics that the watchdog of a resumed run is given: more than it needs for any finding."""
+"""Rows of training that the watchdog of a resumed run is given, more than it needs. It gets all evaluations."""
 
 SILENT_NAMED = 20
 """Silent recordings that are named on the console. All are counted in the metric silent_rows."""
@@ -29,20 +31,33 @@ SILENT_NAMED = 20
 class RunLog:
     """Reports each step when the next one has been started, so that the device never waits for the host.
 
-    `dead` is the reason to end the run, empty as long as there is none. All processes call it alike; only process
-    0 writes.
+    `dead` is the reason to end the run, empty as long as there is none. `ended` is why it is complete before its last
+    step. All processes call it alike; only process 0 writes.
     """
 
-    def __init__(self, config: Config, path: pathlib.Path, meter: Meter, *, levels: Levels, first: int, epoch: float):
-        self.config, self.path, self.meter = config, path, meter
+    def __init__(
+        self,
+        config: Config,
+        path: pathlib.Path,
+        meter: Meter,
+        *,
+        levels: Levels,
+        rows: Sequence[MetricsRow],
+        first: int,
+        epoch: float,
+    ):
+        """rows: what `rows_before` gives. first: the step the run resumes from."""
+        self.config, self.path, self.meter, self.levels = config, path, meter, levels
         self.active = jax.process_index() == 0
         self.report = console.Report(path, config.train.steps, start_step=first, levels=levels, active=self.active)
         self._pending: tuple[int, dict[str, Any], Any, dict[str, Any]] | None = None
-        self.dead = ""
+        self.dead = self.ended = ""
+        self._evaluations = [row for row in rows if row["split"] == "eval"]
+        self._losses: list[float] = []  # of the logged updates since the last evaluation
         self._silent: set[str] = set()
         for name in ("rows", "bad_steps", "unread"):
             console.trim_steps(self._file(name), first)
-        self.watch = watchdog.Watchdog(levels, watchdog.settings_for(config), history=_rows_before(path, first))
+        self.watch = watchdog.Watchdog(levels, watchdog.settings_for(config), history=rows)
         self.report.say(f"resumed from step {first}, epoch {epoch:.2f}" if first else "starting at step 0")
 
     def started(self, n: int, batch: dict[str, Any], info: Any, metrics: dict[str, Any]) -> None:
@@ -81,6 +96,8 @@ class RunLog:
 
     def _log(self, row: dict[str, Any]) -> None:
         self.report.log(row)
+        if row["split"] == "train":
+            self._losses.append(row["loss"])
         if self.config.train.watchdog == "off":
             return
         for finding in self.watch.see(row):
@@ -95,9 +112,18 @@ class RunLog:
             self.report.say(f"compiled and ran the first step of {what} ({duration(seconds)})")
 
     def evaluation(self, n: int, metrics: dict[str, float]) -> dict[str, float]:
-        """Reports the metrics of the held-out rows and draws the curves."""
+        """Reports the metrics of the held-out rows and draws the curves.
+
+        `loss_gap` is the held-out loss less the mean of the training losses that were logged since the last evaluation.
+        """
         if metrics:
-            self._log({"step": n, "split": "eval", **metrics})
+            row = {"step": n, "split": "eval", **metrics}
+            if self._losses and "error_silent" in self.levels:
+                row["loss_gap"] = metrics["loss"] - sum(self._losses) / len(self._losses)
+            self._losses.clear()
+            self._evaluations.append(row)
+            self._log(row)
+            self.ended = ended_early(self._evaluations, self.config, self.levels)
         self.report.draw()
         return metrics
 
@@ -124,18 +150,24 @@ class RunLog:
             self.report.close()
             self.report.say(f"stopped at step {n:,} ({stopped}), checkpoint saved; the same command goes on from there")
             return
-        self.report.finish(step=n)
+        result = outcome(self._evaluations, self.config, self.levels)
+        self.report.finish(step=n, **result)
         self.report.say(self._farewell())
+        if result["on_plateau"]:
+            self._warn(watchdog.PLATEAU_AT_THE_END)
 
     def _farewell(self) -> str:
+        best = best_evaluation(self._evaluations, self.config.train.best)
         rows = {
+            "ended early": self.ended,
+            "best": str(best) if best else "",
             "checkpoint": self.path / "checkpoints",
             "metrics": self.path / "metrics.jsonl",
             "plots": f"{self.path / 'curves.png'}, and tensorboard --logdir={self.path / 'tensorboard'}",
             "summary": self.path / "done.json",
             "try next": "your recordings: the config without its variant, --config.data.root=FOLDER, another --workdir",
         }
-        return table(rows, "done")
+        return table({name: text for name, text in rows.items() if text}, "done")
 
     def _file(self, name: str) -> pathlib.Path:
         """Each process keeps its own rows; those of process 0 have the plain name."""
@@ -153,11 +185,15 @@ class RunLog:
             print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def _rows_before(path: pathlib.Path, first: int) -> list[dict[str, Any]]:
-    """The newest rows up to step `first` of metrics.jsonl, the same on all processes: those that process 0 reads."""
+def rows_before(path: pathlib.Path, first: int) -> Sequence[MetricsRow]:
+    """Rows up to step `first` of metrics.jsonl: the newest, and all evaluations.
+
+    They are the same on all processes: those that process 0 reads.
+    """
     if not first:
         return []
-    rows = [row for row in console.read_metrics(path / "metrics.jsonl") if row["step"] <= first][-HISTORY:]
+    rows = [row for row in console.read_metrics(path / "metrics.jsonl") if row["step"] <= first]
+    rows = [row for row in rows[:-HISTORY] if row["split"] == "eval"] + rows[-HISTORY:]
     if jax.process_count() == 1:
         return rows
     text = np.frombuffer(json.dumps(rows).encode(), np.uint8)

@@ -21,9 +21,8 @@ from w2v_jax.core.config import Config, setting
 from w2v_jax.core.tree import by_path, differences, nest
 from w2v_jax.core.types import PyTree, State
 from w2v_jax.data.index import WAVE, Form
-from w2v_jax.training import checkpoint
 from w2v_jax.training.dataset import form_of
-from w2v_jax.training.workdir import read_config
+from w2v_jax.training.workdir import read_config, read_weights
 
 ANY_VALUE = ("kind", "frozen", "frozen_steps", "conv_grad_scale", "layer_drop", "padding_aware", "max_frames")
 ANY_VALUE += ("attention", "convolution", "positional", "stack", "remat_frontend", "remat_layers")
@@ -65,8 +64,8 @@ def warm_params(config: Config, params: PyTree, form: Form) -> PyTree:
         raise UserError(
             f"init.run: {path} was trained on other {form.name} ({form_of(path).made_by}, here {form.made_by})"
         )
-    step = {"": None, "best": "best"}.get(config.init.step, config.init.step)
-    weights = checkpoint.restore_params(path, step=int(step) if str(step).isdigit() else step)
+    step = config.init.step
+    weights = read_weights(path, other, int(step) if step.isdigit() else step or None)
     given, wanted = by_path(weights.params), by_path(params)
     if "moved" in weights.extra:  # where k-means put codes that nobody used
         given["quantizer/codebook"] = given["quantizer/codebook"] + weights.extra["moved"]

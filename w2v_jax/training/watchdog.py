@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from w2v_jax.core.config import Config
 from w2v_jax.core.types import Levels, MetricsRow
+from w2v_jax.training.early_stopping import best_evaluation, on_plateau
 
 
 class Finding(NamedTuple):
@@ -46,21 +47,30 @@ def settings_for(config: Config) -> Settings:
 
 
 class Watchdog:
-    """Remembers the last rows and which findings were reported. `history`: rows of metrics.jsonl on a resumed run."""
+    """Remembers the last rows of training, all evaluations, and which findings were reported.
+
+    history: rows of metrics.jsonl on a resumed run.
+    """
 
     def __init__(self, levels: Levels, settings: Settings | None = None, history: Sequence[MetricsRow] = ()):
         self.levels, self.settings = levels, settings or Settings()
         self._rows: list[MetricsRow] = []
+        self._evaluations: list[MetricsRow] = []
         self._reported: dict[str, int] = {}
         for row in history:
             self.see(row)
 
     def see(self, row: MetricsRow) -> list[Finding]:
         """What is newly wrong with this row. One that was reported comes again only after a while without it."""
-        if row.get("split", "train") != "train":
+        split = row.get("split", "train")
+        if split == "eval":
+            self._evaluations.append(row)
+        elif split == "train":
+            self._rows = [*self._rows, row][-2 * self.settings.patience - 1 :]
+        else:
             return []
-        self._rows = [*self._rows, row][-2 * self.settings.patience - 1 :]
-        present = {finding.name: finding for finding in check(self._rows, self.levels, self.settings)}
+        findings = check([*self._rows, *self._evaluations], self.levels, self.settings)
+        present = {finding.name: finding for finding in findings}
         new = [finding for name, finding in present.items() if name not in self._reported]
         absent = {name: count + 1 for name, count in self._reported.items() if name not in present}
         self._reported = {name: count for name, count in absent.items() if count < 2 * self.settings.patience}
@@ -69,19 +79,20 @@ class Watchdog:
 
 
 def check(history: Sequence[MetricsRow], levels: Levels, settings: Settings) -> list[Finding]:
-    """Everything that is wrong at the end of a history of logged rows (the newest last; evaluations are ignored).
+    """Everything that is wrong at the end of a history of logged rows (of each split the newest last).
 
     A row may lack any metric, and hold None or NaN for one that was not finite. At most one finding is about
     collapse: the first that fits, from the most to the least specific.
     """
     rows = [row for row in history if row.get("split", "train") == "train"]
-    if not rows:
-        return []
+    evaluations = [row for row in history if row.get("split") == "eval"]
     specific = (_equal_logits, _one_code, _accuracy_stuck, _no_gradient)
     general = (_at_chance, _few_codes, _only_counts, _only_blanks)
-    collapses = (rule(rows, levels, settings) for rule in specific + general)
-    findings = [_not_finite(rows, levels, settings), next((finding for finding in collapses if finding), None)]
-    return [finding for finding in findings if finding]
+    collapses = (rule(rows, levels, settings) for rule in specific + general) if rows else ()
+    findings = [_not_finite(rows, levels, settings)] if rows else []
+    findings.append(next((finding for finding in collapses if finding), None))
+    findings += [rule(evaluations, levels, settings) for rule in (_writes_nothing, _overfits) if evaluations]
+    return list({finding.name: finding for finding in findings if finding}.values())
 
 
 Rule = Callable[[Sequence[MetricsRow], Levels, Settings], Finding | None]
@@ -215,18 +226,58 @@ def _only_counts(rows: Sequence[MetricsRow], levels: Levels, settings: Settings)
 
 
 def _only_blanks(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
-    """The plateau of CTC on which every frame is blank and no token is ever recognised."""
+    """The plateau of CTC as the training rows show it, where there are no evaluations."""
     count = 2 * settings.patience
     shares = _last(rows, "blank_share", count)
-    if shares is None or min(shares) < 0.999 or rows[-count]["step"] <= 4 * settings.grace_steps:
+    if shares is None or min(shares) < 0.999 or rows[-count]["step"] <= settings.grace_steps:
         return None
+    return _plateau(f"every frame has been blank for {count} logged steps", settings)
+
+
+def _writes_nothing(evaluations: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+    """The plateau of CTC as the newest evaluation shows it."""
+    newest = evaluations[-1]
+    if newest["step"] <= settings.grace_steps or not on_plateau(newest, levels):
+        return None
+    blank = f", {newest['blank_share']:.0%} of the frames blank" if newest.get("blank_share") is not None else ""
+    return _plateau(f"token error {newest['token_error']:.3f}{blank} after {newest['step']:,} updates", settings)
+
+
+def _plateau(seen: str, settings: Settings) -> Finding:
     return Finding(
-        "says nothing",
-        f"every frame has been blank for {count} logged steps: the plateau of CTC, which a run leaves after some "
-        f"hundreds of updates. Likely cause: optim.peak={settings.peak:g} is too high for a pretrained encoder (the "
-        "papers: 2e-5 to 1e-4) or too low for a new acoustic model (about 1e-3), or too few updates so far, or "
-        "transcripts that do not belong to the audio (python -m w2v_jax.prepare --plot shows some). Next: wait for "
-        "twice as many updates; then change optim.peak",
+        "on the plateau of CTC",
+        f"{seen}: the recogniser writes next to nothing. {PLATEAU_CAUSES.format(peak=settings.peak)}",
+        dead=False,
+    )
+
+
+PLATEAU_CAUSES = (
+    "Likely cause: optim.peak={peak:g} is too high for a pretrained encoder (the papers: 2e-5 to 1e-4) or too low for "
+    "a new acoustic model (about 1e-3), or too few updates so far, or transcripts that do not belong to the audio "
+    "(python -m w2v_jax.prepare --plot shows some). Next: docs/ten_minutes.md, When it is stuck"
+)
+PLATEAU_AT_THE_END = (
+    "this run ended on the plateau of CTC: it writes next to nothing, and its error rates say nothing about its input. "
+    "docs/ten_minutes.md, When it is stuck, says what to try"
+)
+
+
+def _overfits(evaluations: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+    """The held-out loss of a recogniser is a tenth above its lowest, and was above it in the last three evaluations."""
+    lowest, best = best_evaluation(evaluations, "loss"), best_evaluation(evaluations, "token_error")
+    later = [row.get("loss") for row in evaluations if lowest is not None and row["step"] > lowest.step]
+    if lowest is None or best is None or len(later) < 3:
+        return None
+    if not all(loss is not None and loss > 1.1 * lowest.value for loss in later[-3:]):
+        return None
+    gap = evaluations[-1].get("loss_gap")
+    training = "" if gap is None else f", {gap:.2f} above the training loss"
+    return Finding(
+        "overfits",
+        f"overfits since update {lowest.step:,}: the held-out loss was {lowest.value:.2f} there and is {later[-1]:.2f} "
+        f"now{training}. The lowest held-out error so far is {best.value:.3f}, of {best}; that checkpoint is kept "
+        "and is the one that evaluate and transcribe use. Next: more labelled audio; masking.time_prob and "
+        "masking.channel_prob up, acoustic.dropout up; train.patience ends a run that gets no better",
         dead=False,
     )
 

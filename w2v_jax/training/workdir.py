@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from w2v_jax.core.cli import UserError, cannot_write
-from w2v_jax.core.config import Config, changed_keys, from_json, keys_of, run_json
+from w2v_jax.core.config import Config, changed_keys, from_json, keys_of, run_json, setting
 from w2v_jax.core.files import locked_file, write_whole
+from w2v_jax.training.checkpoint import Weights, restore_params
 
 HARDWARE = keys_of(
     {
@@ -19,8 +20,8 @@ HARDWARE = keys_of(
         "encoder": "attention convolution positional remat_frontend remat_layers stack",
         "probe": "every root test_root label hours",
         "sharding": "data fsdp tensor slices",
-        "train": "log_every log_rows eval_every checkpoint_every keep_latest keep_best watchdog compile_cache "
-        "on_config_change",
+        "train": "log_every log_rows eval_every checkpoint_every keep_latest keep_best best patience watchdog "
+        "compile_cache on_config_change",
     }
 )
 """Keys that may differ when a run goes on: they change where and how fast it runs, not what it computes."""
@@ -83,6 +84,16 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
 def has_checkpoint(path: pathlib.Path) -> bool:
     """Whether the folder of a run holds a checkpoint."""
     return any((path / "checkpoints").glob("[0-9]*"))
+
+
+def read_weights(path: pathlib.Path, config: Config, step: int | str | None = None) -> Weights:
+    """The weights of the run in the folder, which has this config.
+
+    step: a number, "best" by `train.best`, "newest", or None: the best of a recogniser, the newest of others. A
+    recogniser overfits long before its last update. Raises UserError.
+    """
+    recogniser = bool(setting(config, "data.labels"))
+    return restore_params(path, step=step, best_metric=config.train.best, prefer_best=recogniser)
 
 
 def check_data(path: pathlib.Path, config: Config, prints: dict[str, Any]) -> None:
