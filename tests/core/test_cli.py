@@ -112,10 +112,10 @@ def test_a_count_is_a_whole_number_and_never_negative():
             count_argument(text)
 
 
-def test_a_step_is_a_number_or_the_best():
-    assert (step_argument("120"), step_argument("best")) == (120, "best")
-    with pytest.raises(ValueError, match="newest"):
-        step_argument("newest")
+def test_a_step_is_a_number_or_the_best_or_the_newest():
+    assert [step_argument(text) for text in ("120", "best", "newest")] == [120, "best", "newest"]
+    with pytest.raises(ValueError, match="latest"):
+        step_argument("latest")
 
 
 def test_a_tilde_is_the_home_folder_and_nothing_else_changes(tmp_path, monkeypatch):

@@ -176,7 +176,38 @@ def test_a_model_over_codes_that_only_counts_is_named_and_one_that_learns_is_not
 def test_a_recogniser_that_stays_silent_is_named_and_one_that_begins_to_speak_is_not():
     silent = [{"step": i * 100, "split": "train", "loss": 2.9, "blank_share": 1.0} for i in range(1, 121)]
     found = check(silent, {"error_silent": 1.0}, SETTINGS)
-    assert [(finding.name, finding.dead) for finding in found] == [("says nothing", False)]
+    assert [(finding.name, finding.dead) for finding in found] == [("on the plateau of CTC", False)]
     speaking = [row | {"blank_share": 0.95} for row in silent[-3:]]
     assert check([*silent, *speaking], {"error_silent": 1.0}, SETTINGS) == []
-    assert check(silent[:40], {"error_silent": 1.0}, SETTINGS) == [], "early on it is normal"
+    assert check(silent[:29], {"error_silent": 1.0}, SETTINGS) == [], "early on it is normal"
+
+
+def evaluations(*losses, errors=None, every=500):
+    errors = errors or [0.6] * len(losses)
+    return [
+        {"step": every * (i + 1), "split": "eval", "loss": loss, "token_error": error, "loss_gap": loss - 0.5}
+        for i, (loss, error) in enumerate(zip(losses, errors, strict=True))
+    ]
+
+
+def test_the_plateau_is_named_at_an_evaluation_after_the_grace_and_again_after_it_was_left():
+    levels, settings = {"error_silent": 1.0}, Settings(grace_steps=300)
+    rows = evaluations(*[3.0] * 4, errors=[1.0, 0.99, 0.7, 1.0], every=200)
+    found = check(rows[:2], levels, settings)
+    assert [(f.name, f.dead) for f in found] == [("on the plateau of CTC", False)]
+    assert "token error 0.990 after 400 updates" in found[0].message
+    assert check(rows[:1], levels, settings) == [] and check(rows[:3], levels, settings) == []
+    assert names(rows, levels, settings) == ["on the plateau of CTC"], "once, however it comes and goes for a while"
+
+
+def test_overfitting_is_named_with_its_update_and_the_best_checkpoint():
+    rows = evaluations(3.0, 2.0, 2.3, 2.5, 2.8, errors=[0.9, 0.6, 0.55, 0.56, 0.57])
+    found = check(rows, {"error_silent": 1.0}, SETTINGS)
+    assert [(f.name, f.dead) for f in found] == [("overfits", False)]
+    assert "since update 1,000: the held-out loss was 2.00 there and is 2.80 now, 2.30 above" in found[0].message
+    assert "0.550, of step 1,500" in found[0].message
+    assert check(rows[:4], {"error_silent": 1.0}, SETTINGS) == [], "two evaluations are not enough"
+    level = evaluations(3.0, 2.0, 2.1, 2.1, 2.1)
+    assert check(level, {"error_silent": 1.0}, SETTINGS) == [], "a level loss is no fault"
+    pretraining = [{k: v for k, v in row.items() if k != "token_error"} for row in rows]
+    assert check(pretraining, LEVELS, SETTINGS) == []

@@ -97,6 +97,7 @@ OPTIONAL: dict[str, Any] = {
     "masking.length": 0,
     "probe.every": 0,
     "quantizer.temperature": (0.0, 0.0, 0.0),
+    "train.best": "loss",  # a converted model was not trained here
 }
 """Keys that the configs of some methods lack, and what such a method does."""
 

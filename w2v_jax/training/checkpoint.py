@@ -59,7 +59,7 @@ class Restored(NamedTuple):
 class Weights(NamedTuple):
     """What `restore_params` gives back: the parts of a state that a method needs to `predict`.
 
-    chosen: why this step, in a word or two.
+    chosen: "best held-out METRIC" where this was looked for, else "".
     """
 
     params: PyTree
@@ -231,9 +231,8 @@ def restore_params(
             reasons[candidate] = _damage(manager, candidate)
             if not reasons[candidate]:
                 try:
-                    words = [f"best held-out {best_metric}"] if candidate == best else []
-                    words += ["newest"] if candidate == steps[0] else []
-                    return _read_params(manager, candidate, ", ".join(words))
+                    is_best = candidate == best and (prefer_best or step == "best")
+                    return _read_params(manager, candidate, f"best held-out {best_metric}" if is_best else "")
                 except Exception as error:
                     reasons[candidate] = _one_line(error)
             _warn(f"warning: checkpoint of step {candidate} in {directory} is corrupt: {reasons[candidate]}")

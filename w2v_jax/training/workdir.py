@@ -93,7 +93,7 @@ def read_weights(path: pathlib.Path, config: Config, step: int | str | None = No
     recogniser overfits long before its last update. Raises UserError.
     """
     recogniser = bool(setting(config, "data.labels"))
-    return restore_params(path, step=step, best_metric=config.train.best, prefer_best=recogniser)
+    return restore_params(path, step=step, best_metric=setting(config, "train.best"), prefer_best=recogniser)
 
 
 def check_data(path: pathlib.Path, config: Config, prints: dict[str, Any]) -> None:

@@ -40,6 +40,21 @@ def test_rates_are_means_with_half_the_spread_over_the_seeds(claims):
     assert len(lines) == 5 and "13.0% ± 1.0%" in lines[1] and lines[1].split()[0] == "pretrained"
 
 
+def test_rows_that_are_no_results_are_marked(claims):
+    rows = [row | {"on_plateau": row["x"] == 1.0 and row["seed"] == 2, "same_speakers": True} for row in ROWS]
+    lines = claims.table(rows).splitlines()[1:]
+    assert ["no result: 1 of 2 ended on the plateau" in line for line in lines] == [False, True, False, True]
+    assert all(line.endswith("same speakers") for line in lines)
+
+
+def test_speakers_of_the_test_in_training_are_refused_unless_allowed(claims, tmp_path, capsys):
+    corpus = synthetic.write_corpus(tmp_path / "corpus", 0.02)
+    words = ["inputs", "--train", str(corpus), "--test", str(corpus), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        claims.main(words)
+    assert "--test and --train share" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("claim", ["inputs", "unlabelled", "labels"])
 def test_every_claim_has_a_plot(claims, claim, tmp_path):
     rows = [row | {"x": row["row"]} for row in ROWS] if claim == "inputs" else ROWS
