@@ -50,6 +50,7 @@ def get_config(variant: str = "") -> ConfigDict:
         bucket_seconds=(4.0, 8.0, 12.0, 16.0, 20.0, 36.0),  # the static lengths; longer recordings are left out
         min_seconds=0.1,
         normalize=False,  # the features are, below
+        speeds=(1.0, 1.0),  # a training recording is played at a speed between these, drawn anew each epoch
     )
     config.encoder = dict(
         kind="wav2vec2",  # this and the next ones as in the pretraining
@@ -97,6 +98,7 @@ def get_config(variant: str = "") -> ConfigDict:
         stack="auto",  # "scan", "unroll" or the better one
         dropout=0.25,
         head_dropout=0.0,
+        clean_steps=0,  # first updates without dropout and masks, which keep a small model on the plateau
         outputs=0,  # tokens and the blank; 0: as many as the alphabet has
     )
     config.masking = dict(time_prob=0.1, time_length=10, time_spans=0, channel_prob=0.1, channel_length=8)
@@ -149,7 +151,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def features(config: ConfigDict) -> None:
     """Any features that extraction has written; their hop and width are theirs."""
-    config.data.update(name="features", normalize=False)
+    config.data.update(name="features", normalize=False, speeds=(1.0, 1.0))
     config.encoder = dict(kind="features", hop=160, padding_aware=True, frozen=True, frozen_steps=0)
     halve(config)
     config.optim.update(rules=())

@@ -44,6 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
         bucket_seconds=(4.0, 8.0, 12.0, 16.0, 20.0, 36.0),  # the static lengths; longer recordings are left out
         min_seconds=0.1,
         normalize=False,  # the features are, below
+        speeds=(1.0, 1.0),  # a training recording is played at a speed between these, drawn anew each epoch
     )
     config.encoder = dict(
         kind="logmel",  # 25 ms windows every 10 ms, 80 bands
@@ -69,6 +70,7 @@ def get_config(variant: str = "") -> ConfigDict:
         stack="auto",  # "scan", "unroll" or the better one
         dropout=0.25,
         head_dropout=0.0,
+        clean_steps=0,  # first updates without dropout and masks, which keep a small model on the plateau
         outputs=0,  # tokens and the blank; 0: as many as the alphabet has
     )
     config.masking = dict(time_prob=0.1, time_length=10, time_spans=0, channel_prob=0.1, channel_length=8)

@@ -54,6 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
         bucket_seconds=(4.0, 8.0, 12.0, 16.0, 20.0, 36.0),  # the static lengths; longer recordings are left out
         min_seconds=0.1,
         normalize=False,  # the features are, below
+        speeds=(1.0, 1.0),  # a training recording is played at a speed between these, drawn anew each epoch
     )
     config.encoder = dict(
         kind="wav2vec2",  # this and the next ones as in the pretraining
@@ -89,6 +90,7 @@ def get_config(variant: str = "") -> ConfigDict:
         input="context",  # or "weighted": of all layers, "local"
         standardise=False,
         head_dropout=0.0,
+        clean_steps=0,  # first updates without dropout and masks, which keep a small model on the plateau
         outputs=0,  # tokens and the blank; 0: as many as the alphabet has
     )
     config.masking = dict(time_prob=0.65, time_length=10, time_spans=2, channel_prob=0.5, channel_length=64)

@@ -86,7 +86,9 @@ COMMON = {"method", "seed"} | keys_of(
 """The keys that training and its data need, whatever the method."""
 
 OPTIONAL: dict[str, Any] = {
+    "acoustic.clean_steps": 0,
     "data.labels": "",
+    "data.speeds": (1.0, 1.0),
     "encoder.frozen": False,
     "encoder.frozen_steps": 0,
     "encoder.heads": 0,
@@ -116,7 +118,7 @@ ELEMENTS = {
 }
 """What an element of a tuple is like, for the keys whose tuple may be empty."""
 
-LENGTHS = {"optim.betas": 2, "optim.stages": 3, "quantizer.temperature": 3}
+LENGTHS = {"data.speeds": 2, "optim.betas": 2, "optim.stages": 3, "quantizer.temperature": 3}
 """How many numbers a tuple has, for the keys whose numbers have a meaning each."""
 
 
@@ -273,7 +275,23 @@ POSITIVE = keys_of(
         "train": "steps log_every eval_every checkpoint_every",
     }
 )
-NOT_NEGATIVE = keys_of({"data": "workers", "loss": "offset", "sharding": "data fsdp slices", "train": "patience"})
+NOT_NEGATIVE = keys_of(
+    {
+        "acoustic": "clean_steps",
+        "data": "workers",
+        "loss": "offset",
+        "sharding": "data fsdp slices",
+        "train": "patience",
+    }
+)
+    {
+        "data": "workers",
+        "acoustic": "clean_steps",
+        "loss": "offset",
+        "sharding": "data fsdp slices",
+        "train": "patience",
+    }
+)
 KEYS_OF_SHARES = ("data.eval_share", "masking.prob")
 """Keys that must be above 0, at least 0, and from 0 to 1. Whatever ends in dropout or _drop must be below 1."""
 KEYS_OF_LAYERS = ("encoder.conv_layers", "encoder.context_kernels", "acoustic.conv_layers")
@@ -365,6 +383,8 @@ ADDED = (
     (2, "acoustic.stack", "auto", "acoustic.pos_kernel"),
     (3, "train.best", "loss", "train.keep_best"),
     (3, "train.patience", 0, "train.keep_best"),
+    (3, "data.speeds", (1.0, 1.0), "data.tokens_per_second"),
+    (3, "acoustic.clean_steps", 0, "acoustic.head_dropout"),
 )
 """(version that added a key, the key, what runs without it meant, a key of the configs that have it)."""
 

@@ -25,19 +25,20 @@ from w2v_jax.core.units import SAMPLE_RATE, unit_rows
 FILLER = -1
 """The row number that fills up an incomplete batch."""
 _MAX_CYCLE = 1 << 20
-_SCHEDULE, _ORDER, _CROP, _CHOICE = range(4)  # separate streams of one seed
+_SCHEDULE, _ORDER, _CROP, _CHOICE, _SPEED = range(5)  # separate streams of one seed
 
 
 class Step(NamedTuple):
     """One global batch: rows [n] int64 (FILLER where there is none), starts [n] int64 in 16 kHz samples.
 
-    Every row is `length` samples long.
+    Every row is `length` samples long. speeds [n]: how many times faster than it was recorded each row is played.
     """
 
     rows: np.ndarray
     starts: np.ndarray
     length: int
     epoch: float
+    speeds: np.ndarray
 
     __repr__ = short_repr
 
@@ -78,9 +79,17 @@ class Plan:
 class TrainPlan(Plan):
     """An endless plan; `train_plan` makes it."""
 
-    def __init__(self, num_samples: np.ndarray, buckets: Sequence[Bucket], units: int, seed: int):
+    def __init__(
+        self,
+        num_samples: np.ndarray,
+        buckets: Sequence[Bucket],
+        units: int,
+        *,
+        seed: int,
+        speeds: tuple[float, float],
+    ):
         super().__init__(num_samples, buckets, units)
-        self.seed = seed
+        self.seed, self.speeds = seed, speeds
         self.steps_per_epoch = sum(len(b.rows) / b.batch for b in buckets)
         self._schedule, self._visits, self._steps_in_cycle = _schedule([len(b.rows) / b.batch for b in buckets], seed)
         self._lock = threading.Lock()
@@ -101,8 +110,10 @@ class TrainPlan(Plan):
         rows = np.empty(bucket.batch, np.int64)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             rows[epochs == epoch] = self._cached_permutation(number, epoch)[positions[epochs == epoch]]
-        starts = _crops(self.num_samples[rows] - bucket.length, rows, epochs, self.seed)
-        return Step(rows, starts, bucket.length, step / self.steps_per_epoch)
+        num_samples = self.num_samples[rows]
+        starts = _crops(num_samples - bucket.length, rows, epochs, self.seed)
+        speeds = _speeds(num_samples / bucket.length, rows, epochs, self.seed, self.speeds)
+        return Step(rows, starts, bucket.length, step / self.steps_per_epoch, speeds)
 
     def _permutation(self, number: int, epoch: int) -> np.ndarray:
         rows = self.buckets[number].rows
@@ -127,18 +138,25 @@ class EvalPlan(Plan):
         rows[: len(chosen)] = chosen
         starts = np.zeros(bucket.batch, np.int64)
         starts[: len(chosen)] = np.maximum(self.num_samples[chosen] - bucket.length, 0) // 2
-        return Step(rows, starts, bucket.length, step / self.steps_per_epoch)
+        return Step(rows, starts, bucket.length, step / self.steps_per_epoch, np.ones(bucket.batch))
 
 
 def train_plan(
-    num_samples: np.ndarray, *, seed: int, bucket_samples: Sequence[int], units: int, unit_seconds: float
+    num_samples: np.ndarray,
+    *,
+    seed: int,
+    bucket_samples: Sequence[int],
+    units: int,
+    unit_seconds: float,
+    speeds: tuple[float, float] = (1.0, 1.0),
 ) -> TrainPlan:
     """The endless plan over recordings of `num_samples` [N] samples (16 kHz), with `units` units in every batch.
 
     A recording goes to the smallest bucket that holds it. One longer than every bucket is cropped to the longest
     bucket, at an offset that is drawn anew each epoch. A bucket with fewer rows than a batch joins the next longer one.
-    If the longest is still too small, its rows are cropped into the next shorter one. Raises UserError where the
-    recordings do not fill one batch.
+    If the longest is still too small, its rows are cropped into the next shorter one. speeds: the lowest and the
+    highest speed at which a recording is played, drawn anew each epoch; none becomes longer than its row, and one that
+    is cropped keeps its speed. Raises UserError where the recordings do not fill one batch.
     """
     num_samples = np.asarray(num_samples, np.int64)
     buckets = _merge_up(_assign(num_samples, np.arange(len(num_samples)), bucket_samples, units, unit_seconds))
@@ -147,7 +165,7 @@ def train_plan(
         buckets[-1] = buckets[-1]._replace(rows=np.sort(np.concatenate([buckets[-1].rows, last.rows])))
     if not buckets or len(buckets[0].rows) < buckets[0].batch:
         raise UserError(_too_few_message(num_samples, buckets, units, unit_seconds))
-    return TrainPlan(num_samples, buckets, units, seed)
+    return TrainPlan(num_samples, buckets, units, seed=seed, speeds=speeds)
 
 
 def eval_plan(
@@ -234,9 +252,26 @@ def _random_words(count: int, seed: int, *stream: int) -> np.ndarray:
 
 def _crops(spare: np.ndarray, rows: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
     """Uniform offsets in 0 .. spare of each row, a function of (seed, epoch, row). 0 where the row is not cropped."""
-    key = _random_words(1, seed, _CROP)
-    mixed = _mix(_mix(key + rows.astype(np.uint64)) + epochs.astype(np.uint64))
+    mixed = _words_of(rows, epochs, seed, _CROP)
     return (mixed % (np.maximum(spare, 0) + 1).astype(np.uint64)).astype(np.int64)
+
+
+def _speeds(
+    filled: np.ndarray, rows: np.ndarray, epochs: np.ndarray, seed: int, limits: tuple[float, float]
+) -> np.ndarray:
+    """Uniform speeds within the limits, a function of (seed, epoch, row).
+
+    `filled` is the recording's share of its row. At no speed is a recording longer than the row; 1 where it is cropped.
+    """
+    lowest, highest = np.clip(filled, *limits), limits[1]
+    share = _words_of(rows, epochs, seed, _SPEED) / 2.0**64
+    return np.where(filled > 1, 1.0, lowest + share * (highest - lowest))
+
+
+def _words_of(rows: np.ndarray, epochs: np.ndarray, seed: int, stream: int) -> np.ndarray:
+    """A random uint64 of each row in its epoch."""
+    key = _random_words(1, seed, stream)
+    return _mix(_mix(key + rows.astype(np.uint64)) + epochs.astype(np.uint64))
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ import numpy as np
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
+from w2v_jax.data.augment import at_speed
 from w2v_jax.data.batch_plan import FILLER, Plan
 from w2v_jax.data.index import WAVE, ReadError, Source
 from w2v_jax.data.io.audio import check_finite, is_silent
@@ -161,12 +162,14 @@ class _Reader:
         num_samples = np.zeros(count, np.int32)
         reasons = np.zeros(count, object)
         silent = np.zeros(count, bool)
-        for i, (row, start) in enumerate(zip(planned.rows[members], planned.starts[members], strict=True)):
+        where = zip(planned.rows[members], planned.starts[members], planned.speeds[members], strict=True)
+        for i, (row, start, speed) in enumerate(where):
             reasons[i] = b""
             if row == FILLER:
                 continue
             try:
                 content = self._row(int(row), int(start), planned.length)
+                content = content if speed == 1 else at_speed(content, speed)[: planned.length]
                 elements[i, : len(content)] = content
                 num_samples[i] = len(content) * form.hop
                 silent[i] = self._is_silent(content)

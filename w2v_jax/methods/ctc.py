@@ -158,10 +158,17 @@ def make(config: Config) -> Method:
         noise = noises.row_noise(key, batch["row"]) if train else None
         layer_key = jax.random.fold_in(key, Stream.LAYER_DROP.number) if train else None
 
-        def whole(params):
-            logits, frames = cast(Any, model.apply({"params": params}, batch, noise, layer_key))
-            total, metrics = objective(logits, frames, batch, train=train)
-            return total.total, (total.weight, metrics)
+        def under(*draws):
+            def whole(params):
+                logits, frames = cast(Any, model.apply({"params": params}, batch, *draws))
+                total, metrics = objective(logits, frames, batch, train=train)
+                return total.total, (total.weight, metrics)
+
+            return whole
+
+        whole = under(noise, layer_key)
+        if train and config.acoustic.clean_steps:
+            whole = either(step >= config.acoustic.clean_steps, whole, under(None, None))
 
         def head(params):
             return whole(params | {"encoder": jax.lax.stop_gradient(params["encoder"])})

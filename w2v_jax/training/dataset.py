@@ -102,6 +102,7 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
             unit_seconds=data.unit_seconds,
             units=units,
             seed=config.seed,
+            speeds=playing_speeds(config, train.form),
         )
     except UserError as error:  # perhaps for want of what was skipped
         raise TooFew(str(error), train.index.skipped) from None
@@ -113,6 +114,16 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
         max_hours=data.eval_hours,
     )
     return Data(train, plan, held_out, scored, *labels)
+
+
+def playing_speeds(config: Config, form: Form) -> tuple[float, float]:
+    """data.speeds. Raises UserError where they are none, or the data are not audio."""
+    lowest, highest = setting(config, "data.speeds")
+    if not 0.5 <= lowest <= highest <= 2:
+        raise UserError(f"data.speeds=({lowest:g}, {highest:g}): needs the lowest and the highest, from 0.5 to 2")
+    if form != WAVE and (lowest, highest) != (1, 1):
+        raise UserError(f"data.speeds is for audio; the data are {form.name}: --config.data.speeds=1,1")
+    return lowest, highest
 
 
 def open_alphabet(data: Any, train: Source, path: pathlib.Path) -> Alphabet:
