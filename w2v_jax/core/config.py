@@ -284,14 +284,6 @@ NOT_NEGATIVE = keys_of(
         "train": "patience",
     }
 )
-    {
-        "data": "workers",
-        "acoustic": "clean_steps",
-        "loss": "offset",
-        "sharding": "data fsdp slices",
-        "train": "patience",
-    }
-)
 KEYS_OF_SHARES = ("data.eval_share", "masking.prob")
 """Keys that must be above 0, at least 0, and from 0 to 1. Whatever ends in dropout or _drop must be below 1."""
 KEYS_OF_LAYERS = ("encoder.conv_layers", "encoder.context_kernels", "acoustic.conv_layers")
