@@ -38,11 +38,11 @@ from w2v_jax.probing.live import LiveProbe
 from w2v_jax.profiling import estimate as estimates
 from w2v_jax.training import checkpoint, console, sharding, step, workdir
 from w2v_jax.training.dataset import Data, fingerprints, micro_batch, open_data
-from w2v_jax.training.early_stopping import ended_early, outcome
 from w2v_jax.training.preemption import Preemption
 from w2v_jax.training.run_log import RunLog, rows_before
 from w2v_jax.training.throughput import Meter, dtype_advice, page_advice
 from w2v_jax.training.warm_start import first_state
+from w2v_jax.training.watchdog import ended_early, outcome
 
 PREEMPTED, DEAD = 143, 3  # exit codes
 LocalBatch = tuple[dict[str, np.ndarray], Info]

@@ -11,6 +11,7 @@ import pytest
 
 from w2v_jax.core import config as configs
 from w2v_jax.core.cli import UserError
+from w2v_jax.core.tree import by_path
 from w2v_jax.methods import ctc
 from w2v_jax.ops import losses
 from w2v_jax.training import sharding
@@ -243,6 +244,22 @@ def test_masks_are_drawn_in_training_only():
     )
     assert loss(1, True) != loss(2, True)
     assert loss(1, False) == loss(2, False)
+
+
+def test_first_updates_are_without_dropout_and_masks():
+    config = config_of("acoustic_logmel", masking__time_prob=0.5, acoustic__dropout=0.5, acoustic__clean_steps=3)
+    method, params, extra = start(config)
+    gradient = jax.jit(
+        jax.grad(lambda params, key, step: method.loss(params, extra, batch_of(), key, step, train=True)[0].total)
+    )
+    at = lambda key, step: by_path(gradient(params, jax.random.key(key), jnp.int32(step)))["head/kernel"]
+    np.testing.assert_array_equal(at(1, 2), at(2, 2))
+    assert np.abs(at(1, 3) - at(2, 3)).max() > 1e-3
+    never = ctc.make(configs.changed(config, {"acoustic.clean_steps": 0}))
+    loss = lambda method, step: float(
+        method.loss(params, extra, batch_of(), jax.random.key(1), jnp.int32(step), train=True)[0].total
+    )
+    assert loss(method, 3) == pytest.approx(loss(never, 0), rel=1e-6)
 
 
 def test_recogniser_standardises_by_the_frames_that_are_not_masked(monkeypatch):

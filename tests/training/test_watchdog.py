@@ -6,7 +6,18 @@ import types
 import numpy as np
 import pytest
 
-from w2v_jax.training.watchdog import Settings, Watchdog, check, settings_for
+from w2v_jax.core.config import as_config
+from w2v_jax.training.watchdog import (
+    Best,
+    Settings,
+    Watchdog,
+    best_evaluation,
+    check,
+    ended_early,
+    on_plateau,
+    outcome,
+    settings_for,
+)
 
 LEVELS = {"loss_chance": math.log(101), "accuracy_chance": 1 / 101, "perplexity_floor": 2.0, "perplexity_max": 640.0}
 SETTINGS = Settings(patience=10, grace_steps=1000, batch_hours=0.05, peak=5e-4)
@@ -211,3 +222,65 @@ def test_overfitting_is_named_with_its_update_and_the_best_checkpoint():
     assert check(level, {"error_silent": 1.0}, SETTINGS) == [], "a level loss is no fault"
     pretraining = [{k: v for k, v in row.items() if k != "token_error"} for row in rows]
     assert check(pretraining, LEVELS, SETTINGS) == []
+
+
+OF_CTC = {"error_silent": 1.0}
+
+
+def stopping(patience=300, steps=2000, best="token_error"):
+    return as_config({"train": {"best": best, "patience": patience, "steps": steps}})
+
+
+def errors_of(*errors, every=100, **more):
+    made = [{"step": every * (i + 1), "split": "eval", "token_error": e, **more} for i, e in enumerate(errors)]
+    return [{"step": every // 2, "split": "train", "token_error": 0.0}, *made]
+
+
+def test_the_best_evaluation_is_the_oldest_of_the_lowest_finite_ones():
+    assert best_evaluation(errors_of(0.8, 0.5, None, float("nan"), 0.5), "token_error") == Best(200, "token_error", 0.5)
+    assert best_evaluation(errors_of(0.8), "loss") is None and best_evaluation([], "loss") is None
+
+
+@pytest.mark.parametrize(
+    ("errors", "patience", "ends"),
+    [
+        ((0.8, 0.5, 0.6, 0.6), 300, False),
+        ((0.8, 0.5, 0.6, 0.6, 0.7), 300, True),
+        ((0.8, 0.5, 0.6, 0.6, 0.5), 300, True),  # as good is no better
+        ((0.8, 0.5, 0.6, 0.6, 0.4), 300, False),
+        ((0.8, 0.5, 0.6, 0.6, 0.7), 0, False),
+        ((0.8, 1.0, 1.0, 1.0, 1.0, 1.0), 300, False),  # on the plateau nothing is known yet
+        ((0.8, 1.0, 1.0, 1.0, 1.0, 0.9), 300, True),
+        ((), 300, False),
+    ],
+)
+def test_a_run_ends_when_no_evaluation_was_better_for_its_patience(errors, patience, ends):
+    reason = ended_early(errors_of(*errors), stopping(patience), OF_CTC)
+    assert bool(reason) == ends
+    if ends:
+        assert f"{min(errors):.3f} of step" in reason and f"{patience} updates" in reason
+
+
+def test_the_last_step_is_no_early_end():
+    assert not ended_early(errors_of(0.5, 0.6, 0.6, 0.6, 0.6), stopping(steps=500), OF_CTC)
+
+
+def test_pretraining_can_stop_early_by_its_loss():
+    history = [{"step": 100 * i, "split": "eval", "loss": 3.0 + i} for i in range(1, 6)]
+    assert "loss below 4.000 of step 100" in ended_early(history, stopping(best="loss"), {})
+
+
+def test_only_a_recogniser_is_on_the_plateau():
+    assert on_plateau({"token_error": 0.96}, OF_CTC) and not on_plateau({"token_error": 0.9}, OF_CTC)
+    assert not on_plateau({"loss": 3.0}, OF_CTC) and not on_plateau({"token_error": 1.0}, {})
+    assert not on_plateau({"token_error": None}, OF_CTC)
+
+
+def test_the_outcome_says_how_a_run_ended():
+    assert outcome(errors_of(0.8, 0.5, 0.6, 0.6, 0.7), stopping(), OF_CTC) == {
+        "best": {"step": 200, "metric": "token_error", "value": 0.5},
+        "ended_early": "no held-out token_error below 0.500 of step 200 for 300 updates",
+        "on_plateau": False,
+    }
+    assert outcome(errors_of(0.8, 1.0), stopping(), OF_CTC)["on_plateau"]
+    assert outcome([], stopping(), OF_CTC) == {"best": None, "ended_early": "", "on_plateau": False}

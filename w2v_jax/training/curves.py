@@ -8,7 +8,7 @@ from typing import Any
 
 from w2v_jax.core.files import whole_file
 from w2v_jax.core.types import Levels, MetricsRow
-from w2v_jax.training.early_stopping import best_evaluation
+from w2v_jax.training.watchdog import best_evaluation
 
 PROBE = "probe_"
 TRAIN, EVAL, SECOND, LEVEL = "#2b6cb0", "#c05621", "#2f855a", "#718096"

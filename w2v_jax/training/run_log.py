@@ -18,8 +18,8 @@ from w2v_jax.core.files import append_lines
 from w2v_jax.core.types import Levels, MetricsRow
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.training import checkpoint, console, watchdog
-from w2v_jax.training.early_stopping import best_evaluation, ended_early, outcome
 from w2v_jax.training.throughput import Meter
+from w2v_jax.training.watchdog import best_evaluation, ended_early, outcome
 
 HISTORY = 500
 """Rows of training that the watchdog of a resumed run is given, more than it needs. It gets all evaluations."""
