@@ -250,8 +250,8 @@ def demo(config: ConfigDict) -> None:
     config.encoder.update(conv_layers=narrowed(CONV, (32, 32, 64, 64, 64, 96, 96)), width=128, layers=4)
     config.encoder.update(mlp=512, pos_kernel=32, pos_groups=16, pre_norm=True)
     config.acoustic.update(conv_layers=((192, 7, 1),) + ((192, 3, 1),) * 2 + ((256, 7, 1),) * 3)
-    config.acoustic.update(width=192, layers=3, heads=4, mlp=384, dropout=0.1)
-    config.train.update(steps=400, log_every=10, eval_every=50, checkpoint_every=100)
+    config.acoustic.update(width=192, layers=3, heads=4, mlp=384, dropout=0.1, clean_steps=100)
+    config.train.update(steps=400, log_every=10, eval_every=50, checkpoint_every=50, patience=200)
 
 
 def tiny(config: ConfigDict) -> None:

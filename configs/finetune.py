@@ -161,7 +161,7 @@ def demo(config: ConfigDict) -> None:
     config.encoder.update(mlp=512, pos_kernel=32, pos_groups=16, pre_norm=True, frozen_steps=50)
     config.acoustic.update(standardise=True)  # without it, hundreds of updates go into undoing what an utterance shares
     config.optim.update(peak=1e-3, start=1e-5, end=5e-5)
-    config.train.update(steps=1200, log_every=10, eval_every=100, checkpoint_every=200)
+    config.train.update(steps=1200, log_every=10, eval_every=100, checkpoint_every=100, patience=400)
 
 
 def tiny(config: ConfigDict) -> None:

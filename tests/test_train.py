@@ -387,3 +387,40 @@ def test_fsdp_0_is_chosen_by_memory_and_told(shared, monkeypatch):
         train.sharding.make_mesh(load(shared, sharding__fsdp=4).sharding),
         {},
     )
+
+
+STUBBORN = {
+    "data.root": "data/synthetic",
+    "data.eval_root": "()",
+    "data.hours": 0.15,
+    "data.eval_share": 0.1,
+    "data.batch_hours": 12 / 3600,
+    "data.device_seconds": 12.0,
+    "acoustic.conv_layers": ((128, 13, 1), (128, 5, 2), (128, 7, 2), (128, 7, 1)),
+    "acoustic.dropout": 0.3,
+    "masking.time_prob": 0.3,
+    "masking.channel_prob": 0.3,
+    "train.steps": 300,
+    "train.eval_every": 50,
+    "train.checkpoint_every": 300,
+}
+"""Dropout and masks from the first update on keep this small recogniser on the plateau of CTC."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("seed", "clean_steps"), [(1, 0), (1, 200), (2, 200), (3, 200)])
+def test_a_recogniser_leaves_its_plateau_where_the_first_updates_are_clean(tmp_path, seed, clean_steps):
+    overrides = STUBBORN | {"seed": seed, "acoustic.clean_steps": clean_steps}
+    words = training("acoustic_logmel.py:demo", tmp_path / "run", {k: str(v) for k, v in overrides.items()})
+    run = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=590)
+    assert run.returncode == 0, run.stderr
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["split"] == "eval"]
+    done = json.loads((tmp_path / "run" / "done.json").read_text(encoding="utf-8"))
+    errors = {row["step"]: row["token_error"] for row in rows}
+    if clean_steps:
+        assert min(error for step, error in errors.items() if 100 < step <= 250) < 0.8, errors
+        assert not done["on_plateau"] and "plateau" not in run.stderr
+    else:
+        assert min(error for step, error in errors.items() if 100 < step <= 300) > 0.95, errors
+        assert done["on_plateau"] and run.stderr.rstrip().endswith("says what to try")

@@ -60,7 +60,7 @@ class Training(NamedTuple):
     method: Method
     make_state: Callable[[], State]
     shapes: PyTree  # of the state
-    update: Callable[..., tuple[State, dict[str, Any]]]
+    updates: Callable[[int], Callable[..., tuple[State, dict[str, Any]]]]
     score: Callable[..., dict[str, Mean]]
     probe: LiveProbe | None
 
@@ -131,14 +131,16 @@ def run(config: Config, path: pathlib.Path) -> int:
         if first >= train.steps or ended_early(rows, config, training.method.levels()):
             return complete(training, first)
         state = restored.state if restored else first_state(config, training.make_state, training.data.train.form)
-        meter, key, stopped = Meter(jax.process_count()), jax.random.key(config.seed), ""
+        meter = Meter(jax.process_count(), programs_end=[last for last, _ in training.method.early])
+        key, stopped = jax.random.key(config.seed), ""
         epoch = first / training.data.train_plan.steps_per_epoch
         log = RunLog(config, path, meter, levels=training.method.levels(), rows=rows, first=first, epoch=epoch)
         stream = local_batches(training, held_out=False, first=first)
         with Preemption() as preemption:
             for n, (batch, info) in enumerate(meter.waiting_for(stream), first + 1):
                 is_new_shape = meter.is_new_shape(batch, info)
-                state, metrics = training.update(state, sharding.put_batch(batch, training.mesh, training.parts), key)
+                placed = sharding.put_batch(batch, training.mesh, training.parts)
+                state, metrics = training.updates(n)(state, placed, key)
                 log.started(n, batch, info, metrics)
                 due = due_after(n, config)
                 if preemption.reached(n) and n < train.steps:
@@ -186,9 +188,9 @@ def set_up(config: Config, path: pathlib.Path) -> Iterator[Training]:
         if active:
             rows = start_up(config, path, mesh, data=data, params=shapes.params, parts=parts) | memory
             print(table(rows, f"w2v_jax: {config.method}"), flush=True)
-        update, score = step.jitted(method, tx, rate, shapes), jax.jit(functools.partial(step.eval_step, method))
+        updates, score = step.updates(method, tx, rate, shapes), jax.jit(functools.partial(step.eval_step, method))
         probe = LiveProbe(config, data.train.form) if configs.setting(config, "probe.every") else None
-        yield Training(config, path, mesh, data, parts, method, make_state, shapes, update, score, probe)
+        yield Training(config, path, mesh, data, parts, method, make_state, shapes, updates, score, probe)
 
 
 def choose_mesh(config: Config) -> tuple[Any, dict[str, str]]:

@@ -91,3 +91,22 @@ def test_a_batch_of_zeros_has_the_shapes_and_types_of_the_given_one():
         name: (leaf.shape, leaf.dtype) for name, leaf in shapes.items()
     }
     assert not any(np.any(leaf) for leaf in found.values())
+
+
+def test_early_updates_have_the_loss_of_their_own(state):
+    """Two pairs and the usual loss: updates 1 and 2, 3, and those after."""
+
+    def scaled(by):
+        def scaled_loss(*args, train):
+            total, rest = loss(*args, train=train)
+            return Mean(by * total.total, total.weight), rest
+
+        return scaled_loss
+
+    method = TOY._replace(early=((2, scaled(3.0)), (3, scaled(2.0))))
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    program = step.updates(method, DOWNHILL, lambda n: 0.25 * (n + 1), one)
+    expected = gradient_of_the_mean(state)
+    for n, by in ((1, 3.0), (2, 3.0), (3, 2.0), (4, 1.0), (100, 1.0)):
+        new, _ = program(n)(jax.tree.map(jnp.copy, state), batches_of(1), KEY)
+        np.testing.assert_allclose(state.params["w"] - new.params["w"], by * expected, rtol=1e-5)

@@ -28,12 +28,12 @@ def clock(monkeypatch) -> Clock:
     return clock
 
 
-def one_step(meter: Meter, clock: Clock, seconds: float, waiting: float = 0.0, lengths=(32_000, 16_000)):
+def one_step(meter: Meter, clock: Clock, seconds: float, waiting: float = 0.0, lengths=(32_000, 16_000), step: int = 0):
     """A step on rows of 2 s, whose batch is waited for; what `count` gives."""
 
     def stream():
         clock.now += waiting
-        yield dict(row=np.arange(2), num_samples=np.asarray(lengths)), SimpleNamespace(length=32_000)
+        yield dict(row=np.arange(2), num_samples=np.asarray(lengths)), SimpleNamespace(length=32_000, step=step)
 
     for batch, info in meter.waiting_for(stream()):
         meter.is_new_shape(batch, info)
@@ -48,6 +48,11 @@ def test_the_first_step_of_a_shape_is_timed_apart(clock):
     assert meter.row() == {"skipped_updates": 0.0, "unread_rows": 0.0, "silent_rows": 0.0}
     assert one_step(meter, clock, 2.0) is None
     assert meter.row()["step_seconds"] == 2.0
+
+
+def test_a_run_that_goes_on_with_another_program_compiles_each_shape_again(clock):
+    meter = Meter(programs_end=[2])
+    assert [one_step(meter, clock, 30.0, step=n) for n in range(4)] == [30.0, None, 30.0, None]
 
 
 def test_a_row_tells_of_the_steps_since_the_last_one(clock):

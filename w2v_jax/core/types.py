@@ -163,6 +163,8 @@ class Method(NamedTuple):
     output_frames(num_samples) -> frames of the output of `num_samples` samples, an int or an array.
     encoder: the module under params["encoder"], unbound.
     reusable: whether another model can stand on that encoder alone.
+    early: (n, loss) pairs, n rising: the loss of the updates up to the n-th, where it is not `loss`. Each is a program
+        of its own. A condition inside of one would hold both, and on CPU XLA computes convolutions within it slowly.
     """
 
     init: Callable[..., Any]
@@ -172,3 +174,4 @@ class Method(NamedTuple):
     output_frames: Callable[[Any], Any]
     encoder: Encoder
     reusable: bool = True
+    early: tuple[tuple[int, Callable[..., Any]], ...] = ()

@@ -11,6 +11,7 @@ nothing, where fairseq counts them with loss 0. There is no separator after the 
 
 from __future__ import annotations
 
+import functools
 from typing import Any, cast
 
 import flax.linen as nn
@@ -154,21 +155,14 @@ def make(config: Config) -> Method:
             raise UserError(f"acoustic.outputs={config.acoustic.outputs}: a blank and at least one token are needed")
         return model.init(key, batch)["params"], {}
 
-    def loss(params, extra, batch, key, step, *, train):
-        noise = noises.row_noise(key, batch["row"]) if train else None
-        layer_key = jax.random.fold_in(key, Stream.LAYER_DROP.number) if train else None
+    def loss(params, extra, batch, key, step, *, train, noisy=True):
+        noise = noises.row_noise(key, batch["row"]) if train and noisy else None
+        layer_key = jax.random.fold_in(key, Stream.LAYER_DROP.number) if train and noisy else None
 
-        def under(*draws):
-            def whole(params):
-                logits, frames = cast(Any, model.apply({"params": params}, batch, *draws))
-                total, metrics = objective(logits, frames, batch, train=train)
-                return total.total, (total.weight, metrics)
-
-            return whole
-
-        whole = under(noise, layer_key)
-        if train and config.acoustic.clean_steps:
-            whole = either(step >= config.acoustic.clean_steps, whole, under(None, None))
+        def whole(params):
+            logits, frames = cast(Any, model.apply({"params": params}, batch, noise, layer_key))
+            total, metrics = objective(logits, frames, batch, train=train)
+            return total.total, (total.weight, metrics)
 
         def head(params):
             return whole(params | {"encoder": jax.lax.stop_gradient(params["encoder"])})
@@ -189,4 +183,6 @@ def make(config: Config) -> Method:
     def output_frames(num_samples):
         return -(-encoder.frames(num_samples) // acoustic_stride(config.acoustic))
 
-    return Method(init, loss, predict, levels, output_frames, encoder)
+    clean = config.acoustic.clean_steps
+    early = ((clean, functools.partial(loss, noisy=False)),) if clean else ()
+    return Method(init, loss, predict, levels, output_frames, encoder, early=early)

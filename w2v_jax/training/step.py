@@ -127,6 +127,15 @@ def jitted(
     return jax.jit(functools.partial(train_step, method, tx, rate), donate_argnums=0, out_shardings=(places, None))
 
 
+def updates(
+    method: Method, tx: optax.GradientTransformationExtraArgs, rate: Schedule, state: PyTree
+) -> Callable[[int], Callable[[State, Batch, jax.Array], tuple[State, Metrics]]]:
+    """A function from the number of an update, from 1, to its program: `jitted` of the loss that it has."""
+    early = [(last, jitted(method._replace(loss=loss), tx, rate, state)) for last, loss in method.early]
+    usual = jitted(method, tx, rate, state)
+    return lambda n: next((program for last, program in early if n <= last), usual)
+
+
 def eval_step(method: Method, state: State, batches: Batch, key: jax.Array) -> dict[str, Mean]:
     """Metrics of one evaluation batch [1 B ...] as Means; the caller adds them up. No dropout, fixed draws."""
     batch = jax.tree.map(lambda x: x[0], batches)

@@ -8,7 +8,7 @@ import pathlib
 import platform
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -28,12 +28,15 @@ Read = TypeVar("Read")
 
 
 class Meter:
-    """Adds up over the steps since the last `row`; first steps of a new shape (which compile) are left out."""
+    """Adds up over the steps since the last `row`; first steps of a new shape (which compile) are left out.
 
-    def __init__(self, processes: int = 1):
-        self.processes = processes
-        self.started: dict[tuple[int, int], float] = {}
-        self.compiled: set[tuple[int, int]] = set()
+    programs_end: the updates after which a run goes on with another program, which compiles for each shape again.
+    """
+
+    def __init__(self, processes: int = 1, *, programs_end: Sequence[int] = ()):
+        self.processes, self.programs_end = processes, tuple(programs_end)
+        self.started: dict[tuple[int, int, int], float] = {}
+        self.compiled: set[tuple[int, int, int]] = set()
         self.skipped_updates = 0
         self.unread_rows = 0
         self.silent_rows = 0
@@ -64,7 +67,7 @@ class Meter:
 
     def is_new_shape(self, batch: dict[str, np.ndarray], info: Any) -> bool:
         """Whether this batch, whose step is about to be started, is the first of its shape: then the step compiles."""
-        shape = _shape(batch, info)
+        shape = self._shape(batch, info)
         if shape in self.started:
             return False
         self.started[shape] = time.perf_counter()
@@ -72,7 +75,7 @@ class Meter:
 
     def count(self, batch: dict[str, np.ndarray], info: Any) -> float | None:
         """Adds a finished step. The first of its shape is timed apart: its seconds are returned instead."""
-        shape = _shape(batch, info)
+        shape = self._shape(batch, info)
         if shape not in self.compiled:
             self.compiled.add(shape)
             self._clear()
@@ -81,6 +84,10 @@ class Meter:
         self._audio += float(batch["num_samples"].sum()) / SAMPLE_RATE * self.processes
         self._room += shape[0] * shape[1] / SAMPLE_RATE * self.processes
         return None
+
+    def _shape(self, batch: dict[str, np.ndarray], info: Any) -> tuple[int, int, int]:
+        """(rows, 16 kHz samples of each, number of the program) of a batch and its `pipeline.Info`."""
+        return len(batch["row"]), info.length, sum(info.step >= end for end in self.programs_end)
 
     def row(self) -> dict[str, float]:
         """step_seconds, data_wait_share, audio_hours_per_hour, padding_share since the last row, and the counters."""
@@ -96,11 +103,6 @@ class Meter:
         }
         self._clear()
         return timed | counters
-
-
-def _shape(batch: dict[str, np.ndarray], info: Any) -> tuple[int, int]:
-    """(rows, 16 kHz samples of each) of a batch and its `pipeline.Info`."""
-    return len(batch["row"]), info.length
 
 
 def page_advice() -> str:
