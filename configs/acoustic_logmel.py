@@ -7,8 +7,7 @@ wav2vec and on BERT features alike; 10.1 M parameters. `--config.acoustic.kind=t
 equal size instead. The papers train 1,000 epochs on 81 h (WSJ) with the criterion ASG and plain SGD; CTC and Adam are
 used here, so that their error rates cannot be expected digit by digit. Hours on one GPU have not been measured.
 
-Variants: `:10m` learns from ten labelled minutes, a quarter of an hour on two CPU cores (docs/ten_minutes.md); `:demo`
-learns a self-made language in minutes; `:tiny` is for tests.
+Variants: `:demo` learns a self-made language in minutes on two CPU cores; `:tiny` is for tests.
 """
 
 from ml_collections import ConfigDict
@@ -112,9 +111,9 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.lock()  # a variant changes keys and adds none
     if variant:
-        small = {"10m": ten_minutes, "demo": demo, "tiny": tiny}.get(variant)
+        small = {"demo": demo, "tiny": tiny}.get(variant)
         if small is None:
-            raise ValueError(f"there is no variant {variant!r}; there are 10m, demo and tiny")
+            raise ValueError(f"there is no variant {variant!r}; there are demo and tiny")
         small(config)
     return config
 
@@ -128,21 +127,6 @@ def demo(config: ConfigDict) -> None:
     config.acoustic.update(conv_layers=((192, 13, 1),) + ((192, 5, 1),) * 2 + ((256, 7, 2),) + ((256, 7, 1),) * 2)
     config.acoustic.update(width=192, layers=3, heads=4, mlp=384, dropout=0.1, clean_steps=100)
     config.train.update(steps=400, log_every=10, eval_every=50, checkpoint_every=50, patience=200)
-
-
-def ten_minutes(config: ConfigDict) -> None:
-    """Ten labelled minutes of sentences: nine to train on, one to choose the checkpoint; what there is more is left.
-
-    The model of `:demo`. Dropout and masks begin after 300 updates: before, they keep the model on the plateau of CTC.
-    Speeds are what keeps it from learning the nine minutes by heart; docs/ten_minutes.md has what was tried.
-    """
-    demo(config)
-    config.data.update(name="folder", root=(), eval_root=(), hours=0.0, eval_share=0.1, eval_hours=1 / 60)
-    config.data.update(train_hours=9 / 60, speeds=(0.85, 1.15), bucket_seconds=(3.0, 6.0, 12.0))
-    config.data.update(batch_hours=24 / 3600, device_seconds=24.0)
-    config.acoustic.update(clean_steps=300)
-    config.masking.update(time_prob=0.1, channel_prob=0.05)
-    config.train.update(steps=3000, log_every=20, eval_every=100, checkpoint_every=100, patience=1000)
 
 
 def tiny(config: ConfigDict) -> None:
