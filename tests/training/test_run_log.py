@@ -32,6 +32,54 @@ def test_a_run_that_is_stopped_every_few_rows_is_named_when_it_is_dead(tmp_path,
     assert capsys.readouterr().err.count("no gradient at step") == 1
 
 
+def row_of(step: int, loss: float) -> dict:
+    return {"step": step, "split": "train", "loss": loss}
+
+
+def recogniser_log(path, before, first):
+    config = configs.load(f"{ROOT / 'configs' / 'acoustic_logmel.py'}:tiny", [("train.patience", "20")])
+    return RunLog(config, path, Meter(), levels={"error_silent": 1.0}, rows=before, first=first, epoch=0.0)
+
+
+def test_the_gap_between_held_out_and_training_loss_survives_a_stop(tmp_path):
+    """It is that of the logged updates since the last evaluation, also those before the stop."""
+    log = recogniser_log(tmp_path, [], 0)
+    log._log(row_of(1, 9.0))
+    log.evaluation(2, {"loss": 5.0, "token_error": 0.9})
+    for step, loss in ((3, 4.0), (4, float("nan"))):
+        log._log(row_of(step, loss))
+    log.report.close()
+    log = recogniser_log(tmp_path, rows_before(tmp_path, 4), 4)
+    log._log(row_of(5, 2.0))
+    log.evaluation(6, {"loss": 4.5, "token_error": 0.8})
+    log.report.close()
+    assert [row["loss_gap"] for row in rows_before(tmp_path, 6) if row["split"] == "eval"] == [-4.0, 1.5]
+
+
+def test_a_run_ends_when_its_patience_does(tmp_path, capsys):
+    log = recogniser_log(tmp_path, [], 0)
+    for step, error in ((2, 0.6), (12, 0.7), (18, 0.65)):
+        log.evaluation(step, {"loss": 1.0, "token_error": error})
+        assert not log.ended
+    log.report.close()
+    log = recogniser_log(tmp_path, rows_before(tmp_path, 18), 18)
+    log.config = configs.changed(log.config, {"train.steps": 50})
+    log.evaluation(22, {"loss": 1.0, "token_error": 0.6})
+    log.report.close()
+    assert log.ended == "no held-out token_error below 0.600 of step 2 for 20 updates"
+    assert "no metric" not in capsys.readouterr().err
+
+
+def test_a_metric_that_is_not_there_cannot_choose_the_best(tmp_path, capsys):
+    log = recogniser_log(tmp_path, [], 0)
+    for step in (2, 4):
+        log.evaluation(step, {"loss": 1.0})
+    log.report.close()
+    assert (
+        capsys.readouterr().err.count("train.best='token_error' is no metric of the held-out data, which are loss") == 1
+    )
+
+
 def test_silent_recordings_are_named_once_and_counted(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run_log, "SILENT_NAMED", 2)
     config = configs.load(f"{ROOT / 'configs' / 'w2v2_base.py'}:tiny", [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -54,6 +55,8 @@ class RunLog:
         self.dead = self.ended = ""
         self._evaluations = [row for row in rows if row["split"] == "eval"]
         self._losses: list[float] = []  # of the logged updates since the last evaluation
+        for row in rows:
+            self._keep_loss(row)
         self._silent: set[str] = set()
         for name in ("rows", "bad_steps", "unread"):
             console.trim_steps(self._file(name), first)
@@ -96,14 +99,20 @@ class RunLog:
 
     def _log(self, row: dict[str, Any]) -> None:
         self.report.log(row)
-        if row["split"] == "train":
-            self._losses.append(row["loss"])
+        self._keep_loss(row)
         if self.config.train.watchdog == "off":
             return
         for finding in self.watch.see(row):
             self._warn(f"{finding.name} at step {row['step']}: {finding.message}")
             if self.config.train.watchdog == "stop" and finding.dead:
                 self.dead = finding.name
+
+    def _keep_loss(self, row: MetricsRow) -> None:
+        loss = row.get("loss")
+        if row["split"] == "eval":
+            self._losses.clear()
+        elif row["split"] == "train" and loss is not None and math.isfinite(loss):
+            self._losses.append(loss)
 
     def _say_compiled(self, batch: dict[str, Any], info: Any, seconds: float | None) -> None:
         if seconds is not None:
@@ -120,7 +129,11 @@ class RunLog:
             row = {"step": n, "split": "eval", **metrics}
             if self._losses and "error_silent" in self.levels:
                 row["loss_gap"] = metrics["loss"] - sum(self._losses) / len(self._losses)
-            self._losses.clear()
+            if self.config.train.best not in metrics and not self._evaluations:
+                there = ", ".join(sorted(metrics))
+                self._warn(
+                    f"train.best={self.config.train.best!r} is no metric of the held-out data, which are {there}"
+                )
             self._evaluations.append(row)
             self._log(row)
             self.ended = ended_early(self._evaluations, self.config, self.levels)
