@@ -16,7 +16,7 @@ from w2v_jax.data.index import WAVE
 from w2v_jax.methods import ctc
 from w2v_jax.nn import acoustic_model as acoustic
 from w2v_jax.nn.acoustic_model import GatedConv, GatedConvLayer, TransformerStack, acoustic_model
-from w2v_jax.training import checkpoint, warm_start
+from w2v_jax.training import warm_start, workdir
 from w2v_jax.training.sharding import bare
 
 
@@ -111,7 +111,7 @@ def test_encoder_of_each_variant_is_that_of_its_pretraining(variant, pretraining
     other = configs.load(f"configs/{pretraining}")
     (tmp_path / "config.json").write_text(configs.to_json(other), encoding="utf-8")
     weights = types.SimpleNamespace(params=shapes_of(other), extra={})
-    monkeypatch.setattr(checkpoint, "restore_params", lambda *_, **__: weights)
+    monkeypatch.setattr(workdir, "restore_params", lambda *_, **__: weights)
     config = configs.load(f"configs/acoustic_frozen.py:{variant}", [("init.run", str(tmp_path))])
     config = configs.with_outputs(config, 30)
     found = warm_start.warm_params(config, shapes_of(config), WAVE)

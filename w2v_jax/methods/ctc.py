@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from w2v_jax.core.cli import UserError
-from w2v_jax.core.config import Config
+from w2v_jax.core.config import Config, setting
 from w2v_jax.core.types import Batch, Encoded, Mean, Method, PyTree
 from w2v_jax.nn.acoustic_model import acoustic_model
 from w2v_jax.nn.acoustic_model import stride as acoustic_stride
@@ -183,6 +183,6 @@ def make(config: Config) -> Method:
     def output_frames(num_samples):
         return -(-encoder.frames(num_samples) // acoustic_stride(config.acoustic))
 
-    clean = config.acoustic.clean_steps
+    clean = setting(config, "acoustic.clean_steps")
     early = ((clean, functools.partial(loss, noisy=False)),) if clean else ()
     return Method(init, loss, predict, levels, output_frames, encoder, early=early)
