@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from w2v_jax.core.cli import some_of
 from w2v_jax.data import open_source
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -97,8 +98,8 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--inputs of `labels` are cpc and w2v2: the others are not fine-tuned here")
     shared = shared_speakers(plan)
     if shared and not plan.same_speakers:
-        named = f"{', '.join(shared[:5])}{', ...' if len(shared) > 5 else ''}"
-        parser.error(f"--test and --train share {len(shared)} speaker(s) ({named}): take others, or --same-speakers")
+        named = f"{len(shared)} speaker(s) ({some_of(shared)})"
+        parser.error(f"--test and --train share {named}: take others, or --same-speakers")
     plan.out.mkdir(parents=True, exist_ok=True)
     path = plan.out / f"{claim}.json"
     rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []

@@ -245,16 +245,14 @@ def _writes_nothing(evaluations: Sequence[MetricsRow], levels: Levels, settings:
 def _plateau(seen: str, settings: Settings) -> Finding:
     return Finding(
         "on the plateau of CTC",
-        f"{seen}: the recogniser writes next to nothing. {PLATEAU_CAUSES.format(peak=settings.peak)}",
+        f"{seen}: the recogniser writes next to nothing. Likely cause: optim.peak={settings.peak:g} is too high for a "
+        "pretrained encoder (the papers: 2e-5 to 1e-4) or too low for a new acoustic model (about 1e-3), or too few "
+        "updates so far, or transcripts that do not belong to the audio (python -m w2v_jax.prepare --plot shows some). "
+        "Next: docs/ten_minutes.md, When it is stuck",
         dead=False,
     )
 
 
-PLATEAU_CAUSES = (
-    "Likely cause: optim.peak={peak:g} is too high for a pretrained encoder (the papers: 2e-5 to 1e-4) or too low for "
-    "a new acoustic model (about 1e-3), or too few updates so far, or transcripts that do not belong to the audio "
-    "(python -m w2v_jax.prepare --plot shows some). Next: docs/ten_minutes.md, When it is stuck"
-)
 PLATEAU_AT_THE_END = (
     "this run ended on the plateau of CTC: it writes next to nothing, and its error rates say nothing about its input. "
     "docs/ten_minutes.md, When it is stuck, says what to try"
@@ -327,7 +325,10 @@ class Best(NamedTuple):
 def best_evaluation(rows: Sequence[MetricsRow], metric: str) -> Best | None:
     """The evaluation with the lowest finite value; an older one wins a tie. None without any."""
     values = [(row[metric], row["step"]) for row in rows if row.get("split") == "eval" and _is_finite(row.get(metric))]
-    return Best(min(values)[1], metric, min(values)[0]) if values else None
+    if not values:
+        return None
+    value, step = min(values)
+    return Best(step, metric, value)
 
 
 def on_plateau(row: MetricsRow, levels: Levels) -> bool:
