@@ -51,10 +51,7 @@ def attention(
             raise UserError("encoder.attention='cudnn' needs train.dtype='bfloat16' and encoder.attention_dropout=0")
         if platform() != "gpu":
             raise UserError("encoder.attention='cudnn' needs an NVIDIA GPU; 'auto' or 'xla' run without one")
-        lengths = jnp.maximum(num_frames, 1).astype(jnp.int32)
-        return jax.nn.dot_product_attention(
-            query, key, value, key_value_seq_lengths=lengths, query_seq_lengths=lengths, implementation="cudnn"
-        )
+        return _cudnn(query, key, value, num_frames)
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B H F K]: the products are faster so on CPU
     batch, heads = query.shape[:2]
     if implementation == "blocks":
@@ -73,6 +70,17 @@ def _best(flash: bool) -> str:
     if platform() == "gpu" and flash:
         return "cudnn"
     return "blocks" if one_cpu() else "xla"
+
+
+def _cudnn(query, key, value, num_frames) -> jax.Array:
+    """JAX's check refuses gradients of an odd number of frames, which cuDNN computes: they get one more."""
+    frames = query.shape[1]
+    query, key, value = (jnp.pad(x, ((0, 0), (0, frames % 2), (0, 0), (0, 0))) for x in (query, key, value))
+    lengths = jnp.maximum(num_frames, 1).astype(jnp.int32)
+    out = jax.nn.dot_product_attention(
+        query, key, value, key_value_seq_lengths=lengths, query_seq_lengths=lengths, implementation="cudnn"
+    )
+    return out[:, :frames]
 
 
 # Blocks of heads. The gradient keeps the output and two numbers per query, the largest score and the sum of

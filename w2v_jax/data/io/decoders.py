@@ -32,6 +32,8 @@ MP3_LEAD = 32
 NAMES = (".flac", ".wav", ".ogg", ".oga", ".opus")
 """Endings of names by which libsndfile decides nothing."""
 
+NEEDS_FFMPEG = "FFmpeg has to read it: pip install av"
+
 _FFMPEG_FORMATS = frozenset("aac aiff amr asf au caf flac matroska mov mp3 ogg w64 wav webm".split())
 
 
@@ -76,8 +78,8 @@ def open_decoder(file: BinaryIO, part: Part, path: str | None = None) -> Decoder
         reason = reason_of(error)
     try:
         decoder = _FFmpeg(file, part)
-    except ReadError:
-        raise ReadError(reason) from None
+    except ReadError as error:
+        raise (error if str(error) == NEEDS_FFMPEG else ReadError(reason)) from None
     if decoder.container.format.name != "mp3":
         return decoder
     decoder.close()
@@ -144,8 +146,10 @@ class _FFmpeg:
     slack = 0
 
     def __init__(self, file: BinaryIO, part: Part):
-        import av
-
+        try:
+            import av
+        except ImportError:
+            raise ReadError(NEEDS_FFMPEG) from None
         try:
             self.container: Any = av.open(PartFile(file, part), format="mp3" if part.is_mp3 else None)
             self.stream: Any = self.container.streams.audio[0]

@@ -55,12 +55,11 @@ def list_files(
     is iterated; the index takes all of it. Raises UserError where no row remains.
     """
     try:
-        import av  # noqa: F401
         import soundfile  # noqa: F401
         import soxr  # noqa: F401
     except (ImportError, OSError) as error:
-        packages = "pip install av soundfile soxr"
-        raise UserError(f"reading audio files needs av, soundfile and soxr ({error}): {packages}") from None
+        packages = "pip install soundfile soxr"
+        raise UserError(f"reading audio files needs soundfile and soxr ({error}): {packages}") from None
     notes: Notes = defaultdict(list)
     results = _rows(candidates, workers or os.cpu_count() or 1, notes)
     index = make_index(usable_rows(results, skipped), skipped)
