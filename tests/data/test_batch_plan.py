@@ -169,6 +169,29 @@ def test_too_few_long_recordings_are_cropped_into_the_next_shorter_bucket():
     assert max(starts) <= 4 * RATE
 
 
+def test_a_recording_with_a_transcript_is_never_cropped():
+    """The longest bucket is filled with the longest of the others, not emptied into a shorter one."""
+    num_samples = np.concatenate([np.arange(1, 41) * RATE // 20 + 2 * RATE, np.full(1, 9 * RATE)])
+    plan = train_plan(num_samples, seed=0, crop=False, **ARGUMENTS)
+    assert [(b.length, b.rows.tolist()) for b in plan.buckets[-2:]] == [
+        (5 * RATE, list(range(39))),
+        (10 * RATE, [39, 40]),
+    ]
+    few = train_plan(num_samples[[0, 1, 2, 40]], seed=0, crop=False, **ARGUMENTS)
+    assert [(b.length, b.rows.tolist()) for b in few.buckets] == [(10 * RATE, [0, 1, 2, 3])]
+
+
+@laws
+@hypothesis.given(corpora())
+def test_without_crops_every_row_is_whole_in_one_bucket(corpus):
+    num_samples, arguments = corpus
+    num_samples = np.minimum(num_samples, max(arguments["bucket_samples"]))
+    plan = try_plan((num_samples, arguments | {"crop": False}))
+    assert sorted(row for bucket in plan.buckets for row in bucket.rows) == list(range(len(num_samples)))
+    for bucket in plan.buckets:
+        assert num_samples[bucket.rows].max() <= bucket.length and len(bucket.rows) >= bucket.batch
+
+
 def test_padding_share_is_the_padded_part_of_the_rectangles():
     plan = train_plan(
         np.array([5 * RATE, 10 * RATE, 30 * RATE]), seed=0, bucket_samples=[10 * RATE], units=1, unit_seconds=20.0

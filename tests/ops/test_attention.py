@@ -45,7 +45,8 @@ def test_attention_without_any_valid_key_is_finite(heads):
 @pytest.mark.parametrize("block", [1, 2 * F * F, 2**21])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_attention_in_blocks_equals_the_whole_with_its_gradients(heads, dropout, block, monkeypatch):
-    monkeypatch.setattr("w2v_jax.ops.attention.BLOCK", block)
+    for name in ("CPU_BLOCK", "GPU_BLOCK"):
+        monkeypatch.setattr(f"w2v_jax.ops.attention.{name}", block)
     noise, lengths = noises.row_noise(jax.random.key(0), jnp.arange(B)), LENGTHS.at[0].set(0)
     target = jax.random.normal(jax.random.key(9), heads[0].shape)
 
@@ -89,6 +90,41 @@ def test_attention_errors_name_the_setting(heads):
         attention(*heads, LENGTHS, implementation="cudnn")
     with pytest.raises(UserError, match="train.dtype='bfloat16' and encoder.attention_dropout=0"):
         attention(*half, LENGTHS, dropout=0.1, noise=noise, implementation="cudnn")
+
+
+ODD = 11, jnp.asarray([11, 6])
+
+
+def half_precision(implementation):
+    """Output and gradients of valid frames of a batch with an odd number of frames, in bfloat16."""
+    frames, lengths = ODD
+    rng = jax.random.key(3)
+    query, key, value, target = jax.random.normal(rng, (4, B, frames, H, 8)).astype(jnp.bfloat16)
+    valid = (jnp.arange(frames)[None] < lengths[:, None])[..., None, None]
+    call = lambda *x: jnp.where(valid, attention(*x, lengths, implementation=implementation), 0)
+    out, back = jax.vjp(call, query, key, value)
+    return [x.astype(jnp.float32) for x in (out, *back(target))]
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs a GPU")
+def test_cudnn_attention_agrees_for_an_odd_number_of_frames():
+    for ours, xla in zip(half_precision("cudnn"), half_precision("xla"), strict=True):
+        np.testing.assert_allclose(ours, xla, atol=0.03)
+
+
+def test_cudnn_gets_an_even_number_of_frames_and_no_key_of_them_counts(monkeypatch):
+    """JAX refuses an odd number where it needs gradients. The same arguments make XLA's own formulation here."""
+    whole, seen = jax.nn.dot_product_attention, []
+
+    def even(query, key, value, *, implementation, **lengths):
+        seen.append((query.shape[1], key.shape[1], value.shape[1], implementation))
+        return whole(query, key, value, implementation="xla", **lengths)
+
+    monkeypatch.setattr("w2v_jax.ops.attention.platform", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", even)
+    for ours, xla in zip(half_precision("cudnn"), half_precision("xla"), strict=True):
+        np.testing.assert_allclose(ours, xla, atol=0.03)
+    assert seen == [(ODD[0] + 1,) * 3 + ("cudnn",)]
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="a GPU has cuDNN")

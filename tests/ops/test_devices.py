@@ -9,7 +9,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from w2v_jax.core import config as configs
 from w2v_jax.methods import wav2vec2
-from w2v_jax.ops.devices import one_cpu, platform
+from w2v_jax.ops.devices import one_device, platform
 from w2v_jax.profiling.random_batch import random_batch
 from w2v_jax.training.sharding import bare
 
@@ -25,15 +25,16 @@ def test_the_platform_is_that_of_the_mesh_and_without_one_that_of_jax():
     assert platform() == jax.default_backend()
     for name in KINDS:
         with jax.sharding.use_abstract_mesh(mesh_of(name)):
-            assert platform() == name and one_cpu() == (name == "cpu")
+            assert platform() == name and one_device("cpu") == (name == "cpu") and one_device("cpu", name)
     with jax.sharding.use_abstract_mesh(mesh_of("cpu", 2)):
-        assert not one_cpu()
+        assert not one_device("cpu")
 
 
 OTHER = {"xla": "blocks", "blocks": "xla", "grouped": "split", "split": "grouped", "scan": "unroll", "unroll": "scan"}
 OTHER |= {"full": "none", "none": "full"}
 BEST = {
     ("tpu", 1): dict(attention="xla", positional="grouped", stack="scan", remat_frontend="full"),
+    ("gpu", 1): dict(attention="blocks", positional="grouped", stack="scan", remat_frontend="full"),
     ("gpu", 8): dict(attention="xla", positional="grouped", stack="scan", remat_frontend="full"),
     ("cpu", 8): dict(attention="xla", positional="split", stack="scan", remat_frontend="none"),
     ("cpu", 1): dict(attention="blocks", positional="split", stack="unroll", remat_frontend="none"),

@@ -148,21 +148,22 @@ def train_plan(
     bucket_samples: Sequence[int],
     units: int,
     unit_seconds: float,
+    crop: bool = True,
     speeds: tuple[float, float] = (1.0, 1.0),
 ) -> TrainPlan:
     """The endless plan over recordings of `num_samples` [N] samples (16 kHz), with `units` units in every batch.
 
     A recording goes to the smallest bucket that holds it. One longer than every bucket is cropped to the longest
     bucket, at an offset that is drawn anew each epoch. A bucket with fewer rows than a batch joins the next longer one.
-    If the longest is still too small, its rows are cropped into the next shorter one. speeds: the lowest and the
-    highest speed at which a recording is played, drawn anew each epoch; none becomes longer than its row, and one that
-    is cropped keeps its speed. Raises UserError where the recordings do not fill one batch.
+    If the longest is still too small, its rows are cropped into the next shorter one; without `crop`, which would part
+    a recording from its transcript, it takes the longest rows of the next shorter one instead, or all of them. speeds:
+    the lowest and the highest speed at which a recording is played, drawn anew each epoch; none becomes longer than its
+    row, and one that is cropped keeps its speed. Raises UserError where the recordings do not fill one batch.
     """
     num_samples = np.asarray(num_samples, np.int64)
     buckets = _merge_up(_assign(num_samples, np.arange(len(num_samples)), bucket_samples, units, unit_seconds))
     while len(buckets) > 1 and len(buckets[-1].rows) < buckets[-1].batch:
-        last = buckets.pop()
-        buckets[-1] = buckets[-1]._replace(rows=np.sort(np.concatenate([buckets[-1].rows, last.rows])))
+        buckets = _merge_down(buckets) if crop else _fill_longest(buckets, num_samples)
     if not buckets or len(buckets[0].rows) < buckets[0].batch:
         raise UserError(_too_few_message(num_samples, buckets, units, unit_seconds))
     return TrainPlan(num_samples, buckets, units, seed=seed, speeds=speeds)
@@ -210,6 +211,22 @@ def _merge_up(buckets: list[Bucket]) -> list[Bucket]:
             bucket = bucket._replace(rows=np.sort(np.concatenate([merged.pop().rows, bucket.rows])))
         merged.append(bucket)
     return merged
+
+
+def _merge_down(buckets: list[Bucket]) -> list[Bucket]:
+    """The rows of the longest bucket join those of the next shorter one, which crops them."""
+    *rest, shorter, longest = buckets
+    return [*rest, shorter._replace(rows=np.sort(np.concatenate([shorter.rows, longest.rows])))]
+
+
+def _fill_longest(buckets: list[Bucket], num_samples: np.ndarray) -> list[Bucket]:
+    """The longest bucket gets the longest rows of the next shorter one, or all where too few for a batch would stay."""
+    *rest, shorter, longest = buckets
+    rows = shorter.rows[np.argsort(num_samples[shorter.rows], kind="stable")]
+    stay = len(rows) - (longest.batch - len(longest.rows))
+    stay = stay if stay >= shorter.batch else 0
+    longest = longest._replace(rows=np.sort(np.concatenate([rows[stay:], longest.rows])))
+    return [*rest, *([shorter._replace(rows=np.sort(rows[:stay]))] if stay else []), longest]
 
 
 def _too_few_message(num_samples: np.ndarray, buckets: list[Bucket], units: int, unit_seconds: float) -> str:

@@ -22,7 +22,7 @@ from w2v_jax.nn.conditional import not_a_broadcast, unless_dropped
 from w2v_jax.nn.layers import Dense, LayerNorm, gathered, gelu, part, rematerialised, symmetric_uniform
 from w2v_jax.ops import random as noises
 from w2v_jax.ops.attention import attention
-from w2v_jax.ops.devices import one_cpu, platform
+from w2v_jax.ops.devices import one_device, platform
 from w2v_jax.ops.frames import valid_frames
 from w2v_jax.ops.matmul import plus
 from w2v_jax.ops.random import Stream
@@ -86,7 +86,8 @@ class PositionalStack(nn.Module):
 def convolved(x: jax.Array, weight: jax.Array, groups: int, *, split: bool) -> jax.Array:
     """x [B F D] by weight [K D/groups D], as many frames as before.
 
-    `split` computes group by group, which XLA's CPU back end does much faster.
+    `split` computes group by group, which XLA's CPU back end does much faster. The barriers are for GPUs: there XLA
+    joins a convolution with the sums around it, and cuDNN took ten times longer for the joint operation.
     """
     kernel = weight.shape[0]
     convolve = functools.partial(
@@ -96,7 +97,8 @@ def convolved(x: jax.Array, weight: jax.Array, groups: int, *, split: bool) -> j
         dimension_numbers=("NWC", "WIO", "NWC"),
     )
     if not split:
-        return convolve(x, weight, feature_group_count=groups)
+        alone = jax.lax.optimization_barrier
+        return alone(convolve(alone(x), weight, feature_group_count=groups))
     pieces = zip(jnp.split(x, groups, axis=-1), jnp.split(weight, groups, axis=-1), strict=True)
     return jnp.concatenate([convolve(piece, own) for piece, own in pieces], axis=-1)
 
@@ -235,7 +237,7 @@ class Transformer(nn.Module):
     def _stack(self, collect: bool, training: bool, drops: bool):
         if self.stack not in ("auto", "scan", "unroll"):
             raise UserError(f"encoder.stack is {self.stack!r}; it is one of 'auto', 'scan', 'unroll'")
-        pays = training and self.remat == "none" and self.dtype == jnp.bfloat16 and one_cpu()
+        pays = training and self.remat == "none" and self.dtype == jnp.bfloat16 and one_device("cpu")
         unrolled = self.stack == "unroll" or (self.stack == "auto" and pays)
         remat = functools.partial(rematerialised, policy=self.remat, key="encoder.remat_layers", prevent_cse=unrolled)
         as_function = functools.partial(remat, by=jax.checkpoint)

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.ops import random as noises
-from w2v_jax.ops.devices import one_cpu, platform
+from w2v_jax.ops.devices import one_device, platform
 from w2v_jax.ops.frames import valid_frames
 
 ATTENTION = ("auto", "xla", "blocks", "cudnn")
-BLOCK = 2**20
-"""Scores that "blocks" holds at once, of all of [B H F F]: 4 MB, so that they stay in the cache. Two heads at least."""
+CPU_BLOCK, GPU_BLOCK = 2**20, 2**26
+"""Scores that "blocks" holds at once, of all of [B H F F]: on a CPU 4 MB, so that they stay in the cache, and two heads
+at least. A GPU needs many at once; 256 MB took 0.9 of the time of 64 MB (docs/performance.md)."""
 
 
 @jax.named_scope("attention")
@@ -37,7 +38,7 @@ def attention(
 
     implementation: "cudnn" is flash attention on NVIDIA GPUs, in bfloat16 or float16 and without attention dropout.
     "blocks" computes some heads at a time and keeps no scores for the gradient. "xla" computes all heads at once, on
-    any mesh. "auto" is cudnn where it can work, blocks on a single CPU device, and xla elsewhere. Rows without keys
+    any mesh. "auto" is cudnn where it can work, blocks on a single CPU or GPU, and xla elsewhere. Rows without keys
     give finite values.
     """
     if implementation not in ATTENTION:
@@ -69,7 +70,7 @@ def attention(
 def _best(flash: bool) -> str:
     if platform() == "gpu" and flash:
         return "cudnn"
-    return "blocks" if one_cpu() else "xla"
+    return "blocks" if one_device("cpu", "gpu") else "xla"
 
 
 def _cudnn(query, key, value, num_frames) -> jax.Array:
@@ -136,9 +137,9 @@ def _scores(query, key, num_frames):
 
 
 def _by_block(function, arrays):
-    """Maps a function of [rows ...] arrays over blocks of rows: as many as BLOCK allows, but two rather than one."""
-    count, frames, _ = arrays[0].shape
-    rows = max(n for n in range(1, count + 1) if count % n == 0 and (n <= 2 or n * frames * frames <= BLOCK))
+    """Maps a function of [rows ...] arrays over blocks of rows: as many as a block holds, but two rather than one."""
+    (count, frames, _), most = arrays[0].shape, CPU_BLOCK if platform() == "cpu" else GPU_BLOCK
+    rows = max(n for n in range(1, count + 1) if count % n == 0 and (n <= 2 or n * frames * frames <= most))
     cut = jax.tree.map(lambda x: x.reshape(count // rows, rows, *x.shape[1:]), arrays)
     blocks = jax.lax.map(lambda block: function(*block), cut)
     return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), blocks)

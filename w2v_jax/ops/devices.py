@@ -11,6 +11,6 @@ def platform() -> str:
     return device.platform if device else jax.default_backend()
 
 
-def one_cpu() -> bool:
-    """Whether a program that is made now is for a single CPU device."""
-    return platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
+def one_device(*platforms: str) -> bool:
+    """Whether a program that is made now is for a single device of one of these platforms."""
+    return platform() in platforms and jax.sharding.get_abstract_mesh().size <= 1

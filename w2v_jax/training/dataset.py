@@ -102,6 +102,7 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
             unit_seconds=data.unit_seconds,
             units=units,
             seed=config.seed,
+            crop=not labels,
             speeds=playing_speeds(config, train.form),
         )
     except UserError as error:  # perhaps for want of what was skipped

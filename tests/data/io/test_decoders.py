@@ -1,6 +1,7 @@
 """A recording has the length of what is there, and a read gives the same samples wherever it begins."""
 
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -113,6 +114,13 @@ def test_recordings_of_two_rates_in_one_file_are_refused():
 def test_what_no_decoder_knows_is_not_audio(content):
     with pytest.raises(ReadError, match="^(not|corrupt) audio: "):
         probe_content(io.BytesIO(content))
+
+
+def test_without_ffmpeg_only_what_it_must_read_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)  # import av fails
+    assert probe_content(io.BytesIO(encoded(tone(1), "flac"))).frames == 16_000
+    with pytest.raises(ReadError, match="FFmpeg has to read it: pip install av"):
+        probe_content(io.BytesIO(encoded(tone(1), "mp3")))
 
 
 def test_a_codec_that_nobody_knows_is_named():
