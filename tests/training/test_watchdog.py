@@ -1,7 +1,6 @@
 """The watchdog: every way to die is named once with a way out, and a healthy run never alarms."""
 
 import math
-import types
 
 import numpy as np
 import pytest
@@ -162,10 +161,10 @@ def test_without_levels_and_metrics_nothing_is_claimed():
     ("warmup", "steps", "grace"), [(32_000, 400_000, 3000), (5, 20, 100), (500, 600, 500), (5, 1500, 500)]
 )
 def test_grace_is_the_warm_up_or_a_third_of_the_run_within_bounds(warmup, steps, grace):
-    optim, data = types.SimpleNamespace(warmup=warmup, peak=1e-3), types.SimpleNamespace(batch_hours=1.5)
-    train = types.SimpleNamespace(steps=steps)
-    found = settings_for(types.SimpleNamespace(optim=optim, data=data, train=train))
-    assert (found.grace_steps, found.batch_hours, found.peak) == (grace, 1.5, 1e-3)
+    sections = {"optim": {"warmup": warmup, "peak": 1e-3}, "data": {"batch_hours": 1.5}, "train": {"steps": steps}}
+    assert settings_for(as_config(sections)) == (10, grace, 1.5, 1e-3, 0)
+    found = settings_for(as_config(sections | {"acoustic": {"clean_steps": 7}}))
+    assert found.clean_steps == 7
 
 
 def over_codes(gain, steps=120, every=100):
@@ -207,6 +206,9 @@ def test_the_plateau_is_named_at_an_evaluation_after_the_grace_and_again_after_i
     found = check(rows[:2], levels, settings)
     assert [(f.name, f.dead) for f in found] == [("on the plateau of CTC", False)]
     assert "token error 0.990 after 400 updates" in found[0].message
+    assert "dropout and masks from the first update on (acoustic.clean_steps=0)" in found[0].message
+    cleaner = check(rows[:2], levels, settings._replace(clean_steps=100))
+    assert "optim.peak" in cleaner[0].message and "clean_steps" not in cleaner[0].message
     assert check(rows[:1], levels, settings) == [] and check(rows[:3], levels, settings) == []
     assert names(rows, levels, settings) == ["on the plateau of CTC"], "once, however it comes and goes for a while"
 

@@ -43,7 +43,8 @@ class CTCModel(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.train.dtype)
         self.encoder = make_encoder(config, dtype)
         self.acoustic = acoustic_model(config.acoustic, dtype)
-        init, zeros = nn.initializers.xavier_uniform(), nn.initializers.zeros
+        # Near zero: CTC would align to large random logits, and a model could then only learn its utterances by heart.
+        init, zeros = nn.initializers.variance_scaling(1e-4, "fan_avg", "uniform"), nn.initializers.zeros
         self.head = Dense(config.acoustic.outputs, ("embed", None), init, zeros)
         if config.acoustic.input == "weighted":
             layers = self.encoder.hidden_states

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from w2v_jax.core.config import Config
+from w2v_jax.core.config import Config, setting
 from w2v_jax.core.types import Levels, MetricsRow
 
 
@@ -30,19 +30,22 @@ class Finding(NamedTuple):
 class Settings(NamedTuple):
     """patience: logged rows in a row that must agree. grace_steps: until then a loss at chance is normal.
 
-    batch_hours and peak (the highest learning rate) are only quoted in the messages; 0 where unknown.
+    batch_hours, peak (the highest learning rate) and clean_steps (a recogniser's first updates without dropout and
+    masks) are only quoted in the messages; 0 where unknown.
     """
 
     patience: int = 10
     grace_steps: int = 3000
     batch_hours: float = 0.0
     peak: float = 0.0
+    clean_steps: int = 0
 
 
 def settings_for(config: Config) -> Settings:
     """The settings of a config. Grace is the warm-up or a third of the run, between 100 and 3000 steps."""
     grace = min(max(config.optim.warmup, config.train.steps // 3, 100), 3000)
-    return Settings(grace_steps=grace, batch_hours=config.data.batch_hours, peak=config.optim.peak)
+    clean = setting(config, "acoustic.clean_steps")
+    return Settings(grace_steps=grace, batch_hours=config.data.batch_hours, peak=config.optim.peak, clean_steps=clean)
 
 
 class Watchdog:
@@ -243,11 +246,12 @@ def _writes_nothing(evaluations: Sequence[MetricsRow], levels: Levels, settings:
 
 
 def _plateau(seen: str, settings: Settings) -> Finding:
+    noisy = "" if settings.clean_steps else "dropout and masks from the first update on (acoustic.clean_steps=0), or "
     return Finding(
         "on the plateau of CTC",
-        f"{seen}: the recogniser writes next to nothing. Likely cause: optim.peak={settings.peak:g} is too high for a "
-        "pretrained encoder (the papers: 2e-5 to 1e-4) or too low for a new acoustic model (about 1e-3), or too few "
-        "updates so far, or transcripts that do not belong to the audio (python -m w2v_jax.prepare --plot shows some). "
+        f"{seen}: the recogniser writes next to nothing. Likely cause: {noisy}optim.peak={settings.peak:g} is too high "
+        "for a pretrained encoder (the papers: 2e-5 to 1e-4) or too low for a new acoustic model (about 1e-3), or too "
+        "few updates so far, or transcripts that do not belong to the audio (python -m w2v_jax.prepare --plot shows some). "
         "Next: docs/ten_minutes.md, When it is stuck",
         dead=False,
     )

@@ -24,11 +24,11 @@ def test_listing_is_the_same_with_any_number_of_workers(tmp_path, audio, section
     assert one.skipped == many.skipped
 
 
-@pytest.mark.parametrize("package", ["av", "soundfile", "soxr"])
+@pytest.mark.parametrize("package", ["soundfile", "soxr"])
 def test_missing_audio_packages_are_a_clear_error(tmp_path, audio, section, monkeypatch, package):
     audio(tmp_path / "a.wav")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match="pip install av soundfile soxr"):
+    with pytest.raises(UserError, match="pip install soundfile soxr"):
         folder.make(section(), tmp_path)
 
 
