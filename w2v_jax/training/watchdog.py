@@ -250,8 +250,8 @@ def _plateau(seen: str, settings: Settings) -> Finding:
     return Finding(
         "on the plateau of CTC",
         f"{seen}: the recogniser writes next to nothing. Likely cause: {noisy}optim.peak={settings.peak:g} is too high "
-        "for a pretrained encoder (the papers: 2e-5 to 1e-4) or too low for a new acoustic model (about 1e-3), or too "
-        "few updates so far, or transcripts that do not belong to the audio (python -m w2v_jax.prepare --plot shows some). "
+        "for a pretrained encoder (the papers: 2e-5 to 1e-4) or too low for a new acoustic model (about 1e-3), too few "
+        "updates so far, or transcripts that do not belong to the audio (python -m w2v_jax.prepare --plot shows some). "
         "Next: docs/ten_minutes.md, When it is stuck",
         dead=False,
     )
