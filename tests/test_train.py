@@ -404,23 +404,25 @@ STUBBORN = {
     "train.eval_every": 50,
     "train.checkpoint_every": 300,
 }
-"""Dropout and masks from the first update on keep this small recogniser on the plateau of CTC."""
+"""Dropout and masks from the first update. While the last layer began with large weights, no seed left the plateau."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("seed", "clean_steps"), [(1, 0), (1, 200), (2, 200), (3, 200)])
-def test_a_recogniser_leaves_its_plateau_where_the_first_updates_are_clean(tmp_path, seed, clean_steps):
-    overrides = STUBBORN | {"seed": seed, "acoustic.clean_steps": clean_steps}
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_small_recogniser_leaves_its_plateau(tmp_path, seed):
+    overrides = STUBBORN | {"seed": seed, "acoustic.clean_steps": 0}
     words = training("acoustic_logmel.py:demo", tmp_path / "run", {k: str(v) for k, v in overrides.items()})
     run = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=590)
     assert run.returncode == 0, run.stderr
     rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["split"] == "eval"]
-    done = json.loads((tmp_path / "run" / "done.json").read_text(encoding="utf-8"))
     errors = {row["step"]: row["token_error"] for row in rows}
-    if clean_steps:
-        assert min(error for step, error in errors.items() if 100 < step <= 250) < 0.8, errors
-        assert not done["on_plateau"] and "plateau" not in run.stderr
-    else:
-        assert min(error for step, error in errors.items() if 100 < step <= 300) > 0.95, errors
-        assert done["on_plateau"] and run.stderr.rstrip().endswith("says what to try")
+    assert min(error for step, error in errors.items() if 100 < step <= 250) < 0.8, errors
+    assert not json.loads((tmp_path / "run" / "done.json").read_text(encoding="utf-8"))["on_plateau"]
+    assert "plateau" not in run.stderr
+
+
+def test_a_run_that_ends_on_the_plateau_says_so_at_last(tiny_run, capsys):
+    run = tiny_run("acoustic_logmel.py:tiny", optim__peak=1e-12, optim__start=1e-12, optim__end=1e-12)
+    assert json.loads((run / "done.json").read_text(encoding="utf-8"))["on_plateau"]
+    assert capsys.readouterr().err.rstrip().endswith("says what to try")
