@@ -404,14 +404,14 @@ STUBBORN = {
     "train.eval_every": 50,
     "train.checkpoint_every": 300,
 }
-"""Dropout and masks from the first update. While the last layer began with large weights, no seed left the plateau."""
+"""Not every seed leaves the plateau here without clean first updates, or with large first weights in the last layer."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_small_recogniser_leaves_its_plateau(tmp_path, seed):
-    overrides = STUBBORN | {"seed": seed, "acoustic.clean_steps": 0}
+    overrides = STUBBORN | {"seed": seed, "acoustic.clean_steps": 200}
     words = training("acoustic_logmel.py:demo", tmp_path / "run", {k: str(v) for k, v in overrides.items()})
     run = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=590)
     assert run.returncode == 0, run.stderr
