@@ -86,6 +86,7 @@ def get_config(variant: str = "") -> ConfigDict:
         input="weighted",  # of all layers; or "context", "local"
         standardise=True,  # zero mean and unit variance of each band over the utterance
         conv_layers=WSJ,  # (channels before gating, kernel, stride)
+        residual=False,  # a layer norm after each, added to its input; the papers have neither
         stride=1,  # transformer only, like the others up to pos_groups
         width=288,
         layers=10,

@@ -48,14 +48,32 @@ def test_gated_convolution_equals_the_formula(kernel, stride, frames):
 
 
 def models(kind: str):
-    if kind == "conv":
-        return GatedConv(((16, 3, 1), (16, 5, 2), (8, 3, 2)), 0.3), 4
+    if kind != "transformer":
+        return GatedConv(((16, 3, 1), (16, 5, 2), (16, 3, 1), (8, 3, 2)), 0.3, residual=kind == "residual"), 4
     fields = dict(layers=1, heads=2, mlp=16, pre_norm=True, pos_kernel=4, pos_groups=2, dropout=0.0)
     fields |= dict(attention_dropout=0.0, mlp_dropout=0.0, layer_drop=0.0)
     return TransformerStack(4, 8, 0.3, fields), 4
 
 
-@pytest.mark.parametrize("kind", ["conv", "transformer"])
+def test_residual_layers_are_normed_and_added_where_the_shape_agrees():
+    model = GatedConv(((10, 3, 1), (10, 3, 1), (8, 3, 1)), 0.0, residual=True)
+    rng = np.random.default_rng(0)
+    x, frames = rng.normal(size=(1, 6, 4)).astype(np.float32), jnp.asarray([6])
+    params = bare(model.init(jax.random.key(0), x, frames))["params"]
+    params = jax.tree.map(lambda p: p + rng.normal(size=p.shape).astype(np.float32) * 0.3, params)
+    layer = lambda i, x, stride=1: gated_by_loops(x, params[f"layer{i}"], stride)
+    first = normed(layer(0, x[0]), params["norm0"])  # 4 -> 5 channels
+    second = first + normed(layer(1, first), params["norm1"])
+    third = normed(layer(2, second), params["norm2"])  # 5 -> 4 channels
+    np.testing.assert_allclose(model.apply({"params": params}, x, frames)[0][0], third, atol=1e-5)
+
+
+def normed(x, params):
+    scaled = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    return scaled * np.asarray(params["scale"]) + np.asarray(params["bias"])
+
+
+@pytest.mark.parametrize("kind", ["conv", "residual", "transformer"])
 def test_padding_and_neighbours_change_no_real_frame(kind):
     model, stride = models(kind)
     rng = np.random.default_rng(0)
@@ -67,12 +85,11 @@ def test_padding_and_neighbours_change_no_real_frame(kind):
     for row in range(len(frames)):
         alone, _ = model.apply(params, wide[row : row + 1], jnp.asarray(frames[row : row + 1]))
         np.testing.assert_allclose(y[row, : count[row]], alone[0, : count[row]], atol=1e-5)
-    assert (
-        acoustic.stride(type("Section", (), dict(kind=kind, conv_layers=getattr(model, "layers", ()), stride=4))) == 4
-    )
+    section = dict(kind=kind.replace("residual", "conv"), conv_layers=getattr(model, "layers", ()), stride=4)
+    assert acoustic.stride(type("Section", (), section)) == 4
 
 
-@pytest.mark.parametrize("kind", ["conv", "transformer"])
+@pytest.mark.parametrize("kind", ["conv", "residual", "transformer"])
 def test_dropout_is_drawn_per_row_and_in_training_only(kind):
     model, _ = models(kind)
     x, frames = np.ones((2, 12, 5), np.float32), jnp.asarray([12, 12])

@@ -362,7 +362,7 @@ def flatten(config: Mapping[str, Any] | Config, prefix: str = "") -> dict[str, A
     return flat
 
 
-CONFIG_VERSION = 3
+CONFIG_VERSION = 4
 """Of `config.json`: raised when a key is added, with a line in ADDED."""
 ADDED = (
     (2, "init.run", "", "seed"),
@@ -377,6 +377,7 @@ ADDED = (
     (3, "train.patience", 0, "train.keep_best"),
     (3, "data.speeds", (1.0, 1.0), "data.tokens_per_second"),
     (3, "acoustic.clean_steps", 0, "acoustic.head_dropout"),
+    (4, "acoustic.residual", False, "acoustic.conv_layers"),
 )
 """(version that added a key, the key, what runs without it meant, a key of the configs that have it)."""
 

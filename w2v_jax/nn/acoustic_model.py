@@ -21,7 +21,7 @@ import numpy as np
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import check_divides
-from w2v_jax.nn.layers import gathered, linear, part
+from w2v_jax.nn.layers import LayerNorm, gathered, linear, part
 from w2v_jax.nn.transformer import Transformer, transformer_fields
 from w2v_jax.ops import random as noises
 from w2v_jax.ops.frames import valid_frames
@@ -61,10 +61,15 @@ class GatedConvLayer(nn.Module):
 
 
 class GatedConv(nn.Module):
-    """Layers of `GatedConvLayer`, each followed by dropout."""
+    """Layers of `GatedConvLayer`, each followed by dropout.
+
+    residual: a layer norm (Ba et al. 2016) after each layer, whose input is added to its output where both have the
+    same shape (He et al. 2016). The papers' models have neither.
+    """
 
     layers: GatedSpec
     dropout: float
+    residual: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -72,8 +77,10 @@ class GatedConv(nn.Module):
         """x [B F C], num_frames [B] -> (y [B F' D], num_frames' [B]); noise [B] words for the dropout of training."""
         for i, (channels, kernel, stride) in enumerate(self.layers):
             x = zero_padding(x, num_frames)
-            x = GatedConvLayer(channels, kernel, stride, self.dtype, name=f"layer{i}")(x)
-            x = noises.dropout(x, self.dropout, noises.fold(noise, i))
+            y = GatedConvLayer(channels, kernel, stride, self.dtype, name=f"layer{i}")(x)
+            y = LayerNorm("conv", self.dtype, name=f"norm{i}")(y) if self.residual else y
+            y = noises.dropout(y, self.dropout, noises.fold(noise, i))
+            x = x + y if self.residual and x.shape == y.shape else y
             num_frames = -(-num_frames // stride)
         return x, num_frames
 
@@ -122,7 +129,7 @@ def acoustic_model(acoustic: Any, dtype: Any) -> nn.Module:
         for channels, kernel, _ in acoustic.conv_layers:
             if channels % 2 or not kernel % 2:
                 raise UserError(f"acoustic.conv_layers: needs even channels and odd kernels, got {channels}, {kernel}")
-        return GatedConv(acoustic.conv_layers, acoustic.dropout, dtype)
+        return GatedConv(acoustic.conv_layers, acoustic.dropout, acoustic.residual, dtype)
     if acoustic.kind != "transformer":
         raise UserError(f"acoustic.kind is {acoustic.kind!r}; it is 'linear', 'conv' or 'transformer'")
     check_divides(acoustic, "width", ("heads", "pos_groups"), where="acoustic.")
