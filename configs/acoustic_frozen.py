@@ -17,7 +17,7 @@ encoder is fine-tuned together with the acoustic model by `--config.encoder.froz
 from ml_collections import ConfigDict
 
 CONV = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
-LOGMEL_DEMO = ((192, 13, 1),) + ((192, 5, 1),) * 2 + ((256, 7, 2),) + ((256, 7, 1),) * 2
+LOGMEL_DEMO = ((256, 9, 3),) + ((256, 5, 1),) * 5
 WSJ = ((200, 13, 1), (200, 3, 1), (200, 3, 1), (250, 5, 1), (250, 5, 1), (300, 5, 1), (350, 5, 1), (400, 7, 1))
 WSJ += ((450, 7, 1), (500, 7, 1), (500, 7, 1), (500, 7, 1), (600, 9, 1), (600, 9, 1), (750, 9, 1), (1000, 1, 1))
 
@@ -250,8 +250,8 @@ def demo(config: ConfigDict) -> None:
     config.data.update(bucket_seconds=(3.0, 6.0, 12.0), normalize=True)
     config.encoder.update(conv_layers=narrowed(CONV, (32, 32, 64, 64, 64, 96, 96)), width=128, layers=4)
     config.encoder.update(mlp=512, pos_kernel=32, pos_groups=16, pre_norm=True)
-    config.acoustic.update(conv_layers=((192, 7, 1),) + ((192, 3, 1),) * 2 + ((256, 7, 1),) * 3)
-    config.acoustic.update(width=192, layers=3, heads=4, mlp=384, dropout=0.1, clean_steps=100)
+    config.acoustic.update(conv_layers=((256, 5, 1),) * 6, residual=True)
+    config.acoustic.update(width=192, layers=3, heads=4, mlp=368, dropout=0.1, clean_steps=100)
     config.train.update(steps=400, log_every=10, eval_every=50, checkpoint_every=50, patience=200)
 
 
