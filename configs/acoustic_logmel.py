@@ -15,9 +15,8 @@ from ml_collections import ConfigDict
 
 WSJ = ((200, 13, 1), (200, 3, 1), (200, 3, 1), (250, 5, 1), (250, 5, 1), (300, 5, 1), (350, 5, 1), (400, 7, 2))
 WSJ += ((450, 7, 1), (500, 7, 1), (500, 7, 1), (500, 7, 1), (600, 9, 1), (600, 9, 1), (750, 9, 1), (1000, 1, 1))
-SMALL = ((256, 9, 3),) + (
-    (256, 5, 1),
-) * 5  # sees 680 ms: a small model with more context learns its sentences by heart
+SMALL = ((256, 9, 3),) + ((256, 5, 1),) * 5
+"""Sees 0.7 s: with more context a small model learns its sentences by heart."""
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -124,7 +123,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def ten_minutes(config: ConfigDict) -> None:
-    """Ten labelled minutes in data.root, of which one is held out. The model of the demo, some ten minutes of training."""
+    """Ten labelled minutes in data.root, one of them held out; the model of the demo, and some ten minutes of training."""
     demo(config)
     config.data.update(name="folder", root=(), eval_root=(), hours=0.0, eval_share=0.1, eval_hours=1 / 60)
     config.data.update(train_hours=9 / 60, batch_hours=24 / 3600, device_seconds=24.0, speeds=(0.85, 1.15))
