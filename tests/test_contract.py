@@ -27,12 +27,15 @@ METHODS = sorted(f.stem for f in pathlib.Path(w2v_jax.methods.__file__).parent.g
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 VARIANTS = ["vq_wav2vec:kmeans_tiny", "finetune:tiny"]
 """Variants with other maths than the tiny one of their method, as FILE:variant."""
-OVERFIT = {"bert_codes": 0.5, "cpc": 0.65, "ctc": 0.85, "vq_wav2vec": 0.6, "wav2vec": 0.65, "wav2vec2": 0.9}
+OVERFIT = {"bert_codes": 0.5, "cpc": 0.65, "ctc": 0.3, "vq_wav2vec": 0.6, "wav2vec": 0.65, "wav2vec2": 0.9}
 OVERFIT |= {"vq_wav2vec:kmeans_tiny": 0.8, "finetune:tiny": 0.3}
-"""The share of its first loss that 60 updates on one batch must reach, a tenth above what they did when it was written.
+"""The share of its first loss that 60 (or UPDATES) updates on one batch must reach, a tenth above what they once did.
 
 A new method that is not named here must reach 0.9.
 """
+
+UPDATES = {"ctc": 100}
+"""Instead of 60: the last layer of CTC begins near zero, so that its loss falls late, and then quickly."""
 
 MESHES = ((8, 1, 1), (2, 2, 2))
 """(data, fsdp, tensor) that every method is tested on; `test_meshes.py` has the others."""
@@ -413,7 +416,7 @@ def test_batch_that_is_not_finite_is_skipped_and_counted(job, value):
 def test_loss_falls_on_one_batch(job):
     run, losses = job.runs["one"], []
     state = run.start
-    for _ in range(60):
+    for _ in range(UPDATES.get(job.name, 60)):
         state, metrics = run(state, make_batch())
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-5:]) < OVERFIT.get(job.name, 0.9) * np.mean(losses[:2]), losses
