@@ -189,7 +189,7 @@ def wav2vec(config: ConfigDict) -> None:
 
 
 def causal(config: ConfigDict, **encoder) -> None:
-    """A causal encoder, whose frames are 10 ms apart; the acoustic model's own are 20 ms."""
+    """A causal encoder, whose frames are 10 ms apart. The acoustic model's own are 20 ms apart, in the demos 30 ms."""
     config.encoder = encoder | dict(
         kind="causal",
         activation="relu",

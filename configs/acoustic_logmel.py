@@ -123,7 +123,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def ten_minutes(config: ConfigDict) -> None:
-    """Ten labelled minutes in data.root, one of them held out. The demo's model, and some ten minutes of training."""
+    """Ten labelled minutes in data.root, one of them held out. The demo's model, 4,500 updates."""
     demo(config)
     config.data.update(name="folder", root=(), eval_root=(), hours=0.0, eval_share=0.1, eval_hours=1 / 60)
     config.data.update(train_hours=9 / 60, batch_hours=24 / 3600, device_seconds=24.0, speeds=(0.85, 1.15))

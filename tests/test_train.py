@@ -404,7 +404,7 @@ STUBBORN = {
     "train.eval_every": 50,
     "train.checkpoint_every": 300,
 }
-"""Not every seed leaves the plateau here without clean first updates, or with large first weights in the last layer."""
+"""A small recogniser with much dropout and many masks."""
 
 
 @pytest.mark.slow

@@ -81,9 +81,8 @@ def measure_all(rows: Sequence[Row], out: pathlib.Path, *, end: float, dry: bool
     with tempfile.TemporaryDirectory(prefix="accelerator-") as scratch:
         env = environment(pathlib.Path(scratch))
         result: Found = {"dry": dry, "date": time.strftime("%Y-%m-%d"), **machine(env), "rows": []}
-        env["JAX_PLATFORMS"] = (
-            "cuda,cpu" if result["platform"] == "gpu" else result["platform"]
-        )  # tests take a CPU else
+        # without it, tests/conftest.py takes the CPU
+        env["JAX_PLATFORMS"] = "cuda,cpu" if result["platform"] == "gpu" else result["platform"]
         if not result["torch"]:
             print("no torch with transformers for this device: rows run alone", flush=True)
         plans = start_plans(rows, env)
@@ -100,8 +99,10 @@ def measure_all(rows: Sequence[Row], out: pathlib.Path, *, end: float, dry: bool
             write(result, out)
         for found in result["rows"]:
             if found["name"] in plans:
-                found["plan_bytes"] = planned_bytes(plans[found["name"]])
+                found["plan_bytes"] = planned_bytes(plans.pop(found["name"]), max(5.0, end - time.monotonic()))
         write(result, out)
+        for process in plans.values():
+            process.kill()
     print(f"\n{markdown(result)}\ndone: {out / 'accelerator.md'} and .json")
     return 1 if any(found["status"] != "ok" for found in result["rows"]) else 0
 
@@ -171,7 +172,7 @@ def all_rows(*, dry: bool) -> list[Row]:
 
 
 def training_row(*, dry: bool) -> Row:
-    """A training of Base on half an hour of self-made FLAC files in memory, read by threads, stopped after a minute."""
+    """A training of Base on half an hour of self-made FLAC files in memory, read by threads, stopped after 100 s."""
     memory = pathlib.Path("/dev/shm")
     corpus = (memory if memory.is_dir() else pathlib.Path(tempfile.gettempdir())) / f"w2v_jax-speech-{os.getuid()}"
     data = {"name": "synthetic", "root": corpus, "hours": 0.02 if dry else 0.5, "loader": "threads"}
@@ -224,8 +225,9 @@ def measured(row: Row, folder: pathlib.Path, env: dict[str, str], *, limit: floa
         command = [sys.executable, "-m", *row.words]
         given = env | dict(row.env)
         process = subprocess.Popen(command, cwd=folder, env=given, stdout=stdout, stderr=stderr, start_new_session=True)
-        in_time = ended(process, limit)
-        if not in_time:
+        try:
+            in_time = ended(process, limit)
+        finally:
             end_group(process)
         for file in (stdout, stderr):
             file.seek(0)
@@ -253,12 +255,13 @@ def ended(process: subprocess.Popen, seconds: float) -> bool:
 
 
 def end_group(process: subprocess.Popen) -> None:
-    """Asks the process to stop, and ends it and its children after ten seconds."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        if ended(process, 10.0):
-            return
+    """Asks the process and its children to stop, and kills what is left of them after ten seconds at most."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    ended(process, 10.0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def start_plans(rows: Sequence[Row], env: dict[str, str]) -> dict[str, subprocess.Popen]:
@@ -278,10 +281,10 @@ def start_plans(rows: Sequence[Row], env: dict[str, str]) -> dict[str, subproces
     return started
 
 
-def planned_bytes(process: subprocess.Popen) -> float | None:
-    """The memory that a process of `plan` estimates, or None where it does not end in a minute."""
+def planned_bytes(process: subprocess.Popen, seconds: float) -> float | None:
+    """The memory that a process of `plan` estimates, or None where it does not end within so many seconds."""
     try:
-        return json.loads(process.communicate(timeout=60)[0])["memory"]
+        return json.loads(process.communicate(timeout=seconds)[0])["memory"]
     except (subprocess.TimeoutExpired, ValueError, KeyError):
         process.kill()
         return None

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures everything that docs/performance.md asks of an accelerator, in eight minutes, on a machine that may be bare:
+# Measures what docs/performance.md asks of one accelerator, the most valuable first, on a machine that may be bare:
 #
 #   launch/studies/accelerator.sh pack                  # with a network: the small wheels that such a machine lacks
 #   launch/studies/accelerator.sh --out runs/accelerator [--minutes 8] [--dry]

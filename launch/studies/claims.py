@@ -33,8 +33,8 @@ from w2v_jax.core.cli import some_of
 from w2v_jax.data import open_source
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CONV = ((192, 13, 1), (192, 5, 1), (192, 5, 1), (256, 7, 2), (256, 7, 1), (256, 7, 1))
-"""The gated convolutions on 10 ms frames; on 20 ms frames their stride is 1."""
+CONV = ((256, 9, 3),) + ((256, 5, 1),) * 5
+"""The gated convolutions on 10 ms frames, as in the demos; on 20 ms frames their stride is 1."""
 INPUTS = ("logmel", "cpc", "wav2vec", "vq", "bert", "w2v2")
 CONFIGS = {
     "cpc": "cpc.py:demo",
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
         "--acoustic",
         choices=("transformer", "conv"),
         default="transformer",
-        help="the acoustic model; gated convolutions leave the plateau of CTC later (default: transformer)",
+        help="the acoustic model (default: transformer)",
     )
     add("--steps", type=int, default=600, help="updates of a recogniser (default: 600)")
     add("--pretrain-steps", type=int, default=0, help="updates of a pretraining (default: the config's)")

@@ -26,6 +26,15 @@ def acoustic(corpus, **changes):
     return configs.load(f"{ROOT / 'configs' / 'acoustic_logmel.py'}:tiny", list(overrides.items()))
 
 
+def test_recordings_with_transcripts_are_not_cropped_where_the_longest_bucket_is_not_full(tiny_corpus, tmp_path):
+    config = acoustic(tiny_corpus, data__bucket_seconds="(12.0, 16.0)", data__unit_seconds=16.0)
+    data = open_data(config, 8, 8, path=tmp_path)
+    lengths = data.train.index.num_samples
+    assert 0 < (lengths > 12 * 16_000).sum() < 8, "fewer than a batch"
+    for bucket in data.train_plan.buckets:
+        assert lengths[bucket.rows].max() <= bucket.length
+
+
 def test_no_recordings_to_score_are_named_with_the_key(tiny_corpus, tmp_path):
     with pytest.raises(UserError, match=r"data.eval_share=0 gives no recordings"):
         train.run(acoustic(tiny_corpus, data__eval_share=0.0), tmp_path / "run")

@@ -63,8 +63,8 @@ class GatedConvLayer(nn.Module):
 class GatedConv(nn.Module):
     """Layers of `GatedConvLayer`, each followed by dropout.
 
-    residual: a layer norm (Ba et al. 2016) after each layer, whose input is added to its output where both have the
-    same shape (He et al. 2016). The papers' models have neither.
+    residual: a layer norm (Ba et al. 2016) follows each layer, and a layer that keeps the number of frames and channels
+    adds its input to that (He et al. 2016). The papers' models have neither.
     """
 
     layers: GatedSpec
@@ -80,7 +80,7 @@ class GatedConv(nn.Module):
             y = GatedConvLayer(channels, kernel, stride, self.dtype, name=f"layer{i}")(x)
             y = LayerNorm("conv", self.dtype, name=f"norm{i}")(y) if self.residual else y
             y = noises.dropout(y, self.dropout, noises.fold(noise, i))
-            x = x + y if self.residual and x.shape == y.shape else y
+            x = x + y if self.residual and stride == 1 and x.shape[-1] == y.shape[-1] else y
             num_frames = -(-num_frames // stride)
         return x, num_frames
 

@@ -86,8 +86,8 @@ class PositionalStack(nn.Module):
 def convolved(x: jax.Array, weight: jax.Array, groups: int, *, split: bool) -> jax.Array:
     """x [B F D] by weight [K D/groups D], as many frames as before.
 
-    `split` computes group by group, which XLA's CPU back end does much faster. The barriers are for GPUs: there XLA
-    joins a convolution with the sums around it, and cuDNN took ten times longer for the joint operation.
+    `split` computes group by group, which XLA's CPU back end does much faster. The barriers keep XLA on
+    GPUs from joining the convolution with the sums around it: cuDNN took ten times longer for the joint operation.
     """
     kernel = weight.shape[0]
     convolve = functools.partial(

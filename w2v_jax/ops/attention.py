@@ -38,15 +38,15 @@ def attention(
 
     implementation: "cudnn" is flash attention on NVIDIA GPUs, in bfloat16 or float16 and without attention dropout.
     "blocks" computes some heads at a time and keeps no scores for the gradient. "xla" computes all heads at once, on
-    any mesh. "auto" is cudnn where it can work, blocks on a single CPU or GPU, and xla elsewhere. Rows without keys
-    give finite values.
+    any mesh. "auto" is cudnn where it can work, blocks on a single CPU and, with dropout, on a single GPU, and
+    xla elsewhere. Rows without keys give finite values.
     """
     if implementation not in ATTENTION:
         raise UserError(f"encoder.attention is {implementation!r}; it is one of {ATTENTION}")
     drops = noise is not None and dropout > 0.0
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     if implementation == "auto":
-        implementation = _best(half and not drops)
+        implementation = _best(half, drops)
     if implementation == "cudnn":
         if drops or not half:
             raise UserError("encoder.attention='cudnn' needs train.dtype='bfloat16' and encoder.attention_dropout=0")
@@ -67,14 +67,14 @@ def attention(
     return jnp.einsum("bhqk,bhkd->bhqd", probs, value).swapaxes(1, 2)
 
 
-def _best(flash: bool) -> str:
-    if platform() == "gpu" and flash:
+def _best(half: bool, drops: bool) -> str:
+    if platform() == "gpu" and half and not drops:
         return "cudnn"
-    return "blocks" if one_device("cpu", "gpu") else "xla"
+    return "blocks" if one_device("cpu") or (drops and one_device("gpu")) else "xla"
 
 
 def _cudnn(query, key, value, num_frames) -> jax.Array:
-    """JAX's check refuses gradients of an odd number of frames, which cuDNN computes: they get one more."""
+    """cuDNN's attention. JAX refuses gradients of an odd number of frames, so an odd batch is padded by one."""
     frames = query.shape[1]
     query, key, value = (jnp.pad(x, ((0, 0), (0, frames % 2), (0, 0), (0, 0))) for x in (query, key, value))
     lengths = jnp.maximum(num_frames, 1).astype(jnp.int32)

@@ -246,7 +246,7 @@ def _writes_nothing(evaluations: Sequence[MetricsRow], levels: Levels, settings:
 
 
 def _plateau(seen: str, settings: Settings) -> Finding:
-    noisy = "" if settings.clean_steps else "dropout and masks from the first update on (acoustic.clean_steps=0), or "
+    noisy = "" if settings.clean_steps else "dropout and masks from the first update on (acoustic.clean_steps=0), "
     return Finding(
         "on the plateau of CTC",
         f"{seen}: the recogniser writes next to nothing. Likely cause: {noisy}optim.peak={settings.peak:g} is too high "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -96,10 +97,11 @@ def test_the_page_has_a_table_and_names_what_is_missing(accelerator, tmp_path):
     assert json.loads((tmp_path / "accelerator.json").read_text()) == RESULT
 
 
-def test_rows_have_different_names_and_commands_that_the_package_has(accelerator):
+def test_rows_have_different_names_and_commands_that_are_there(accelerator):
     for dry in (True, False):
         rows = accelerator.all_rows(dry=dry)
         assert len({row.name for row in rows}) == len(rows) == len({(row.words, row.env) for row in rows})
+        assert all(importlib.util.find_spec(row.words[0]) for row in rows)
 
 
 @pytest.mark.slow
