@@ -133,7 +133,8 @@ def test_encoder_of_each_variant_is_that_of_its_pretraining(variant, pretraining
     config = configs.with_outputs(config, 30)
     found = warm_start.warm_params(config, shapes_of(config), WAVE)
     assert found == {"encoder": weights.params["encoder"]}
-    assert 48 <= ctc.make(config).output_frames(16_000) <= 50, "frames of 20 ms"
+    frames = 33 if variant in ("cpc_demo", "wav2vec_demo") else 50  # of 30 and 20 ms
+    assert frames - 2 <= ctc.make(config).output_frames(16_000) <= frames
 
 
 def test_recogniser_on_wav2vec_learns_and_leaves_the_encoder_as_it_is():
