@@ -66,13 +66,13 @@ def main(argv: Sequence[str]) -> int:
     add("--dry", action="store_true", help="tiny models and one timed step: whether it would run; no figure counts")
     add("--list", action="store_true", help="print the commands and stop")
     args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
     rows = [row for row in all_rows(dry=args.dry) if re.fullmatch(args.only or ".*", row.name)]
     if args.list:
         print("\n".join(f"{row.name:<16} python -m {' '.join(row.words)}" for row in rows))
         return 0
     if not rows:
         sys.exit(f"error: --only={args.only}: no row has such a name; see --list")
+    args.out.mkdir(parents=True, exist_ok=True)
     return measure_all(rows, args.out, end=time.monotonic() + 60 * args.minutes, dry=args.dry)
 
 
