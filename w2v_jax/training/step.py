@@ -28,7 +28,7 @@ def make_optimizer(
 
 
 def initial_shapes(method: Method, key: jax.Array, *, batch: PyTree) -> tuple[PyTree, PyTree]:
-    """Shapes of what `method.init` returns, boxed with logical axis names. JAX traces it once for a method and batch."""
+    """Shapes of what `method.init` returns, boxed with logical axis names. JAX traces it once per method and batch."""
     return jax.eval_shape(method.init, key, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch))
 
 
