@@ -11,9 +11,11 @@ import filelock
 import pytest
 from commands import HASTE
 
-for flag in ("--xla_force_host_platform_device_count=8", *HASTE):
-    if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+flags = os.environ.get("XLA_FLAGS", "")
+for flag in ("--xla_force_host_platform_device_count=8", *(() if "optimization_level" in flags else HASTE)):
+    if flag.partition("=")[0] not in flags:
+        flags = f"{flags} {flag}".strip()
+os.environ["XLA_FLAGS"] = flags
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda pytest runs the same tests on a GPU
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
