@@ -1,6 +1,7 @@
 """Settings that must stand before jax is imported: eight CPU devices, no accelerator, quick compilation, one cache."""
 
 import atexit
+import gc
 import hashlib
 import os
 import pathlib
@@ -26,6 +27,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all workers and the
     atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(8 << 30))  # any limit makes JAX lock what it writes
+
+gc.set_threshold(100_000, 20, 50)  # tracing makes many objects, few of them garbage: a tenth of the time
 
 
 LONGEST = "contract extract export finetune ctc estimate probe scaling train bench meshes".split()
