@@ -59,7 +59,7 @@ class CodeBatch(TypedDict):
 class TargetBatch(Batch):
     """What a method that predicts given labels is given: targets [B S U] int32 of S label sets beside the wave.
 
-    Label u of a row spans the samples from u * `data.targets_hop` on. NO_TARGET (`units.py`) stands where there is none.
+    Label u of a row spans the samples from u * `data.targets_hop` on. Where there is none is NO_TARGET (`units.py`).
     """
 
     targets: jax.Array

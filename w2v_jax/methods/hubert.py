@@ -9,8 +9,8 @@ The batch has `targets` [B S U]: S label sets, U labels at their own rate, `NO_T
 
 Differs: fairseq cuts the features where the labels end and crops all clips of a batch to the shortest. Here a frame
 without a label in each set is seen by the Transformer and does not count in the loss. The feature penalty of each row
-averages over its valid frames when `encoder.padding_aware`; otherwise it averages over a unit of the batch
-(`data.unit_seconds`), up to the end of the labels, as fairseq's does over the batch of a GPU. Masking: see `masking.py`.
+averages over its valid frames when `encoder.padding_aware`; otherwise, up to the end of the labels, over a unit of the
+batch (`data.unit_seconds`), as fairseq's does over the batch of a GPU. Masking: see `masking.py`.
 """
 
 from __future__ import annotations
@@ -62,9 +62,11 @@ class Hubert(nn.Module):
         table = part(nn.initializers.uniform(1.0), ("codes", "proj"))
         self.label_embeddings = self.param("label_embeddings", table, (sum(table_rows(config)), width))
 
-    def __call__(self, batch: Batch, masked: jax.Array, noise=None, layer_key=None) -> Prediction:
+    def __call__(self, batch: Batch, masked: jax.Array, noise=None, layer_key=None, *, collect=False) -> Prediction:
         """masked [B F] frames; noise [B] words and layer_key switch dropouts and LayerDrop on."""
-        encoded = self.encoder(batch["wave"], batch["num_samples"], masked=masked, noise=noise, layer_key=layer_key)
+        encoded = self.encoder(
+            batch["wave"], batch["num_samples"], masked=masked, noise=noise, layer_key=layer_key, collect=collect
+        )
         vectors = self.final_proj(encoded.context)
         table = gathered(self.label_embeddings, ("codes", "proj"))
         return Prediction(encoded, vectors, cosine_logits(self.config, vectors, table))
