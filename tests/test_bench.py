@@ -55,7 +55,16 @@ def test_other_methods_are_timed_in_stages(config, context, capsys, tmp_path):
 
 @pytest.mark.parametrize(
     "config",
-    ["cpc", "wav2vec_large", "vq_wav2vec", "w2v2_base", "bert_codes_small", "finetune", "acoustic_logmel"],
+    [
+        "cpc",
+        "wav2vec_large",
+        "vq_wav2vec",
+        "w2v2_base",
+        "bert_codes_small",
+        "finetune",
+        "acoustic_logmel",
+        "hubert_base",
+    ],
 )
 def test_the_program_names_what_its_parts_are_for(config):
     """A trace shows these names; modules of the model are named by Flax."""

@@ -121,7 +121,7 @@ def with_targets(source: Source, folders: Sequence[Units], *, where: str) -> tup
         there = _find(index.ids, units.index, rows[:, column])
         labelled = units.index.num_samples[rows[:, column]]
         fits = there & (np.abs(index.num_samples - labelled) <= TOLERANCE)
-        for row in np.flatnonzero(keep & ~fits):
+        for row in np.flatnonzero(keep & ~fits).tolist():
             skips.append(Skip(f"{index.paths[row]} ({index.ids[row]})", _reason(index, row, labelled[row], there[row])))
         keep &= fits
     if len(index) and not keep.any():

@@ -144,10 +144,12 @@ def settings_of(saved: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
         pretrained_model = pretraining.get("model", pretraining)
         task = (pretraining.get("task") or {}) | task
         model = {k: v for k, v in model.items() if k != "w2v_args"} | pretrained_model
-    # the model's own entry may be the text "${task.normalize}"
+    # the model's own entries may be the texts "${task.normalize}" and "${task.label_rate}"
+    rates = [section["label_rate"] for section in (task, model) if type(section.get("label_rate")) in (int, float)]
     normalize = [section["normalize"] for section in (task, model) if isinstance(section.get("normalize"), bool)]
     loss_weights = {"loss_weights": criterion["loss_weights"]} if criterion.get("loss_weights") else {}
     flat = loss_weights | dict(model) | {"normalize": bool(normalize and normalize[0]), "labels": labels}
+    flat["label_rate"] = rates[0] if rates else None
     return {key: value for key, value in flat.items() if value is not None}
 
 

@@ -175,7 +175,7 @@ def objective(
     return Mean(total, size), metrics
 
 
-def _penalty(config: Config, batch: Batch, encoded: Encoded, in_loss: jax.Array) -> jax.Array:
+def _penalty(config: Config, batch: TargetBatch, encoded: Encoded, in_loss: jax.Array) -> jax.Array:
     """The mean square of the raw features, summed over the frames [B F] that count in the loss."""
     square = jnp.square(encoded.features.astype(jnp.float32)).mean(axis=-1)  # [B F]
     count = in_loss.sum(axis=1).astype(jnp.float32)

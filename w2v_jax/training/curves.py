@@ -136,7 +136,9 @@ def _draw_perplexity(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
 
 def _draw_units(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
     ax.set_title("Units in use (perplexity)", loc="left")
-    labels = [row | {"labels": math.exp(row["label_entropy"])} for row in rows if row.get("label_entropy") is not None]
+    labels = [
+        dict(row) | {"labels": math.exp(row["label_entropy"])} for row in rows if row.get("label_entropy") is not None
+    ]
     _plot(ax, rows, "prediction_perplexity", "predicted")
     _plot(ax, labels, "labels", "labels", SECOND)
     ax.set_yscale("log")
