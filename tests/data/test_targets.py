@@ -98,7 +98,7 @@ def test_sets_of_several_folders_stand_one_after_the_other(tmp_path):
     labels = found.read(4, 3200, 16_000)
     assert labels.shape == found.shape(16_000) == (3, 50)
     np.testing.assert_array_equal(labels[:2], np.stack([400 + 10 + np.arange(50)] * 2))
-    units = open_source("units", tmp_path / "b")
+    units = open_source("speech_units", tmp_path / "b")
     np.testing.assert_array_equal(labels[2], units.read(units.index.ids.tolist().index("u4"), 3200, 16_000)[:, 0])
     assert len(found.digest()) == 2 and len(first) == 1
     with pytest.raises(UserError, match=r"label sets of \(2000, 2000, 7\) clusters: --config.loss.classes=2000,2000,7"):
@@ -157,7 +157,7 @@ def test_a_self_made_corpus_has_its_letters_for_units(home, tmp_path):
 
 
 def test_reading_a_unit_that_is_no_cluster_fails_the_row(tmp_path, monkeypatch):
-    monkeypatch.setattr("w2v_jax.data.sources.units.CHECKED", 0)
+    monkeypatch.setattr("w2v_jax.data.sources.speech_units.CHECKED", 0)
     write_units(tmp_path / "units", LENGTHS, clusters=50)
     (folder,) = targets.open_targets(section(tmp_path / "units"), (50,))
     folder.clusters = 3

@@ -18,7 +18,7 @@ from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import NO_TARGET, SAMPLE_RATE
 from w2v_jax.data.index import Index, Skip, Source, TooFew, hash_ids, root_entries, subset
 from w2v_jax.data.io import corpus
-from w2v_jax.data.sources.units import Units, open_units, write_letters
+from w2v_jax.data.sources.speech_units import Units, open_units, write_letters
 
 TOLERANCE = SAMPLE_RATE // 10
 """By how many samples (0.1 s, as in fairseq) the lengths of a recording and of its units may differ."""

@@ -18,7 +18,7 @@ from w2v_jax.data.io import corpus, feature_files
 from w2v_jax.data.sources import codes, synthetic
 
 UNITS = "units"
-"""What metadata call such a folder, and the name of this source."""
+"""What the metadata of such a folder call its content."""
 LETTER_HOP = 320
 CHECKED = 1 << 20
 """Frames of each part whose units are checked when the folder is opened. All others are when they are read."""
