@@ -59,9 +59,8 @@ def is_stack(config: Config) -> bool:
 
 def their_class(config: Config, head: str) -> str:
     """The name of the class in transformers for a run with one of HEADS."""
-    return {"data2vec-audio": "Data2VecAudio", "hubert": "Hubert", "wav2vec2": "Wav2Vec2"}[model_type(config)] + HEADS[
-        head
-    ]
+    names = {"data2vec-audio": "Data2VecAudio", "hubert": "Hubert", "wav2vec2": "Wav2Vec2"}
+    return names[model_type(config)] + HEADS[head]
 
 
 def model_type(config: Config) -> str:
@@ -176,7 +175,8 @@ def check_export(config: Config, head: str) -> None:
         raise UserError("transformers has no model for the heads of HuBERT: --encoder-only exports its encoder")
     if config.method not in ("wav2vec2", "ctc", "hubert") or (config.method == "ctc" and e.kind != "wav2vec2"):
         raise UserError(
-            f"transformers has no model for method {config.method!r}; only wav2vec 2.0, CTC on it, and HuBERT can be exported"
+            f"transformers has no model for method {config.method!r}; only wav2vec 2.0, CTC on it, and "
+            "HuBERT can be exported"
         )
     if is_stack(config) and (e.conv_norm != "layer" or e.pre_norm or head == "pretraining"):
         raise UserError(

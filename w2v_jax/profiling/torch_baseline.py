@@ -1,7 +1,7 @@
 """The PyTorch side of `bench`: the same training step, with the same sizes, dropouts and loss.
 
-wav2vec 2.0, CTC on it and the encoder of HuBERT are Hugging Face's models. The other methods follow fairseq (`profiling/torch_models.py`).
-Needs the extra `parity`: torch and transformers are imported when a function is called.
+wav2vec 2.0, CTC on it and the encoder of HuBERT are Hugging Face's models. The other methods follow fairseq
+(`profiling/torch_models.py`). Needs the extra `parity`: torch and transformers are imported when a function is called.
 """
 
 from __future__ import annotations
