@@ -54,6 +54,8 @@ DAMAGES = {
     "another number of sets": (lambda d: edit(d / "extract.json", groups=3), "not units of 3 label sets"),
     "fewer clusters": (lambda d: edit(d / "extract.json", codes=7), "has unit .* there are 7 clusters"),
     "floats": (lambda d: np.save(d / "part-00001.npy", np.zeros((85, 1), np.float32)), "float32 .* not units"),
+    "units without repeats": (lambda d: edit(d / "extract.json", collapse=True), "without their repeats"),
+    "cuts without a length": (lambda d: edit(d / "extract.json", cut="recipe"), "needs model, hop, groups"),
     "features": (lambda d: edit(d / "extract.json", what="hidden"), r"holds features \(hidden\).*w2v_jax.units label"),
 }
 

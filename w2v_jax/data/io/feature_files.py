@@ -173,6 +173,8 @@ def open_folders(root: Any, kind: str, key: str = "data.root") -> list[tuple[pat
             raise UserError(
                 f"{folder} holds {content}, and {needs} needs {kind}: {verb} with python -m w2v_jax.{MADE_BY[kind]}"
             )
+        if metadata.get("collapse"):
+            raise UserError(f"{folder} holds units without their repeats; label again without --collapse")
         folders.append((folder, metadata))
     return folders
 
