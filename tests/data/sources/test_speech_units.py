@@ -109,6 +109,7 @@ def test_self_made_units_are_the_letters_of_the_corpus(home, tmp_path):
     for row, record in enumerate(records):
         found = source.read(row, 0, 10**9)[:, 0]
         assert abs(len(found) * 320 - record["frames"]) <= 320
+        assert found[0] == found[-1] == 0, "a recording begins and ends with a pause"
         changes = np.flatnonzero(np.diff(found)) + 1
         spoken = "".join(alphabet[unit] for unit in found[np.concatenate([[0], changes])])
         assert spoken.strip().replace(" ", "") == record["text"].replace(" ", ""), "no letter is shorter than a frame"
