@@ -290,6 +290,7 @@ def local_batches(training: Training, *, held_out: bool, first: int = 0) -> Iter
         units=sharding.local_units(training.mesh, plan.units, 1 if held_out else training.parts),
         normalize=config.normalize,
         labels=data.eval_labels if held_out else data.train_labels,
+        targets=data.eval_targets if held_out else data.train_targets,
         loader=config.loader,
         workers=config.workers,
     )
