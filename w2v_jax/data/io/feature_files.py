@@ -159,10 +159,11 @@ def open_folders(root: Any, kind: str) -> list[tuple[pathlib.Path, dict[str, Any
         if not folder.is_dir():
             raise UserError(f"data.root: {str(folder)!r} is a file; data.name={kind} needs folders of extracted {kind}")
         metadata = read_metadata(folder)
-        if (metadata["what"] == "codes") != (kind == "codes"):
-            content = "codes" if metadata["what"] == "codes" else f"features ({metadata['what']})"
+        content = metadata["what"] if metadata["what"] in ("codes", "units") else "features"
+        if content != kind:
+            named = f"features ({metadata['what']})" if content == "features" else content
             raise UserError(
-                f"{folder} holds {content}, and data.name={kind} needs {kind}: extract them with "
+                f"{folder} holds {named}, and data.name={kind} needs {kind}: extract them with "
                 f"python -m w2v_jax.extract --what {'codes' if kind == 'codes' else 'context'}"
             )
         folders.append((folder, metadata))
