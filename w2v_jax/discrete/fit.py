@@ -169,16 +169,9 @@ class Pools:
 
 def begin(pools: Pools, settings: Settings, *, report: Callable[[int], None] = lambda start: None) -> Progress:
     """The best of several k-means++ starts, for each codebook. Raises UserError where there are too few frames."""
-    if pools.features.width % settings.codebooks:
-        raise UserError(
-            f"--codebooks {settings.codebooks} does not divide the {pools.features.width} numbers of a frame"
-        )
     frames = pools.load(0)
     if len(frames) < settings.clusters:
-        raise UserError(
-            f"{settings.clusters:,} clusters need as many frames, but there are {len(frames):,}: lower --clusters, "
-            "raise --share, or give more recordings"
-        )
+        raise UserError(too_few(settings.clusters, len(frames)))
     key, rng = jax.random.key(settings.seed), np.random.default_rng([settings.seed, 1])
     judge = jnp.asarray(_some(rng, frames, settings.sample))
     best = None
@@ -186,14 +179,20 @@ def begin(pools: Pools, settings: Settings, *, report: Callable[[int], None] = l
         report(number)
         x = jnp.asarray(_some(rng, frames, settings.sample))
         of_start = jax.random.fold_in(key, number)
-        found = jax.device_get(
-            start(of_start, x, judge, count=settings.clusters, groups=settings.codebooks)
-        )  # centres [G V E], inertia [G]
+        found = jax.device_get(start(of_start, x, judge, count=settings.clusters, groups=settings.codebooks))
         is_better = found[1] < best[1] if best else np.ones(settings.codebooks, bool)
         best = [np.where(is_better.reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in zip(found, best or found)]
     assert best
     centers = jnp.asarray(best[0])
     return Progress(Clusters(centers, jnp.zeros(centers.shape[:2])))
+
+
+def too_few(clusters: int, frames: int) -> str:
+    """What to say where there are more clusters than frames."""
+    return (
+        f"{clusters:,} clusters need as many frames, but there are {frames:,}: lower --clusters, raise --share, or "
+        "give more recordings"
+    )
 
 
 def passes(pools: Pools, settings: Settings, progress: Progress) -> Iterator[Progress]:

@@ -133,7 +133,6 @@ def _write_parquet(path: pathlib.Path, rows: Sequence[UnitRow], *, dtype: str, c
     import pyarrow as pa
     import pyarrow.parquet
 
-    number = pa.from_numpy_dtype(np.dtype(dtype))
     columns: dict[str, Any] = {
         name: pa.array([getattr(r.utterance, name) for r in rows], pa.string()) for name in TEXTS
     }
