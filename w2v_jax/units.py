@@ -287,7 +287,7 @@ def _fitted(
     about = about | dict(
         recordings=len(rows) - len(skips), skipped=len(skips), hours=hours, frames=int(counts[0].sum())
     )
-    about |= dict(passes=progress.pass_number, batches=progress.batches, inertia_per_frame=inertia)
+    about |= dict(passes=progress.pass_number, batches=progress.batches, inertia=inertia.tolist())
     about |= dict(**usage(counts), counts=counts.tolist(), complete=True)
     return UnitModel(centers, about), list(skips.values())
 
@@ -336,7 +336,7 @@ def _clusters(clusters: int, codebooks: int) -> str:
 def _in_brief(model: UnitModel) -> str:
     """Inertia and use of the clusters, in words."""
     about = model.about
-    inertia, use = f"inertia {about['inertia_per_frame']:.6g} per frame", _use(about, model.codes)
+    inertia, use = f"inertia {model.inertia_per_frame:.6g} per frame", _use(about, model.codes)
     return f"{inertia}, {use}, after {about['batches']:,} batches"
 
 
@@ -389,8 +389,8 @@ def write_labels(labelling: Labelling, features: FrameFeatures) -> None:
     print(
         f"done: {summary['utterances']:,} recordings, {summary['frames']:,} "
         f"{'units without repeats' if summary['collapse'] else 'frames'} in {work.folder}"
-        f"{work.skipped_hint(summary['skipped'])}\ninertia {counts['inertia_per_frame']:.6g} per frame (of the fit: "
-        f"{model.about['inertia_per_frame']:.6g}), {_use(counts, model.codes)}; {counts['unsure']:,} frames have two "
+        f"{work.skipped_hint(summary['skipped'])}\ninertia {sum(counts['inertia']):.6g} per frame (of the fit: "
+        f"{model.inertia_per_frame:.6g}), {_use(counts, model.codes)}; {counts['unsure']:,} frames have two "
         "centres about equally near",
         flush=True,
     )

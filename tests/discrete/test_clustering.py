@@ -54,11 +54,11 @@ def test_of_centres_at_equal_distance_the_first_is_taken_and_a_single_one_has_no
 def test_each_codebook_reads_its_own_group_of_numbers():
     x, centers = clouds(50, 5, 12), clouds(18, 18, 4, seed=1).reshape(3, 6, 4)
     found = nearest(jnp.asarray(x).reshape(5, 10, 12), jnp.asarray(centers))
-    assert found.codes.shape == (50, 3)
+    assert found.codes.shape == (5, 10, 3)
     for g in range(3):
         one = nearest(jnp.asarray(x[:, 4 * g : 4 * g + 4]), jnp.asarray(centers[g : g + 1]))
-        np.testing.assert_array_equal(found.codes[:, g], one.codes[:, 0])
-        np.testing.assert_allclose(found.distance[:, g], one.distance[:, 0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(found.codes[..., g].ravel(), one.codes[:, 0])
+        np.testing.assert_allclose(found.distance[..., g].ravel(), one.distance[:, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_centre_is_the_mean_of_all_frames_that_it_was_given():

@@ -216,9 +216,9 @@ def passes(pools: Pools, settings: Settings, progress: Progress) -> Iterator[Pro
         yield progress
 
 
-def measured(pools: Pools, settings: Settings, centers: np.ndarray) -> tuple[float, np.ndarray]:
-    """(inertia per frame, summed over codebooks; counts [G V] of the units) over all frames. Raises UserError."""
-    total, frames, counts = 0.0, 0, np.zeros(centers.shape[:2], np.int64)
+def measured(pools: Pools, settings: Settings, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(inertia per frame [G], counts [G V] of the units) over all frames."""
+    total, frames, counts = np.zeros(len(centers)), 0, np.zeros(centers.shape[:2], np.int64)
     on_device = jnp.asarray(centers)
     for number in range(len(pools)):
         x = pools.load(number)
@@ -228,7 +228,7 @@ def measured(pools: Pools, settings: Settings, centers: np.ndarray) -> tuple[flo
             size = len(x[first : first + settings.batch])
             piece[:size] = x[first : first + settings.batch]
             codes, distance, _ = jax.device_get(nearest(piece, on_device))
-            total += float(distance[:size].sum(dtype=np.float64))
+            total += distance[:size].sum(axis=0, dtype=np.float64)
             for g, own in enumerate(counts):
                 own += np.bincount(codes[:size, g], minlength=len(own))
     return total / max(frames, 1), counts

@@ -16,7 +16,7 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.index import WAVE, Source
-from w2v_jax.inference.encode import BATCH_SECONDS, MAX_SECONDS, check_form, check_keys, encode
+from w2v_jax.inference.encode import MAX_SECONDS, check_form, check_keys, encode
 from w2v_jax.inference.run import Layer, Run, fixed_run
 from w2v_jax.nn.encoders import MfccEncoder
 from w2v_jax.ops import mfcc
@@ -100,11 +100,13 @@ class FrameFeatures(NamedTuple):
         rows: np.ndarray,
         *,
         then: Callable[[Any], dict[str, Any]] | None = None,
-        batch_seconds: float = BATCH_SECONDS,
-        workers: int = 0,
         on_skip: Callable[[int, str], None] | None = None,
+        **reading: Any,
     ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """(row, arrays) of these rows: {"features": [F D]}, or what `then` makes of features [B F D] on the device."""
+        """(row, arrays) of these rows: {"features": [F D]}, or what `then` makes of features [B F D] on the device.
+
+        reading: batch_seconds and workers, as of `inference.encode`.
+        """
         after = then or (lambda features: {"features": features})
         return encode(
             self.run,
@@ -115,10 +117,9 @@ class FrameFeatures(NamedTuple):
             max_seconds=MAX_SECONDS if self.is_mfcc else RECIPE_SAMPLES / SAMPLE_RATE,
             margin_seconds=MARGIN_SECONDS if self.is_mfcc else 0.0,
             overlap=self.is_mfcc or self.cut == "even",
-            batch_seconds=batch_seconds,
-            workers=workers,
             then=lambda arrays: after(arrays[self.key]),
             on_skip=on_skip,
+            **reading,
         )
 
 

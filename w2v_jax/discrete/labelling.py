@@ -26,9 +26,9 @@ from w2v_jax.discrete.unit_model import UnitModel, usage
 
 
 class Tally(NamedTuple):
-    """Of some frames: the sum of squared distances, the frames whose unit is unsure, and counts [G V] of the units."""
+    """Of some frames: sums of squared distances [G], how many have an unsure unit, and counts [G V] of the units."""
 
-    inertia: float
+    inertia: np.ndarray
     unsure: int
     counts: np.ndarray
 
@@ -60,7 +60,10 @@ class Labelling(NamedTuple):
                 yield row, codes.astype(settings["dtype"])
 
         pairs = self.work.encoded(number, rows, encode)
-        write_whole(self._tally_path(number), json.dumps(tally._asdict() | {"counts": tally.counts.tolist()}))
+        write_whole(
+            self._tally_path(number),
+            json.dumps({"inertia": tally.inertia.tolist(), "unsure": tally.unsure, "counts": tally.counts.tolist()}),
+        )
         write_units(
             self.work.path(number),
             pairs,
@@ -75,14 +78,14 @@ class Labelling(NamedTuple):
         total = _empty(self.model)
         for number in range(len(self.work.parts)):
             fields = json.loads(self._tally_path(number).read_text(encoding="utf-8"))
-            total = total.plus(Tally(fields["inertia"], fields["unsure"], np.array(fields["counts"])))
+            total = total.plus(Tally(np.array(fields["inertia"]), fields["unsure"], np.array(fields["counts"])))
         return total
 
     def summary(self) -> dict[str, Any]:
-        """What metadata say of the labelled frames: inertia per frame, unsure frames, use of the clusters."""
+        """What metadata say of the labelled frames: inertia per frame [G], unsure frames, use of the clusters."""
         tally = self.tally()
         frames = max(int(tally.counts[0].sum()), 1)
-        return dict(inertia_per_frame=tally.inertia / frames, unsure=tally.unsure, **usage(tally.counts))
+        return dict(inertia=(tally.inertia / frames).tolist(), unsure=tally.unsure, **usage(tally.counts))
 
     def _tally_path(self, number: int) -> pathlib.Path:
         return self.work.folder / f"part-{number:05d}.tally.json"
@@ -122,7 +125,7 @@ def labelled(
     **reading: Any,
 ) -> Iterator[tuple[int, np.ndarray, Tally]]:
     """(row, units [F G], their tally) of each row whose features are finite; the others go to `on_skip`."""
-    centers, margin = jnp.asarray(model.centers), model.margin
+    centers, margin = jnp.asarray(model.centers), np.array(model.margin)
     found = features.encode(source, rows, then=lambda x: nearest(x, centers)._asdict(), on_skip=on_skip, **reading)
     for row, arrays in found:
         codes, distance = arrays["codes"], arrays["distance"]
@@ -131,8 +134,8 @@ def labelled(
             continue
         counts = np.stack([np.bincount(own, minlength=model.codes) for own in codes.T])
         unsure = int((arrays["gap"] <= margin).any(axis=1).sum())
-        yield row, codes, Tally(float(distance.sum(dtype=np.float64)), unsure, counts)
+        yield row, codes, Tally(distance.sum(axis=0, dtype=np.float64), unsure, counts)
 
 
 def _empty(model: UnitModel) -> Tally:
-    return Tally(0.0, 0, np.zeros((model.groups, model.codes), np.int64))
+    return Tally(np.zeros(model.groups), 0, np.zeros((model.groups, model.codes), np.int64))

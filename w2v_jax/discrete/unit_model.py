@@ -2,7 +2,7 @@
 
 MODEL/centers.npy   [G V E] float32: G codebooks of V centres; each reads its own E of the G * E features, in order
 MODEL/units.json    features (mfcc, hidden, context, local), layer, and method, digest and step of the run; hop and
-                    field of a frame; the settings of the fit; inertia per frame, counts and entropy of the units;
+                    field of a frame; settings of the fit; inertia per frame [G], counts [G V] and entropy [G] of units;
                     "complete", which is true once the fit has ended
 """
 
@@ -59,9 +59,14 @@ class UnitModel:
         return hashlib.sha256(content).hexdigest()[:16]
 
     @property
-    def margin(self) -> float:
-        """The gap between the two nearest squared distances above which a unit is the same alone and in any batch."""
-        return SURE_GAP * float(self.about["inertia_per_frame"])
+    def inertia_per_frame(self) -> float:
+        """The mean squared distance of the frames of the fit, summed over codebooks."""
+        return float(sum(self.about["inertia"]))
+
+    @property
+    def margin(self) -> list[float]:
+        """The gaps [G] between the two nearest distances above which a unit is the same alone and in any batch."""
+        return [SURE_GAP * inertia for inertia in self.about["inertia"]]
 
     def assign(self, features: Any) -> Nearest:
         """The unit of each frame [.. D]; [.. G] each. Of centres at equal distance the first is taken."""
@@ -98,9 +103,7 @@ class UnitModel:
         """The model in a folder. Raises UserError where there is none, or where it is unfinished or damaged."""
         about = read_about(folder)
         if about is None:
-            raise UserError(
-                f"{folder} holds no k-means model: {ABOUT} is missing; python -m w2v_jax.units fit makes one"
-            )
+            raise UserError(f"{folder} holds no k-means model, as python -m w2v_jax.units fit makes it: no {ABOUT}")
         if not about.get("complete"):
             raise UserError(f"{folder}: the fit is not finished; give its command again, it goes on from there")
         try:
