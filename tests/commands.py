@@ -14,18 +14,25 @@ from types import ModuleType
 ROOT = pathlib.Path(__file__).parents[1]
 OLD_XLA = importlib.metadata.version("jaxlib").startswith("0.10.")
 """Whether XLA has the flag of fusion emitters. It ends the process, without a word that pytest shows, for others."""
-HASTE = ("--xla_backend_optimization_level=0", *["--xla_cpu_use_fusion_emitters=false"] * OLD_XLA)
-"""Flags of XLA for programs that run a few times only: they compile in a fifth of the time.
+HASTE = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",  # the pieces would cost more than they save on two cores
+    "--xla_cpu_use_fusion_emitters=false" if OLD_XLA else "--xla_cpu_opt_preset=FAST_COMPILE",
+)
+"""Flags of XLA for programs that run a few times only: they compile in an eighth of the time, where OLD_XLA.
 
-The tests' own programs have them (conftest.py); commands that tests start have XLA's defaults, unless told otherwise.
+The tests' own programs have them (conftest.py), and commands that tests start have them unless told otherwise.
 """
 AS_USERS = {"xla_backend_optimization_level": 3} | ({"xla_cpu_use_fusion_emitters": True} if OLD_XLA else {})
 """Compiler options that undo HASTE for one program."""
 
 
-def environment(devices: int = 1, *flags: str, **variables: str) -> dict[str, str]:
-    """This process' environment for another one, which finds the package and has so many CPU devices."""
-    given = " ".join((f"--xla_force_host_platform_device_count={devices}", *flags))
+def environment(devices: int = 1, *, haste: bool = True, **variables: str) -> dict[str, str]:
+    """This process' environment for another one, which finds the package and has so many CPU devices.
+
+    Without `haste` its programs are those that users have: for those that run for long.
+    """
+    given = " ".join((f"--xla_force_host_platform_device_count={devices}", *(HASTE if haste else ())))
     return os.environ | {"XLA_FLAGS": given, "PYTHONPATH": str(ROOT)} | variables
 
 

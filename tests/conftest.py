@@ -1,11 +1,13 @@
 """Settings that must stand before jax is imported: eight CPU devices, no accelerator, quick compilation, one cache."""
 
 import atexit
+import hashlib
 import os
 import pathlib
 import shutil
 import tempfile
 
+import filelock
 import pytest
 from commands import HASTE
 
@@ -55,37 +57,48 @@ def small_batches():
 
 
 @pytest.fixture(scope="session")
-def tiny_corpus(tmp_path_factory):
-    """The folder of a self-made corpus of 0.02 h: recordings of 2 to 15 s in train and dev."""
-    from w2v_jax.data.sources import synthetic
+def shared_folder(tmp_path_factory):
+    """A function: the folder of this name, made by `fill(folder)` for the first worker that asks, for all of them."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    return synthetic.write_corpus(tmp_path_factory.mktemp("corpus") / "synthetic", 0.02)
+    def make(name, fill):
+        folder = base / name
+        with filelock.FileLock(f"{folder}.lock"):
+            if not (done := base / f"{name}.done").exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a fill that failed
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory, tiny_corpus):
+def tiny_corpus(shared_folder):
+    """The folder of a self-made corpus of 0.02 h: recordings of 2 to 15 s in train and dev."""
+    from w2v_jax.data.sources import synthetic
+
+    return shared_folder("corpus", lambda folder: synthetic.write_corpus(folder / "synthetic", 0.02)) / "synthetic"
+
+
+@pytest.fixture(scope="session")
+def tiny_run(shared_folder, tiny_corpus):
     """A function: the workdir of a run of two steps of a config, e.g. tiny_run("w2v2_base.py:tiny", seed=2)."""
     from w2v_jax import train
     from w2v_jax.core import config as configs
 
-    made = {}
-
     def make(name="w2v2_base.py:tiny", **changes):
-        changes = {"train__checkpoint_every": 1} | changes
-        changes = {
-            "data__root": tiny_corpus,
-            "data__loader": "threads",
-            "train__steps": 2,
-            "optim__warmup": 1,
-        } | changes
-        key = (name, *sorted((k, str(v)) for k, v in changes.items()))
-        if key not in made:
-            folder = tmp_path_factory.mktemp("run") / "run"
-            overrides = [(k.replace("__", "."), str(v)) for k, v in changes.items()]
-            file = pathlib.Path(__file__).parents[1] / "configs" / name
-            assert train.run(configs.load(str(file), overrides), folder) == 0
-            made[key] = folder
-        return made[key]
+        usual = dict(data__root=tiny_corpus, data__loader="threads", train__steps=2, optim__warmup=1)
+        changes = usual | dict(train__checkpoint_every=1) | changes
+        overrides = [(key.replace("__", "."), str(value)) for key, value in sorted(changes.items())]
+        file = pathlib.Path(__file__).parents[1] / "configs" / name
+
+        def fill(folder):
+            assert train.run(configs.load(str(file), overrides), folder / "run") == 0
+
+        key = hashlib.sha256(repr((name, overrides)).encode()).hexdigest()[:12]
+        return shared_folder(f"run-{file.stem}-{key}", fill) / "run"
 
     return make
 

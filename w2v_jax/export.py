@@ -37,7 +37,7 @@ from w2v_jax.data.io.arrays import Arrays
 from w2v_jax.data.pipeline import EPSILON, normalized
 from w2v_jax.data.transcripts import ALPHABET_FILE, Alphabet
 from w2v_jax.inference.encode import check_keys
-from w2v_jax.inference.run import FEATURES, LOGITS, Layer, Run, add_layer_arguments, layer_of, open_run
+from w2v_jax.inference.run import FEATURES, LOGITS, Layer, Run, add_layer_arguments, computation, layer_of, open_run
 from w2v_jax.nn import acoustic_model
 from w2v_jax.ops.frames import valid_frames
 
@@ -125,7 +125,7 @@ def _platforms(text: str) -> tuple[str, ...]:
 def exportable(run: Run, platforms: tuple[str, ...]) -> Run:
     """The run with formulations that all of the platforms can compute. The machine that exports has no influence."""
     config = portable(run.config, "split" if platforms == ("cpu",) else "grouped")
-    return dataclasses.replace(run, config=config, method=methods.load(config), jitted={})
+    return dataclasses.replace(run, config=config, method=methods.load(config))
 
 
 def export(run: Run, what: str, layer: Layer, *, platforms: tuple[str, ...]) -> tuple[Exported, ExportedWeights]:
@@ -171,7 +171,7 @@ def program(run: Run, what: str, layer: Layer) -> Program:
 
     Zeros replace weights that it is not given.
     """
-    compute, hop = run.computation((what,), layer), run.form.hop
+    compute, hop = computation(run.method.predict, (what,), layer), run.form.hop
     shapes = by_path({"params": run.params, "extra": run.extra})
 
     def model(weights: dict[str, Any], elements: jax.Array, num_samples: jax.Array) -> dict[str, jax.Array]:

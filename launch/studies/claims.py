@@ -30,11 +30,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from w2v_jax.core.cli import some_of
+from w2v_jax.core.config import load
 from w2v_jax.data import open_source
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CONV = ((256, 9, 3),) + ((256, 5, 1),) * 5
-"""The gated convolutions on 10 ms frames, as in the demos; on 20 ms frames their stride is 1."""
 INPUTS = ("logmel", "cpc", "wav2vec", "vq", "bert", "w2v2")
 CONFIGS = {
     "cpc": "cpc.py:demo",
@@ -216,9 +215,9 @@ def recognise(
 
 
 def acoustic(plan: Plan, hop: int) -> list[str]:
-    """Flags of the acoustic model on frames that are `hop` samples apart; its own are always 20 ms apart."""
-    stride = 320 // hop
-    layers = tuple((c, k, min(s, stride)) for c, k, s in CONV)
+    """Flags of the acoustic model of the demo on frames `hop` samples apart. Its own frames are 20 ms apart."""
+    stride, demo = 320 // hop, load(str(ROOT / "configs" / "acoustic_logmel.py:demo"))
+    layers = tuple((c, k, min(s, stride)) for c, k, s in demo.acoustic.conv_layers)
     flags = {"kind": plan.acoustic, "stride": stride, "conv_layers": layers}
     return [f"--config.acoustic.{key}={value}" for key, value in flags.items()]
 

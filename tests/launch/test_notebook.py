@@ -42,7 +42,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     script = tmp_path / "notebook.py"
     script.write_text(RUNNER + "\n\n".join(map(plain, cells())) + "\nassert shown == [b'\\x89PNG\\r\\n\\x1a\\n']\n")
-    env = environment(W2V_VARIANT="tiny", JAX_PLATFORMS="cpu")
+    env = environment(haste=False, W2V_VARIANT="tiny", JAX_PLATFORMS="cpu")
     result = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600
     )

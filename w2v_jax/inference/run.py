@@ -55,7 +55,6 @@ class Run:
     path: pathlib.Path
     form: Form
     chosen: str = ""
-    jitted: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     __repr__ = short_repr
 
@@ -92,31 +91,44 @@ class Run:
         shapes = {key: outputs[key].shape for key in FEATURES + LOGITS if outputs.get(key) is not None}
         return {key: (s[0], *s[2:]) if key == "hidden" else s[1:] for key, s in shapes.items()}
 
-    def computation(self, keys: tuple[str, ...], layer: Layer) -> Callable[[PyTree, PyTree, Any], dict[str, jax.Array]]:
-        """The function of (params, extra, batch) that `predictor` compiles."""
-
-        def predict(params: PyTree, extra: PyTree, batch: Any) -> dict[str, jax.Array]:
-            outputs = self.method.predict(params, extra, batch)
-            arrays = {key: outputs[key] for key in keys}
-            if isinstance(layer, tuple) and "hidden" in arrays:
-                arrays["hidden"] = jnp.einsum("l,lbfd->bfd", jnp.array(layer), arrays["hidden"].astype(jnp.float32))
-            elif layer is not None and "hidden" in arrays:
-                arrays["hidden"] = arrays["hidden"][layer]
-            for key, x in arrays.items():
-                arrays[key] = x.astype(jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32)
-            valid = outputs["logits_valid"] if keys == LOGITS else outputs["valid"]
-            return arrays | {"num_frames": valid.sum(axis=1)}
-
-        return predict
-
     def predictor(self, keys: tuple[str, ...], layer: Layer) -> Callable[[dict[str, Any]], dict[str, jax.Array]]:
         """A function of a batch, compiled once per shape. It gives the `keys` and num_frames [B]; floats are float32.
 
-        layer: of hidden, one state or the weighted sum [B F D]; None: all states [L B F D].
+        layer: of hidden, one state or the weighted sum [B F D]; None: all states [L B F D]. Runs of one config share
+        what is compiled.
         """
-        if (keys, layer) not in self.jitted:
-            self.jitted[keys, layer] = jax.jit(self.computation(keys, layer))
-        return functools.partial(self.jitted[keys, layer], self.params, self.extra)
+        return functools.partial(_compiled(self.method.predict, keys, layer), self.params, self.extra)
+
+
+def computation(
+    predict: Callable[..., Any], keys: tuple[str, ...], layer: Layer
+) -> Callable[[PyTree, PyTree, Any], dict[str, jax.Array]]:
+    """The function of (params, extra, batch) that `Run.predictor` compiles; predict is `Method.predict`."""
+
+    def selected(params: PyTree, extra: PyTree, batch: Any) -> dict[str, jax.Array]:
+        outputs = predict(params, extra, batch)
+        arrays = {key: outputs[key] for key in keys}
+        if isinstance(layer, tuple) and "hidden" in arrays:
+            arrays["hidden"] = jnp.einsum("l,lbfd->bfd", jnp.array(layer), arrays["hidden"].astype(jnp.float32))
+        elif layer is not None and "hidden" in arrays:
+            arrays["hidden"] = arrays["hidden"][layer]
+        for key, x in arrays.items():
+            arrays[key] = x.astype(jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32)
+        valid = outputs["logits_valid"] if keys == LOGITS else outputs["valid"]
+        return arrays | {"num_frames": valid.sum(axis=1)}
+
+    return selected
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(predict: Callable[..., Any], keys: tuple[str, ...], layer: Layer) -> Callable[..., dict[str, jax.Array]]:
+    return jax.jit(computation(predict, keys, layer))
+
+
+@functools.lru_cache(maxsize=16)
+def _method(config_json: str) -> Method:
+    """The method of a config. Runs of one config have the same, and so trace and compile once."""
+    return methods.load(configs.from_json(config_json))
 
 
 def open_run(path: Any, step: int | str | None = None, random: bool = False) -> Run:
@@ -129,7 +141,7 @@ def open_run(path: Any, step: int | str | None = None, random: bool = False) -> 
     config = configs.changed(read_config(path), {"encoder.padding_aware": True}, skip_missing=True)
     if (path / ALPHABET_FILE).exists():
         config = configs.with_outputs(config, len(Alphabet.load(path / ALPHABET_FILE)))
-    form, method, chosen = form_of(path), methods.load(config), ""
+    form, method, chosen = form_of(path), _method(configs.to_json(config)), ""
     if random:
         key, length = jax.random.key(config.seed), int(config.data.bucket_seconds[0] * SAMPLE_RATE + 0.5)
         batch = silent_batch(form, unit_rows(config.data.unit_seconds, length), length)

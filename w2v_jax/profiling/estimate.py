@@ -141,7 +141,7 @@ def _costs(config_json: str, rows: int, samples: int) -> Costs:
     config = from_json(config_json)
     trained = unfrozen(config)
     method, key, batch = methods.load(trained), jax.random.key(0), batch_shapes(trained, rows, samples)
-    params, extra = sharding.bare(jax.eval_shape(lambda: method.init(key, step.zeros_like(batch))))
+    params, extra = sharding.bare(step.initial_shapes(method, key, batch=batch))
 
     def backward(params: Any, extra: Any, batch: Any, number: Any) -> Any:
         loss = lambda params: method.loss(params, extra, batch, key, number, train=True)[0].total

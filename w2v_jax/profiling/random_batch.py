@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,12 @@ import jax
 import numpy as np
 
 from w2v_jax import methods
-from w2v_jax.core.config import Config, changed, portable, setting, with_outputs
+from w2v_jax.core.config import Config, changed, from_json, portable, setting, to_json, with_outputs
+from w2v_jax.core.types import Method
 from w2v_jax.core.units import FIRST_CODE, SAMPLE_RATE, whole_batch
 from w2v_jax.profiling import flops
 from w2v_jax.training.sharding import bare
-from w2v_jax.training.step import zeros_like
+from w2v_jax.training.step import initial_shapes
 
 TOKENS = 32  # in the alphabet of random transcripts
 WIDTH = 512  # of random features
@@ -74,9 +76,14 @@ def _count_flops(config: Config, batch: dict[str, Any], transform: Callable[[Any
     """FLOP of `transform(loss)`, by part of the model."""
     # Products in half precision define their own gradients, which contain dead code.
     plain = {"train.dtype": "float32", "encoder.remat_frontend": "none", "encoder.remat_layers": "none"}
-    config = changed(portable(config), plain, skip_missing=True)
-    method, key = methods.load(config), jax.random.key(0)
-    params, extra = bare(jax.eval_shape(lambda: method.init(key, zeros_like(batch))))
+    method, key = _method(to_json(changed(portable(config), plain, skip_missing=True))), jax.random.key(0)
+    params, extra = bare(initial_shapes(method, key, batch=batch))
     step = jax.ShapeDtypeStruct((), np.int32)
     loss = lambda params, extra, batch, step: method.loss(params, extra, batch, key, step, train=True)[0].total
     return flops.count(transform(loss), params, extra, batch, step)
+
+
+@functools.lru_cache(maxsize=64)
+def _method(config_json: str) -> Method:
+    """One method for all counts of a config, so that JAX traces its parameters once."""
+    return methods.load(from_json(config_json))

@@ -22,14 +22,23 @@ def make_optimizer(
     config: Config, method: Method, key: jax.Array, *, batch: PyTree
 ) -> tuple[optax.GradientTransformationExtraArgs, Schedule]:
     """(the optimizer, its rules matched to the method's parameters; the learning rate). batch: one micro-batch."""
-    params, _ = jax.eval_shape(lambda: method.init(key, zeros_like(batch)))
+    params, _ = initial_shapes(method, key, batch=batch)
     rate = optimizer.schedule(config.optim, config.train.steps)
     return optimizer.optimizer(config.optim, rate, sharding.bare(params)), rate
 
 
+def initial_shapes(method: Method, key: jax.Array, *, batch: PyTree) -> tuple[PyTree, PyTree]:
+    """Shapes of what `method.init` returns, boxed with logical axis names. JAX traces it once per method and batch."""
+    return jax.eval_shape(method.init, key, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch))
+
+
 def init_state(method: Method, tx: optax.GradientTransformationExtraArgs, key: jax.Array, *, batch: Batch) -> State:
     """The state before the first update; leaves are boxed with logical axis names. batch is one micro-batch."""
-    params, extra = method.init(key, batch)
+    return first_state(tx, *method.init(key, batch))
+
+
+def first_state(tx: optax.GradientTransformationExtraArgs, params: PyTree, extra: PyTree) -> State:
+    """The state around these parameters before the first update."""
     return State(jnp.zeros((), jnp.int32), params, extra, tx.init(params))
 
 
@@ -42,7 +51,7 @@ def create_state(
     mesh: Mesh | AbstractMesh,
 ) -> tuple[Callable[[], State], PyTree]:
     """(a function that makes the state, born sharded; the state's ShapeDtypeStructs with shardings)."""
-    abstract = jax.eval_shape(lambda: init_state(method, tx, key, batch=zeros_like(batch)))
+    abstract = jax.eval_shape(functools.partial(first_state, tx), *initial_shapes(method, key, batch=batch))
     places = sharding.shardings(abstract, mesh)
     make = jax.jit(lambda: sharding.bare(init_state(method, tx, key, batch=zeros_like(batch))), out_shardings=places)
     shapes = jax.tree.map(

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import HASTE, ROOT, environment, script
+from commands import ROOT, environment, script
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_two_constants_from_the_lengths_predict_the_widths(scaling):
 
 def run(*words: object) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "launch" / "studies" / "scaling.py"), *map(str, words)]
-    return subprocess.run(command, env=environment(1, *HASTE), capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
 
 
 @pytest.mark.slow
