@@ -131,3 +131,9 @@ def test_a_damaged_part_is_named(tmp_path, form):
     path.unlink()
     with pytest.raises(UserError, match="part-00000.* is missing"):
         units_size(path)
+
+
+def test_units_without_repeats_are_not_aligned_with_audio(tmp_path):
+    with pytest.raises(UserError, match="without their repeats; label again without --collapse"):
+        feature_files.open_folders(folder_of_units(tmp_path, collapse=True), "units")
+    assert feature_files.open_folders(folder_of_units(tmp_path), "units")[0][1]["codes"] == 3

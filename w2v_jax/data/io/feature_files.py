@@ -102,7 +102,7 @@ def read_metadata(folder: pathlib.Path, *, complete: bool = True) -> dict[str, A
         is_complete = metadata["complete"]
     except OSError:
         raise UserError(
-            f"{folder}: {METADATA} is missing; give a folder that python -m w2v_jax.extract has written"
+            f"{folder}: {METADATA} is missing; give a folder that python -m w2v_jax.extract (or units) has written"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / METADATA} is not readable; extract again into another folder") from None
@@ -149,23 +149,31 @@ def read_part(path: pathlib.Path) -> Part:
     return Part(path, array, utterances)
 
 
-def open_folders(root: Any, kind: str) -> list[tuple[pathlib.Path, dict[str, Any]]]:
-    """(folder, metadata) of each folder of a data.root. `kind` is "codes" or "features", as is data.name.
+MADE_BY = {"codes": "extract --what codes", "features": "extract --what context", "units": "units label"}
+"""Kind of content -> the command that writes it."""
 
-    Raises UserError for folders that are missing, unfinished or hold the other kind.
+
+def open_folders(root: Any, kind: str, key: str = "data.root") -> list[tuple[pathlib.Path, dict[str, Any]]]:
+    """(folder, metadata) of each folder of a data.root. `kind` is one of MADE_BY; `key` is the config key of the root.
+
+    Raises UserError for folders that are missing, unfinished or hold another kind.
     """
     folders = []
-    for folder in roots(root):
+    needs = f"data.name={kind}" if key == "data.root" else key
+    for folder in roots(root, key):
         if not folder.is_dir():
-            raise UserError(f"data.root: {str(folder)!r} is a file; data.name={kind} needs folders of extracted {kind}")
+            extracted = "" if kind == "units" else "extracted "
+            raise UserError(f"{key}: {str(folder)!r} is a file; {needs} needs folders of {extracted}{kind}")
         metadata = read_metadata(folder)
-        content = metadata["what"] if metadata["what"] in ("codes", "units") else "features"
-        if content != kind:
-            named = f"features ({metadata['what']})" if content == "features" else content
+        what = metadata.get("what")
+        if (what if what in MADE_BY else "features") != kind:
+            content = what if what in MADE_BY else f"features ({what})"
+            verb = "label the recordings" if kind == "units" else "extract them"
             raise UserError(
-                f"{folder} holds {named}, and data.name={kind} needs {kind}: extract them with "
-                f"python -m w2v_jax.extract --what {'codes' if kind == 'codes' else 'context'}"
+                f"{folder} holds {content}, and {needs} needs {kind}: {verb} with python -m w2v_jax.{MADE_BY[kind]}"
             )
+        if metadata.get("collapse"):
+            raise UserError(f"{folder} holds units without their repeats; label again without --collapse")
         folders.append((folder, metadata))
     return folders
 
