@@ -77,6 +77,15 @@ def test_features_are_named_by_what_they_depend_on(run):
     assert "layer 2 of" in hidden.name and mfcc_features().name == "MFCC"
 
 
+def test_a_model_computes_in_float32_whatever_it_was_trained_in(run, random_run):
+    """The random parameters of both are the same."""
+    source, half = Waves([8_000]), open_run(random_run(train__dtype="bfloat16"))
+    one, other = (frames_of(layer_features(each, 2), source)[0] for each in (run, half))
+    np.testing.assert_array_equal(one, other)
+    ((_, plain),) = encode(half, source, keys=("hidden",), layer=2)
+    assert np.abs(plain["hidden"] - one).max() > 1e-3
+
+
 def test_features_that_do_not_exist_are_refused(run):
     with pytest.raises(UserError, match="layer 7: .* has 3 hidden states, 0 to 2"):
         layer_features(run, 7)

@@ -39,7 +39,9 @@ def source():
 
 @pytest.fixture(scope="module", params=["mfcc", "layer"])
 def features(request, random_run):
-    return mfcc_features() if request.param == "mfcc" else layer_features(open_run(random_run()), 2)
+    return (
+        mfcc_features() if request.param == "mfcc" else layer_features(open_run(random_run(train__dtype="bfloat16")), 2)
+    )
 
 
 @pytest.mark.parametrize("groups", [1, "several"])

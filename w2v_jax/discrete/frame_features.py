@@ -3,15 +3,20 @@
 MFCC are the same in one piece as in several. A model sees at most 100 s at once, in pieces of 1,600,000 samples one
 after the other, as HuBERT's recipe feeds it (fairseq, examples/hubert/simple_kmeans/dump_hubert_feature.py). Frames
 over a cut are lost, one at each cut of a HuBERT. `cut="even"` keeps them: equal pieces that overlap by those samples.
+A model computes in float32 here, whatever it was trained in: in bfloat16, a unit would depend on the batch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from w2v_jax import methods
+from w2v_jax.core import config as configs
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import SAMPLE_RATE
@@ -133,4 +138,16 @@ def layer_features(run: Run, layer: int | None, *, key: str = "hidden", cut: str
     if key == "hidden" and layer is None:
         raise UserError(f"--run {run.path} needs --layer N: the number of a hidden state, where 0 is their input")
     check_keys(run, (key,), layer)
-    return FrameFeatures(run, key, layer if key == "hidden" else None, cut)
+    return FrameFeatures(in_float32(run), key, layer if key == "hidden" else None, cut)
+
+
+def in_float32(run: Run) -> Run:
+    """The same parameters, with all products in float32, on accelerators too."""
+    config = configs.changed(run.config, {"train.dtype": "float32"}, skip_missing=True)
+    method = methods.load(config)
+
+    def predict(params: Any, extra: Any, batch: Any) -> dict[str, Any]:
+        with jax.default_matmul_precision("highest"):
+            return method.predict(params, extra, batch)
+
+    return dataclasses.replace(run, config=config, method=method._replace(predict=predict))

@@ -25,8 +25,11 @@ from w2v_jax.discrete.frame_features import FrameFeatures, layer_features, mfcc_
 from w2v_jax.inference.run import Run
 
 ABOUT, CENTERS = "units.json", "centers.npy"
-SURE_GAP = 1e-3
-"""The gap between the two nearest distances, as a share of the inertia per frame, above which a unit is sure."""
+SURE_GAP = 1e-4
+"""The gap between the two nearest distances, as a share of the inertia per frame, above which a unit is sure.
+
+Batches and padding changed gaps by less than 1e-5 of it (measured on CPU, on MFCC and on layers of small models).
+"""
 IDENTITY = ("features", "layer", "method", "run", "step")
 
 
