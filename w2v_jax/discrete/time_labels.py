@@ -106,7 +106,7 @@ def corpus_letters(index: Index) -> TimeLabels:
     corpora: dict[pathlib.Path, int] = {}
     rows = {}
     for id, path, transcript in zip(*(column.tolist() for column in (index.ids, index.paths, index.transcripts))):
-        root = pathlib.Path("/", *pathlib.Path(path).absolute().parts[:-4])
+        root = pathlib.Path("/", *pathlib.Path(path).resolve().parts[:-4])
         if root not in corpora:
             settings = read_settings(root) or {}
             if (settings.get("kind"), settings.get("version")) != ("synthetic", synthetic.VERSION):
