@@ -211,7 +211,37 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_computed(few, rando
     with pytest.raises(UserError, match="--codebooks 5 does not divide the 39 numbers of a frame"):
         fit(tmp_path / "c", few, "--clusters", "4", "--codebooks", "5")
     with pytest.raises(UserError, match="not empty and holds no k-means model"):
-        fit(few, few, "--clusters", "4")
+        fit(shutil.copytree(few, tmp_path / "few"), few, "--clusters", "4")
+
+
+def test_centres_of_scikit_learn_are_taken_as_they_are(few, tmp_path, capsys):
+    import joblib
+    from sklearn.cluster import KMeans
+
+    from w2v_jax.discrete.frame_features import mfcc_features
+
+    encoded = dict(mfcc_features().encode(open_source("folder", few), np.arange(3)))
+    frames = np.concatenate([encoded[row]["features"] for row in range(3)])
+    theirs = KMeans(9, n_init=1, random_state=0).fit(frames)
+    joblib.dump(theirs, tmp_path / "km.bin")
+    fit(tmp_path / "model", few, "--centers", tmp_path / "km.bin")
+    model = UnitModel.load(tmp_path / "model")
+    np.testing.assert_array_equal(model.centers[0], theirs.cluster_centers_)
+    assert model.inertia_per_frame == pytest.approx(theirs.inertia_ / len(frames), rel=1e-4)
+    assert capsys.readouterr().out.startswith("measuring 9 clusters on MFCC: 3 of 3 recordings")
+    run("label", "--model", tmp_path / "model", "--root", few, "--out", tmp_path / "units")
+    found = np.concatenate(list(read(tmp_path / "units").values()))[:, 0]
+    assert (found == theirs.predict(frames)).mean() > 0.999
+    np.save(tmp_path / "km.npy", theirs.cluster_centers_[:, :13])
+    with pytest.raises(UserError, match="has 9 centres of 13 numbers in one codebook; a frame of MFCC has 39"):
+        fit(tmp_path / "other", few, "--centers", tmp_path / "km.npy")
+
+
+def test_a_fit_that_failed_at_once_leaves_its_folder_to_the_next(few, tmp_path):
+    with pytest.raises(UserError, match="clusters need as many frames"):
+        fit(tmp_path / "out", few, "--clusters", "70000")
+    fit(tmp_path / "out", few, "--clusters", "5")
+    assert UnitModel.load(tmp_path / "out").codes == 5
 
 
 def test_a_model_with_other_settings_is_not_overwritten(model, tiny_corpus):
@@ -231,6 +261,7 @@ def test_a_model_with_other_settings_is_not_overwritten(model, tiny_corpus):
         ("--run", "x", "--clusters", "4"),
         ("--layer", "4", "--clusters", "4"),
         ("--clusters", "0"),
+        ("--clusters", "4", "--centers", "x"),
         ("--clusters", "4", "--share", "1.5"),
         (),
     ],

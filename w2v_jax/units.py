@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from w2v_jax.core.cli import (
@@ -30,7 +31,7 @@ from w2v_jax.core.cli import (
     step_argument,
     table,
 )
-from w2v_jax.core.files import whole_file, write_whole
+from w2v_jax.core.files import file_digest, whole_file, write_whole
 from w2v_jax.core.progress import LOG_SECONDS
 from w2v_jax.core.progress import Progress as Bar
 from w2v_jax.data import open_source, source_names
@@ -40,6 +41,7 @@ from w2v_jax.data.io.feature_files import write_metadata
 from w2v_jax.data.io.part_jobs import changed_settings
 from w2v_jax.data.io.unit_files import UNIT_FORMATS, read_units, units_size
 from w2v_jax.discrete import fit as fits
+from w2v_jax.discrete.clustering import Clusters
 from w2v_jax.discrete.frame_features import CUTS, FrameFeatures, layer_features, mfcc_features
 from w2v_jax.discrete.labelling import Labelling, make_labelling
 from w2v_jax.discrete.quality import Quality, quality
@@ -47,6 +49,7 @@ from w2v_jax.discrete.time_labels import TimeLabels, corpus_letters, frame_times
 from w2v_jax.discrete.unit_model import ABOUT, UnitModel, read_about, usage
 from w2v_jax.inference.encode import BATCH_SECONDS
 from w2v_jax.inference.run import open_run
+from w2v_jax.interop.centers_file import read_centers
 from w2v_jax.training import workdir
 
 EXAMPLES = """examples:
@@ -99,6 +102,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
             parser.error("give either --features mfcc or --run RUN")
         if (given == "hidden") != (args.layer is not None):
             parser.error("--run RUN needs --layer N, and only the hidden states of a run have layers")
+        if (args.clusters is None) == (args.centers is None):
+            parser.error("give either --clusters K or --centers FILE")
         args.features = given
     return args
 
@@ -110,8 +115,10 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     _add_run(parser, "whose features are clustered")
     add("--layer", type=count_argument, metavar="N", help=LAYER_HELP)
     _add_source(parser)
-    add("--clusters", required=True, type=_at_least_one, metavar="K", help="clusters of each codebook")
+    add("--clusters", type=_at_least_one, metavar="K", help="clusters of each codebook")
     codebooks = "cut the features into G equal groups with a codebook each; 3 of MFCC are static, delta, delta-delta"
+    centers = "take the centres of a k-means of scikit-learn (joblib) or in .npy, and fit nothing"
+    add("--centers", type=path_argument, metavar="FILE", help=centers)
     add("--codebooks", type=_at_least_one, default=1, metavar="G", help=codebooks)
     add("--share", type=_share, default=1.0, metavar="S", help="a random share of the recordings (default: 1.0)")
     add("--seed", type=count_argument, default=0, metavar="N", help="of the share, the starts and the batches")
@@ -209,27 +216,41 @@ def fit(args: argparse.Namespace) -> int:
         features = layer_features(open_run(args.run, step=args.step), args.layer, key=args.features, cut=args.cut)
     source = _open_source(args)
     features.check_source(source)
-    pool = max(int(args.memory * 1e9 / (4 * features.width)), 3 * max(args.batch, args.clusters))
-    settings = fits.Settings(
-        args.clusters, args.codebooks, args.seed, args.batch, args.starts, args.passes, args.patience, pool
-    )
+    given = _given_centers(args, features)
+    clusters, passes = (args.clusters, args.passes) if given is None else (given.shape[1], 0)
+    pool = max(int(args.memory * 1e9 / (4 * features.width)), 3 * max(args.batch, clusters))
+    settings = fits.Settings(clusters, args.codebooks, args.seed, args.batch, args.starts, passes, args.patience, pool)
     if features.width % settings.codebooks:
         raise UserError(f"--codebooks {settings.codebooks} does not divide the {features.width} numbers of a frame")
     field, hop = features.geometry
     about = dict(**features.identity, **features.cutting, hop=hop, field=field, width=features.width)
     about |= dict(settings=settings._asdict(), share=args.share, source=args.source, split=args.split)
     about |= dict(min_seconds=args.min_seconds, fingerprint=source.index.fingerprint())
+    about |= dict(centers=None if given is None else file_digest(args.centers))
     with workdir.locked(args.out, "fit", "--out"):
         if _is_done(args.out, about):
             print(f"{args.out} is finished already: {_in_brief(UnitModel.load(args.out))}", flush=True)
             return 0
-        model, skipped = _fitted(args, features, source, settings, about)
+        model, skipped = _fitted(args, features, source, settings, given, about)
         write_skipped(args.out / SKIPPED, [*source.index.skipped, *skipped])
         model.save(args.out)
         (args.out / STATE).unlink(missing_ok=True)
     left_out = f"; {len(skipped):,} recordings were skipped, see {args.out / SKIPPED}" if skipped else ""
     print(f"done: {_in_brief(model)}; in {args.out}{left_out}", flush=True)
     return 0
+
+
+def _given_centers(args: argparse.Namespace, features: FrameFeatures) -> np.ndarray | None:
+    """The centres [1 K D] of --centers, if it is given. Raises UserError where they are not of such frames."""
+    if args.centers is None:
+        return None
+    centers = read_centers(args.centers)
+    if centers.shape[1] != features.width or args.codebooks != 1:
+        raise UserError(
+            f"{args.centers} has {len(centers):,} centres of {centers.shape[1]} numbers in one codebook; a frame of "
+            f"{features.name} has {features.width}, and --codebooks is {args.codebooks}"
+        )
+    return centers[None]
 
 
 def _is_done(folder: pathlib.Path, about: dict[str, Any]) -> bool:
@@ -240,6 +261,9 @@ def _is_done(folder: pathlib.Path, about: dict[str, Any]) -> bool:
             raise UserError(f"{folder} is not empty and holds no k-means model; choose another --out")
         write_whole(folder / ABOUT, json.dumps(new | {"complete": False}, indent=2) + "\n")
         return False
+    if not old.get("complete") and not (folder / STATE).exists():  # there is nothing to go on from
+        old = new
+        write_whole(folder / ABOUT, json.dumps(new | {"complete": False}, indent=2) + "\n")
     if changes := changed_settings(old, new):
         raise UserError(
             f"{folder} holds a model with other settings:{changes}\nChoose another --out, use the same settings, or "
@@ -249,23 +273,32 @@ def _is_done(folder: pathlib.Path, about: dict[str, Any]) -> bool:
 
 
 def _fitted(
-    args: argparse.Namespace, features: FrameFeatures, source: Source, settings: fits.Settings, about: dict[str, Any]
+    args: argparse.Namespace,
+    features: FrameFeatures,
+    source: Source,
+    settings: fits.Settings,
+    given: np.ndarray | None,
+    about: dict[str, Any],
 ) -> tuple[UnitModel, list[Skip]]:
+    """The model, and the recordings that were left out. Goes on where an earlier command was stopped."""
     rows = fits.some_share(source.index, args.share, args.seed)
     skips: dict[int, Skip] = {}
     reading = dict(batch_seconds=args.batch_seconds, workers=args.workers)
     on_skip = lambda row, reason: skips.setdefault(row, Skip(str(source.index.paths[row]), reason)) and None
     pools = fits.Pools(features, source, rows, size=settings.pool, on_skip=on_skip, **reading)
     hours = float(source.index.durations[rows].sum()) / 3600
+    what = f"{'fitting' if given is None else 'measuring'} {_clusters(settings.clusters, settings.codebooks)}"
     print(
-        f"fitting {_clusters(settings.clusters, settings.codebooks)} to {features.name}: {len(rows):,} of "
-        f"{len(source.index):,} recordings, {hours:,.2f} h, {pools.total:,} frames in {len(pools)} pool(s)",
+        f"{what} on {features.name}: {len(rows):,} of {len(source.index):,} recordings, {hours:,.2f} h, "
+        f"{pools.total:,} frames in {len(pools)} pool(s)",
         flush=True,
     )
-    if pools.total < settings.clusters:
+    if given is None and pools.total < settings.clusters:
         raise UserError(fits.too_few(settings.clusters, pools.total))
     state = args.out / STATE
-    if state.exists():
+    if given is not None:
+        progress = fits.Progress(Clusters(jnp.asarray(given), jnp.zeros(given.shape[:2])))
+    elif state.exists():
         progress = fits.Progress.of(np.load(state))
         print(f"  going on in pass {progress.pass_number + 1}, after {progress.batches:,} batches", flush=True)
     else:

@@ -98,7 +98,8 @@ class Progress:
         """The inverse of `arrays`."""
         clusters = Clusters(jnp.asarray(arrays["centers"]), jnp.asarray(arrays["counts"]))
         smoothed, best, stale = (arrays[n] if arrays[n].size else None for n in ("smoothed", "best", "stale"))
-        return cls(clusters, *arrays["numbers"].tolist(), smoothed, best, stale)
+        pass_number, place, batches = arrays["numbers"].tolist()
+        return cls(clusters, pass_number, place, batches, smoothed, best, stale)
 
 
 def some_share(index: Index, share: float, seed: int) -> np.ndarray:

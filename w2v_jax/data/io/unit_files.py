@@ -76,15 +76,15 @@ def write_units(
 ) -> None:
     """Writes (units [F G], utterance) pairs as one part, without repeats if `collapse` is set."""
     rows = [UnitRow(utterance, *(collapsed(units) if collapse else (units, None))) for units, utterance in pairs]
+    durations = [row.durations for row in rows if row.durations is not None]
     if form == "numpy":
         if collapse:
             with whole_file(path.with_suffix(".durations.npy")) as partial, open(partial, "wb") as file:
-                np.save(file, np.concatenate([row.durations for row in rows] or [np.zeros(0)]).astype(np.int32))
+                np.save(file, np.concatenate([*durations, np.zeros(0, np.int32)]))
         write_part(path, [(row.units, row.utterance) for row in rows], width=groups, dtype=dtype)
     elif form == "text":
         if collapse:
-            lines = (code_text(row.durations[:, None]) for row in rows if row.durations is not None)
-            write_whole(path.with_suffix(".durations.txt"), lines)
+            write_whole(path.with_suffix(".durations.txt"), (code_text(each[:, None]) for each in durations))
         utterances = (row.utterance._replace(frames=len(row.units))._asdict() for row in rows)
         lines = [json.dumps({k: v for k, v in u.items() if k != "first"}, ensure_ascii=False) for u in utterances]
         write_whole(path.with_suffix(".jsonl"), lines)
