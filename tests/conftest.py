@@ -51,11 +51,11 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(scope="session", autouse=True)
 def small_batches():
     """Encoding pads a few short recordings to whole batches: of 16 s here, where users have 160 s."""
-    from w2v_jax import extract
+    from w2v_jax import extract, units
     from w2v_jax.inference import encode, recognizer
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (encode, extract, recognizer):
+        for module in (encode, extract, recognizer, units):
             patch.setattr(module, "BATCH_SECONDS", 16.0)
         patch.setitem(encode.encode.__kwdefaults__, "batch_seconds", 16.0)
         yield

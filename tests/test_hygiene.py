@@ -25,8 +25,9 @@ BENEATH["data"] = BENEATH["decoding"] = {"core"}
 BENEATH["training"] = BENEATH["methods"] | {"methods", "data"}
 BENEATH["inference"] = BENEATH["training"] | {"training", "decoding"}
 BENEATH["interop"] = BENEATH["profiling"] = BENEATH["probing"] = BENEATH["inference"] | {"inference"}
+BENEATH["discrete"] = BENEATH["probing"]
 BENEATH["profiling"] |= {"interop"}  # PyTorch's side of a comparison is built from their config
-BENEATH["command"] = {*BENEATH["profiling"], "profiling", "probing"}
+BENEATH["command"] = {*BENEATH["profiling"], "profiling", "probing", "discrete"}
 DATA_IN_TRAINING = {"dataset", "warm_start"}
 """The files of `training/` that know the data; the others are told what they need of them."""
 JAX_FREE = ("data", "decoding")

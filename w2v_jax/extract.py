@@ -8,7 +8,6 @@ it adds to a run is the vocabulary.
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -28,23 +27,13 @@ from w2v_jax.core.cli import (
     step_argument,
 )
 from w2v_jax.core.display import short_repr
-from w2v_jax.core.files import write_whole
-from w2v_jax.core.progress import Progress
-from w2v_jax.core.units import CODE_UNKNOWN, SAMPLE_RATE
+from w2v_jax.core.units import CODE_UNKNOWN
 from w2v_jax.data import open_source, source_names
 from w2v_jax.data.code_vocabulary import VOCABULARY_FILE, CodeCounter, Vocabulary
-from w2v_jax.data.index import SKIPPED, Source
+from w2v_jax.data.index import Source
 from w2v_jax.data.io import feature_tables
-from w2v_jax.data.io.feature_files import (
-    FORMATS,
-    Utterance,
-    part_path,
-    part_size,
-    read_metadata,
-    read_parts,
-    write_metadata,
-    write_part,
-)
+from w2v_jax.data.io.feature_files import FORMATS, part_size, read_parts, write_metadata, write_part
+from w2v_jax.data.io.part_jobs import PartJob, cut_into_parts
 from w2v_jax.inference.encode import BATCH_SECONDS, MAX_SECONDS, check_keys, encode, vocabulary_of
 from w2v_jax.inference.run import FEATURES, Run, add_layer_arguments, layer_of, open_run
 from w2v_jax.training import workdir
@@ -67,24 +56,26 @@ Give the same command again to go on after a stop. exit codes: 0 done, 1 a mista
 
 
 class Extraction(NamedTuple):
-    """What to extract. A second command that writes to the same folder must have the same `settings`."""
+    """What to extract, and the parts that it goes to."""
 
     args: argparse.Namespace
     run: Run
     quantizer: Run | None
-    source: Source
-    parts: list[np.ndarray]
-    settings: dict[str, Any]
+    work: PartJob
 
     __repr__ = short_repr
 
     @property
     def folder(self) -> pathlib.Path:
-        return self.args.out
+        return self.work.folder
 
-    def path(self, number: int) -> pathlib.Path:
-        """The file of a part."""
-        return part_path(self.folder, number, self.settings["format"])
+    @property
+    def source(self) -> Source:
+        return self.work.source
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.work.settings
 
     def encode(self, rows: np.ndarray, on_skip: Callable[[int, str], None]) -> Iterator[tuple[int, np.ndarray]]:
         """(row, features or codes [F D]) of these rows of the source."""
@@ -100,7 +91,7 @@ class Extraction(NamedTuple):
             workers=self.args.workers,
             on_skip=on_skip,
         )
-        return ((row, arrays[self.args.what]) for row, arrays in encoded)
+        return ((row, arrays[self.args.what].astype(self.settings["dtype"])) for row, arrays in encoded)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -184,56 +175,19 @@ def make_job(args: argparse.Namespace, run: Run, quantizer: Run | None, *, sourc
     settings |= dict(part_hours=args.part_hours, min_seconds=args.min_seconds, max_seconds=args.max_seconds)
     settings |= dict(hop=(quantizer or run).geometry[1], groups=groups, codes=codes)
     parts = cut_into_parts(source.index.num_samples, args.part_hours)
-    job = Extraction(args, run, quantizer, source, parts, settings)
+    work = PartJob(args.out, source, parts, settings, "extraction", FORMATS[args.format])
+    job = Extraction(args, run, quantizer, work)
     job.encode(np.zeros(0, np.int64), lambda row, reason: None)  # checks that they fit
     return job
 
 
-def cut_into_parts(num_samples: np.ndarray, hours: float) -> list[np.ndarray]:
-    """The rows of each part, in order. A part begins after every `hours` of audio."""
-    starts = np.cumsum(num_samples) - num_samples
-    number = starts // max(1, round(hours * 3600 * SAMPLE_RATE))
-    return np.split(np.arange(len(num_samples)), np.flatnonzero(np.diff(number)) + 1)
-
-
 def extract(job: Extraction, *, build_vocabulary: bool) -> None:
     """Writes the missing parts, then the vocabulary and extract.json. Raises UserError."""
-    summary = _begin(job, build_vocabulary)
-    done = {number for number in range(len(job.parts)) if job.path(number).exists()}
-    skipped = _skipped_lines(job, done)
-    write_whole(job.folder / SKIPPED, skipped)
+    summary = job.work.begin((lambda: _check_buildable(job)) if build_vocabulary else lambda: None)
+    done = job.work.finished()
     _print_start(job, len(done))
-    index = job.source.index
-    progress = Progress(job.folder, index.hours)
-    for number, rows in enumerate(job.parts):
-        if number not in done:
-            _write_part(job, number, rows)
-        for row in rows:
-            progress.add(float(index.durations[row]), is_new=number not in done)
-    progress.end(len(index))
+    job.work.write_missing(lambda number, rows: _write_part(job, number, rows), done)
     _finish(job, summary, build_vocabulary)
-
-
-def _begin(job: Extraction, build_vocabulary: bool) -> dict[str, Any]:
-    """Writes extract.json and returns its content. Raises UserError if the folder holds anything else."""
-    settings = json.loads(json.dumps(job.settings))
-    summary = settings | dict(parts=len(job.parts), complete=False)
-    is_new = not (job.folder / "extract.json").exists()
-    if not is_new:
-        old = read_metadata(job.folder, complete=False)
-        changes = [f"\n  {key}: {old.get(key)!r} -> {new!r}" for key, new in settings.items() if old.get(key) != new]
-        if changes:
-            raise UserError(
-                f"{job.folder} holds an extraction with other settings:{''.join(changes)}\nChoose another --out, use "
-                "the same settings, or delete the folder"
-            )
-    elif any(path.name != ".lock" for path in job.folder.iterdir()):
-        raise UserError(f"{job.folder} is not empty and holds no extraction; choose another --out")
-    if build_vocabulary:
-        _check_buildable(job)
-    if is_new:
-        write_metadata(job.folder, summary)
-    return summary
 
 
 def _check_buildable(job: Extraction) -> None:
@@ -250,37 +204,11 @@ def _check_buildable(job: Extraction) -> None:
             )
 
 
-def _skipped_lines(job: Extraction, done: set[int]) -> list[str]:
-    """The lines of skipped.jsonl about the listing and the finished parts."""
-    lines = [json.dumps(skip._asdict(), ensure_ascii=False) for skip in job.source.index.skipped]
-    if (job.folder / SKIPPED).exists():
-        for line in (job.folder / SKIPPED).read_text(encoding="utf-8").split("\n"):
-            try:
-                if json.loads(line).get("part") in done:
-                    lines.append(line)
-            except ValueError:  # cut by a kill: its part is not finished
-                continue
-    return lines
-
-
 def _write_part(job: Extraction, number: int, rows: np.ndarray) -> None:
     """Encodes one part. skipped.jsonl names the recordings that cannot be encoded before the part appears."""
-    index, settings = job.source.index, job.settings
-    skipped: list[dict[str, Any]] = []
-    encoded: dict[int, tuple[np.ndarray, Utterance]] = {}
-
-    def on_skip(row: int, reason: str) -> None:
-        skipped.append({"path": str(index.paths[row]), "reason": reason, "part": number, "id": str(index.ids[row])})
-
-    for row, frames in job.encode(rows, on_skip):
-        id, speaker, transcript = (str(column[row]) for column in (index.ids, index.speakers, index.transcripts))
-        utterance = Utterance(id, 0, len(frames), round(float(index.durations[row]), 6), speaker, transcript)
-        encoded[row] = frames.astype(settings["dtype"]), utterance
-    with (job.folder / SKIPPED).open("a", encoding="utf-8") as file:
-        for skip in sorted(skipped, key=lambda skip: (skip["id"], skip["reason"])):
-            file.write(json.dumps(skip, ensure_ascii=False) + "\n")
-    utterances = [encoded[row] for row in rows.tolist() if row in encoded]
-    path, width, dtype = job.path(number), job.run.outputs[settings["what"]][-1], settings["dtype"]
+    settings = job.settings
+    utterances = job.work.encoded(number, rows, job.encode)
+    path, width, dtype = job.work.path(number), job.run.outputs[settings["what"]][-1], settings["dtype"]
     if settings["format"] == "parquet":
         feature_tables.write_parquet(path, utterances, dtype=dtype)
     elif settings["format"] == "hdf5":
@@ -290,20 +218,15 @@ def _write_part(job: Extraction, number: int, rows: np.ndarray) -> None:
 
 
 def _finish(job: Extraction, summary: dict[str, Any], build_vocabulary: bool) -> None:
-    skipped = (job.folder / SKIPPED).read_text(encoding="utf-8").count("\n")
-    sizes = [part_size(job.path(number)) for number in range(len(job.parts))]
-    utterances, frames = map(sum, zip(*sizes, strict=True))
-    if not utterances:
-        raise UserError(f"no recording could be encoded; {job.folder / SKIPPED} gives the reasons")
-    summary |= dict(utterances=utterances, frames=frames, skipped=skipped)
+    summary |= job.work.totals(part_size)
     report = ""
     if job.settings["what"] == "codes":
         vocabulary, counts = _vocabulary(job, summary, build_vocabulary)
         summary |= counts
         report = _vocabulary_report(job, vocabulary, summary)
     write_metadata(job.folder, summary | {"complete": True})
-    hint = f"; {skipped:,} were skipped, see {job.folder / SKIPPED}" if skipped else ""
-    print(f"done: {utterances:,} recordings, {frames:,} frames in {job.folder}{hint}{report}", flush=True)
+    counts = f"{summary['utterances']:,} recordings, {summary['frames']:,} frames"
+    print(f"done: {counts} in {job.folder}{job.work.skipped_hint(summary['skipped'])}{report}", flush=True)
 
 
 def _vocabulary(job: Extraction, summary: dict[str, Any], build: bool) -> tuple[Vocabulary, dict[str, int]]:
@@ -337,7 +260,7 @@ def _print_start(job: Extraction, done: int) -> None:
     finished = f", {done} of them finished already" if done else ""
     print(
         f"extracting {what} of {job.run.path} ({settings['method']}, step {settings['step']}{via}): {len(index):,} "
-        f"recordings, {index.hours:,.2f} h, {len(job.parts)} part(s){finished}",
+        f"recordings, {index.hours:,.2f} h, {len(job.work.parts)} part(s){finished}",
         flush=True,
     )
 

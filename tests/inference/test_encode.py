@@ -183,3 +183,24 @@ def test_a_device_without_memory_names_the_setting_to_lower_and_the_value(run, s
     monkeypatch.setattr(type(run), "predictor", lambda self, keys, layer: without_memory)
     with pytest.raises(UserError, match=f"RESOURCE_EXHAUSTED.*{advice}"):
         dict(encode(run, source, range(2), **({"batch_seconds": 160.0} | lengths)))
+
+
+def test_pieces_without_overlap_are_as_recordings_of_their_own(run):
+    source = Waves([16000 * 5 + 300, 16000, 16000 * 2 + 399])
+    pieces = Pieces(source, np.arange(3), field=400, hop=320, max_samples=32000, overlap=False)
+    assert pieces.counts == {0: 3, 1: 1, 2: 1}
+    assert pieces.index.num_samples.tolist() == [32000, 32000, 16300, 16000, 32000]
+    assert pieces.starts.tolist() == [0, 32000, 64000, 0, 0]
+    found = dict(encode(run, source, keys=("local",), max_seconds=2.0, overlap=False))
+    for row in range(3):
+        own = np.flatnonzero(pieces.rows == row)
+        frames = [num_frames(int(pieces.index.num_samples[i]), run.config.encoder.conv_layers) for i in own]
+        assert pieces.sizes[own].tolist() == frames and len(found[row]["local"]) == sum(frames)
+
+
+def test_a_function_may_follow_the_model_on_the_device(run, source):
+    plain = dict(encode(run, source, range(3), keys=("context",)))
+    then = lambda arrays: {"sum": arrays["context"].sum(axis=-1, keepdims=True)}
+    for row, arrays in encode(run, source, range(3), keys=("context",), then=then):
+        assert arrays.keys() == {"sum"}
+        np.testing.assert_allclose(arrays["sum"][:, 0], plain[row]["context"].sum(axis=1), rtol=0, atol=2e-4)

@@ -3,13 +3,15 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from w2v_jax.core import config as configs
 from w2v_jax.core.cli import UserError
 from w2v_jax.data.index import WAVE, Form
 from w2v_jax.inference.encode import encode
-from w2v_jax.inference.run import open_run
+from w2v_jax.inference.run import fixed_run, open_run
+from w2v_jax.nn.encoders import MfccEncoder
 
 
 @pytest.mark.slow
@@ -64,3 +66,15 @@ def test_what_a_run_read_is_written_beside_it(run, tmp_path):
 
 def test_config_of_a_run_is_the_one_it_was_trained_with(run):
     assert configs.flatten(run.config)["encoder.width"] == 32
+
+
+def test_an_encoder_without_parameters_is_a_run_of_its_local_features():
+    mfcc = fixed_run("mfcc", MfccEncoder())
+    assert (mfcc.config.method, mfcc.step, mfcc.geometry, mfcc.form) == ("mfcc", 0, (400, 160), WAVE)
+    assert mfcc.outputs["local"] == (98, 39)
+    wave = np.random.default_rng(0).normal(size=(1, 4000)).astype(np.float32)
+    batch = dict(wave=wave, num_samples=np.array([4000]))
+    found = mfcc.predictor(("local",), None)(batch)
+    assert found["local"].shape == (1, 23, 39) and found["num_frames"].tolist() == [23]
+    with pytest.raises(NotImplementedError, match="mfcc features are not trained"):
+        mfcc.method.init(None, batch)

@@ -13,7 +13,8 @@ from parameters import random_params
 
 from w2v_jax.core import config as configs
 from w2v_jax.core.cli import UserError
-from w2v_jax.nn.encoders import BUILDERS, GivenEncoder, Wav2Vec2Encoder, causal_encoder, standardise
+from w2v_jax.nn.encoders import BUILDERS, GivenEncoder, MfccEncoder, Wav2Vec2Encoder, causal_encoder, standardise
+from w2v_jax.ops import mfcc
 
 CASES = [
     ("wav2vec2", "w2v2_base.py:tiny"),
@@ -111,3 +112,12 @@ def test_masked_frames_do_not_change_the_scale_of_the_others():
         np.testing.assert_allclose(y[row, :n][seen].mean(0), 0, atol=1e-5)
         np.testing.assert_allclose(y[row, :n][seen].std(0), 1, atol=1e-4)
         assert (y[row, :n][~seen] > 5).all() and not np.any(y[row, n:])
+
+
+def test_mfcc_are_frames_of_a_convolution_of_their_shape():
+    """They are no kind that a config names: nothing is trained on them but units."""
+    wave = jax.random.normal(jax.random.key(0), (2, 4_000))
+    encoded = MfccEncoder().apply({}, wave, jnp.asarray([4_000, 399]))
+    np.testing.assert_array_equal(encoded.local, mfcc.mfcc(wave, jnp.asarray([4_000, 399])))
+    assert encoded.num_frames.tolist() == [23, 0] and encoded.hidden is None
+    assert MfccEncoder().geometry == (mfcc.FIELD, mfcc.HOP)

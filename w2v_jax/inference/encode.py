@@ -48,6 +48,8 @@ def encode(
     batch_seconds: float = BATCH_SECONDS,
     margin_seconds: float = 0.0,
     workers: int = 0,
+    overlap: bool = True,
+    then: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] | None = None,
     on_skip: Callable[[int, str], None] | None = None,
 ) -> Iterator[tuple[int, EncodedArrays]]:
     """(row number, {key: array}) of each row of the source, in no particular order. Arrays hold valid frames only.
@@ -59,7 +61,10 @@ def encode(
     Rows are padded to a few fixed lengths, in batches of `batch_seconds`. Neither changes a feature beyond rounding. A
     recording longer than max_seconds, or than the positions that the model has learnt, is cut into equal pieces. They
     overlap by the samples of a frame, so that no frame is lost. Context, and norms over time, end with the piece, or
-    `margin_seconds` beyond it on either side.
+    `margin_seconds` beyond it on either side. Without `overlap`, pieces of max_seconds follow each other, and frames
+    over a cut are lost.
+
+    then: a function on the device of the arrays of a batch, padding included; what it returns takes their place.
 
     A row that cannot be read or has no frame goes to `on_skip` with the reason (default: a line on stderr). Raises
     UserError if source, run and quantizer do not fit, for keys that the method lacks, for a layer out of range, and
@@ -70,6 +75,8 @@ def encode(
     predict = run.predictor(keys, layer)
     if quantizer is not None:
         predict = _predict_from_audio(quantizer, run, predict)
+    if then is not None:
+        predict = _followed_by(then, predict)
     check_form(first, source)
     rows = np.arange(len(source.index)) if rows is None else np.asarray(rows, np.int64)
     if first.config.data.normalize and source.form == WAVE:
@@ -86,9 +93,8 @@ def encode(
     rows = rows[num_samples >= field]
     if not len(rows):
         return iter(())
-    pieces = Pieces(
-        source, rows, field=field, hop=hop, max_samples=max_samples, margin=int(margin_seconds * SAMPLE_RATE)
-    )
+    margin = int(margin_seconds * SAMPLE_RATE)
+    pieces = Pieces(source, rows, field=field, hop=hop, max_samples=max_samples, margin=margin, overlap=overlap)
     return _encode(pieces, predict, batch_seconds=batch_seconds, workers=workers, on_skip=on_skip)
 
 
@@ -176,6 +182,17 @@ def _predict_from_audio(quantizer: Run, run: Run, predict: Any) -> Any:
     return from_audio
 
 
+def _followed_by(then: Any, predict: Any) -> Any:
+    """`predict`, with the arrays that `then` makes of its own."""
+
+    def both(batch: dict[str, Any]) -> dict[str, jax.Array]:
+        arrays = dict(predict(batch))
+        num_frames = arrays.pop("num_frames")
+        return then(arrays) | {"num_frames": num_frames}
+
+    return both
+
+
 def _encode(
     pieces: Pieces, predict: Any, *, batch_seconds: float, workers: int, on_skip: Callable[[int, str], None]
 ) -> Iterator[tuple[int, EncodedArrays]]:
@@ -253,11 +270,29 @@ class Pieces:
     A piece holds whole frames: `field` samples each, one every `hop`. Pieces overlap by field - hop samples, so that
     they have all frames of the row. They have up to `margin` more samples on either side, whose frames are dropped.
     `rows` is the row of each piece and `counts` {row: number of pieces}. A piece gives its frames leads ..
-    leads + sizes.
+    leads + sizes. Without `overlap` pieces have max_samples, but for the last one, and share none.
     """
 
-    def __init__(self, source: Source, rows: np.ndarray, *, field: int, hop: int, max_samples: int, margin: int = 0):
+    def __init__(
+        self,
+        source: Source,
+        rows: np.ndarray,
+        *,
+        field: int,
+        hop: int,
+        max_samples: int,
+        margin: int = 0,
+        overlap: bool = True,
+    ):
         num_samples = source.index.num_samples[rows]
+        if not overlap:  # each piece is as a recording of its own
+            counts = (num_samples - field) // max_samples + 1
+            number = np.concatenate([np.arange(count) for count in counts])
+            self.starts = number * max_samples
+            lengths = np.minimum(np.repeat(num_samples, counts) - self.starts, max_samples)
+            self._set(source, rows, counts, lengths, (lengths - field) // hop + 1, np.zeros_like(lengths))
+            self.max_samples = max_samples
+            return
         frames, capacity = (num_samples - field) // hop + 1, (max_samples - field) // hop + 1
         margin = min(-(-margin // hop), (capacity - 1) // 2)  # frames
         counts = np.where(frames <= capacity, 1, -(-frames // (capacity - 2 * margin)))
@@ -267,11 +302,14 @@ class Pieces:
         begin, end = np.maximum(first - margin, 0), np.minimum(first + size + margin, total)
         self.starts = begin * hop
         lengths = np.where(end == total, np.repeat(num_samples, counts) - self.starts, (end - begin - 1) * hop + field)
+        self._set(source, rows, counts, lengths, np.minimum(size, total - first), first - begin)
+        self.max_samples = max_samples + hop  # the last piece ends with samples that make no whole frame
+
+    def _set(self, source: Source, rows: Any, counts: Any, lengths: Any, sizes: Any, leads: Any) -> None:
         self.source, self.form = source, source.form
-        self.leads, self.sizes = first - begin, np.minimum(size, total - first)
+        self.leads, self.sizes = leads, sizes
         self.rows = np.repeat(rows, counts)
         self.counts = dict(zip(rows.tolist(), counts.tolist(), strict=True))
-        self.max_samples = max_samples + hop  # the last piece ends with samples that make no whole frame
         ids = np.arange(len(self.rows)).astype(np.dtypes.StringDType())
         self.index: Index = dataclasses.replace(source.index.select(self.rows), ids=ids, num_samples=lengths)
 

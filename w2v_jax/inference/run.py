@@ -155,6 +155,20 @@ def open_run(path: Any, step: int | str | None = None, random: bool = False) -> 
     return Run(config, method, params, extra, int(step), digest, path, form, chosen)
 
 
+def fixed_run(name: str, encoder: Any) -> Run:
+    """An encoder of audio without parameters, such as log-mel features, as a run. It gives "local" features alone."""
+
+    def predict(params: Any, extra: Any, batch: Any) -> dict[str, Any]:
+        return {**encoder.apply({}, batch["wave"], jnp.asarray(batch["num_samples"])).record()}
+
+    def untrained(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError(f"{name} features are not trained")
+
+    config = configs.as_config(dict(method=encoder.kind, data=dict(normalize=False)))
+    method = Method(untrained, untrained, predict, dict, encoder.frames, encoder)
+    return Run(config, method, {}, {}, 0, "", pathlib.Path(name), WAVE)
+
+
 def digest_of(tree: PyTree) -> str:
     """16 hex digits of the SHA-256 of the paths and bytes of all leaves, which are equal for equal parameters."""
     digest = hashlib.sha256()

@@ -2,7 +2,7 @@
 
 `Wav2Vec2Encoder` is waveform -> convolutions -> (masking) -> Transformer (Baevski et al. 2020, section 2);
 `CausalEncoder` is waveform -> convolutions -> causal convolutions or a recurrent network (CPC, wav2vec, vq-wav2vec),
-`CodeEncoder` codes -> Transformer. `LogMelEncoder` and `GivenEncoder` learn nothing: the inputs to compare with.
+`CodeEncoder` codes -> Transformer. `LogMelEncoder`, `MfccEncoder` and `GivenEncoder` learn nothing.
 Their parameters live under params["encoder"], so that fine-tuning, probes, extraction and conversion can reuse them.
 """
 
@@ -22,7 +22,7 @@ from w2v_jax.nn.feature_encoder import ConvFrontend
 from w2v_jax.nn.layers import LayerNorm, gathered, linear, part, scale_gradient
 from w2v_jax.nn.recurrent import Recurrent
 from w2v_jax.nn.transformer import Transformer, transformer_fields
-from w2v_jax.ops import logmel
+from w2v_jax.ops import logmel, mfcc
 from w2v_jax.ops import random as noises
 from w2v_jax.ops.frames import ConvSpec, num_frames, receptive_field, valid_frames
 from w2v_jax.ops.random import Stream
@@ -300,6 +300,25 @@ class LogMelEncoder(FrameEncoder):
         """wave [B T]."""
         mel = logmel.log_mel(wave).astype(self.dtype)
         return Encoded(mel, mel, mel, None, self.frames(num_samples))
+
+
+class MfccEncoder(FrameEncoder):
+    """HuBERT's 39 MFCC as local features and context: what its first units are made of. It has no parameters."""
+
+    dtype: Any = jnp.float32
+
+    kind: ClassVar[str] = "mfcc"
+    reads: ClassVar[str] = "wave"
+
+    @property
+    def frame_layers(self) -> ConvSpec:
+        return mfcc.MFCC_LAYERS
+
+    @nn.compact
+    def __call__(self, wave, num_samples, *, masked=None, channels=None, noise=None, layer_key=None, collect=False):
+        """wave [B T]."""
+        cepstra = mfcc.mfcc(wave, num_samples).astype(self.dtype)
+        return Encoded(cepstra, cepstra, cepstra, None, self.frames(num_samples))
 
 
 def log_mel_encoder(config: Config, dtype: Any) -> LogMelEncoder:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import functools
-import pathlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from w2v_jax.core.config import as_config
 from w2v_jax.core.display import short_repr
-from w2v_jax.core.types import Method
-from w2v_jax.data.index import WAVE, Source
+from w2v_jax.data.index import Source
 from w2v_jax.inference.encode import BATCH_SECONDS, MAX_SECONDS, encode
-from w2v_jax.inference.run import Run
+from w2v_jax.inference.run import Run, fixed_run
 from w2v_jax.nn.encoders import LogMelEncoder
 
 
@@ -55,18 +51,7 @@ class Input(NamedTuple):
 @functools.cache
 def log_mel_input() -> Input:
     """Log-mel features, as a run without parameters."""
-    encoder = LogMelEncoder()
-
-    def predict(params: Any, extra: Any, batch: Any) -> dict[str, Any]:
-        encoded: Any = encoder.apply({}, batch["wave"], jnp.asarray(batch["num_samples"]))
-        return encoded.record()
-
-    def untrained(*_: Any, **__: Any) -> Any:
-        raise NotImplementedError("log-mel features are not trained")
-
-    config = as_config(dict(method="logmel", data=dict(normalize=False)))
-    method = Method(untrained, untrained, predict, dict, encoder.frames, encoder)
-    return Input("log-mel", Run(config, method, {}, {}, 0, "", pathlib.Path("log-mel"), WAVE), "local")
+    return Input("log-mel", fixed_run("log-mel", LogMelEncoder()), "local")
 
 
 def frame_centres(run: Run, frames: int) -> np.ndarray:

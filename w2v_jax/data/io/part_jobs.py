@@ -1,0 +1,141 @@
+"""Work that turns the recordings of a source into the parts of a folder, and goes on where it was stopped.
+
+`feature_files.py` describes the folder. The parts that are there are finished, because each appears whole. A second
+command must have the same settings. What cannot be read stands in skipped.jsonl before its part appears. A folder that
+was killed at any moment ends with the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from w2v_jax.core.cli import UserError
+from w2v_jax.core.display import short_repr
+from w2v_jax.core.files import write_whole
+from w2v_jax.core.progress import Progress
+from w2v_jax.core.units import SAMPLE_RATE
+from w2v_jax.data.index import SKIPPED, Source
+from w2v_jax.data.io.feature_files import METADATA, Utterance, read_metadata, write_metadata
+
+Encode = Callable[[np.ndarray, Callable[[int, str], None]], Iterator[tuple[int, np.ndarray]]]
+"""A function of rows and `on_skip` that gives (row, frames [F D]) of each row that can be encoded."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PartJob:
+    """The rows of each part, and where it goes. The `settings` stand in extract.json. noun: "extraction"."""
+
+    folder: pathlib.Path
+    source: Source
+    parts: list[np.ndarray]
+    settings: dict[str, Any]
+    noun: str
+    suffix: str
+
+    __repr__ = short_repr
+
+    def path(self, number: int) -> pathlib.Path:
+        """The file of a part."""
+        return self.folder / f"part-{number:05d}{self.suffix}"
+
+    def finished(self) -> set[int]:
+        """The numbers of the parts that are there."""
+        return {number for number in range(len(self.parts)) if self.path(number).exists()}
+
+    def begin(self, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Writes extract.json, unless it is there, and returns its content.
+
+        `check` may raise before anything is written. Raises UserError if the folder holds anything else.
+        """
+        settings = json.loads(json.dumps(self.settings))
+        summary = settings | dict(parts=len(self.parts), complete=False)
+        is_new = not (self.folder / METADATA).exists()
+        if not is_new:
+            old = read_metadata(self.folder, complete=False)
+            if changes := changed_settings(old, settings):
+                raise UserError(
+                    f"{self.folder} holds {_a(self.noun)} with other settings:{changes}\nChoose another --out, use the "
+                    "same settings, or delete the folder"
+                )
+        elif any(path.name != ".lock" for path in self.folder.iterdir()):
+            raise UserError(f"{self.folder} is not empty and holds no {self.noun}; choose another --out")
+        check()
+        if is_new:
+            write_metadata(self.folder, summary)
+        return summary
+
+    def write_missing(self, write: Callable[[int, np.ndarray], None], done: set[int]) -> None:
+        """Calls `write` with number and rows of each part that is not in `done`, and shows the progress."""
+        write_whole(self.folder / SKIPPED, self._skipped_lines(done))
+        index = self.source.index
+        progress = Progress(self.folder, index.hours)
+        for number, rows in enumerate(self.parts):
+            if number not in done:
+                write(number, rows)
+            for row in rows:
+                progress.add(float(index.durations[row]), is_new=number not in done)
+        progress.end(len(index))
+
+    def encoded(self, number: int, rows: np.ndarray, encode: Encode) -> list[tuple[np.ndarray, Utterance]]:
+        """The frames and the utterance of each row, in their order. Names the rows without any in skipped.jsonl."""
+        index = self.source.index
+        skipped: list[dict[str, Any]] = []
+        encoded: dict[int, tuple[np.ndarray, Utterance]] = {}
+
+        def on_skip(row: int, reason: str) -> None:
+            skipped.append({"path": str(index.paths[row]), "reason": reason, "part": number, "id": str(index.ids[row])})
+
+        for row, frames in encode(rows, on_skip):
+            id, speaker, transcript = (str(column[row]) for column in (index.ids, index.speakers, index.transcripts))
+            utterance = Utterance(id, 0, len(frames), round(float(index.durations[row]), 6), speaker, transcript)
+            encoded[row] = frames, utterance
+        with (self.folder / SKIPPED).open("a", encoding="utf-8") as file:
+            for skip in sorted(skipped, key=lambda skip: (skip["id"], skip["reason"])):
+                file.write(json.dumps(skip, ensure_ascii=False) + "\n")
+        return [encoded[row] for row in rows.tolist() if row in encoded]
+
+    def totals(self, size: Callable[[pathlib.Path], tuple[int, int]]) -> dict[str, int]:
+        """utterances, frames and skipped of the finished folder; `size` counts those of a part. Raises UserError."""
+        skipped = (self.folder / SKIPPED).read_text(encoding="utf-8").count("\n")
+        utterances, frames = map(sum, zip(*(size(self.path(number)) for number in range(len(self.parts))), strict=True))
+        if not utterances:
+            raise UserError(f"no recording could be encoded; {self.folder / SKIPPED} gives the reasons")
+        return dict(utterances=utterances, frames=frames, skipped=skipped)
+
+    def skipped_hint(self, skipped: int) -> str:
+        """What the last line of a command adds where something was left out."""
+        return f"; {skipped:,} were skipped, see {self.folder / SKIPPED}" if skipped else ""
+
+    def _skipped_lines(self, done: set[int]) -> list[str]:
+        """The lines of skipped.jsonl about the listing and the finished parts."""
+        lines = [json.dumps(skip._asdict(), ensure_ascii=False) for skip in self.source.index.skipped]
+        if (self.folder / SKIPPED).exists():
+            for line in (self.folder / SKIPPED).read_text(encoding="utf-8").split("\n"):
+                try:
+                    if json.loads(line).get("part") in done:
+                        lines.append(line)
+                except ValueError:  # cut by a kill: its part is not finished
+                    continue
+        return lines
+
+
+def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Lines that name the settings which differ from those of an older command; "" where none does."""
+    return "".join(f"\n  {key}: {old.get(key)!r} -> {value!r}" for key, value in new.items() if old.get(key) != value)
+
+
+def cut_into_parts(num_samples: np.ndarray, hours: float) -> list[np.ndarray]:
+    """The rows of each part, in order. A part begins after every `hours` of audio."""
+    starts = np.cumsum(num_samples) - num_samples
+    number = starts // max(1, round(hours * 3600 * SAMPLE_RATE))
+    return np.split(np.arange(len(num_samples)), np.flatnonzero(np.diff(number)) + 1)
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

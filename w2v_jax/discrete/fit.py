@@ -1,0 +1,242 @@
+"""Fits k-means to the frames of any amount of audio, in bounded memory, and goes on where it was stopped.
+
+A share of the recordings, in random order, is cut into pools of frames that fit in memory. A pass takes each pool
+once, in random batches. With one pool, its frames stay in memory; with more, they are computed anew in each pass. The
+settings are those of HuBERT's recipe (fairseq, examples/hubert/simple_kmeans/learn_kmeans.py), which gives them to
+scikit-learn's MiniBatchKMeans: k-means++ with 20 starts, batches of 10,000 frames, at most 100 passes, and an end after
+100 batches without a better smoothed inertia. A cluster that loses its frames is not placed anew.
+
+Differs: a pass takes each frame once, where scikit-learn draws frames with replacement from an array that holds all.
+Starts come from the first pool. Of several codebooks each has its own smoothed inertia, and the last one to improve
+ends the fit. The inertia that is reported is of a last pass over all frames, as scikit-learn's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from w2v_jax.core.cli import UserError
+from w2v_jax.core.display import short_repr
+from w2v_jax.data.index import Index, Source, hash_ids
+from w2v_jax.discrete.clustering import Clusters, nearest, start, updated
+from w2v_jax.discrete.frame_features import FrameFeatures
+
+NOT_FINITE = "its features are not finite"
+_TEXT = np.dtypes.StringDType()
+Skipped = Callable[[int, str], None]
+
+
+class Settings(NamedTuple):
+    """codebooks G of clusters V each. batch and pool are in frames; passes and patience end the fit."""
+
+    clusters: int
+    codebooks: int = 1
+    seed: int = 0
+    batch: int = 10_000
+    starts: int = 20
+    passes: int = 100
+    patience: int = 100
+    pool: int = 2_000_000
+
+    @property
+    def sample(self) -> int:
+        """Frames from which a start is drawn, and those by which it is judged."""
+        return 3 * max(self.batch, self.clusters)
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a fit is: what is saved, and all that it needs to go on. `place` is the next pool of the pass."""
+
+    clusters: Clusters
+    pass_number: int = 0
+    place: int = 0
+    batches: int = 0
+    smoothed: np.ndarray | None = None
+    best: np.ndarray | None = None
+    stale: np.ndarray | None = None
+
+    __repr__ = short_repr
+
+    def is_over(self, settings: Settings) -> bool:
+        stopped = self.stale is not None and int(self.stale.min()) >= settings.patience
+        return stopped or self.pass_number >= settings.passes
+
+    def note(self, inertia: np.ndarray, frames: int, total: int) -> None:
+        """Counts a batch and its inertia per frame [G], as scikit-learn's `_mini_batch_convergence` does.
+
+        The first batch is left out: its inertia is that of the start.
+        """
+        self.batches += 1
+        if self.batches == 1:
+            return
+        weight = min(1.0, 2.0 * frames / (total + 1))
+        self.smoothed = inertia if self.smoothed is None else (1 - weight) * self.smoothed + weight * inertia
+        if self.best is None or self.stale is None:
+            self.best, self.stale = self.smoothed.copy(), np.zeros(len(inertia), np.int64)
+            return
+        better = self.smoothed < self.best
+        self.best = np.where(better, self.smoothed, self.best)
+        self.stale = np.where(better, 0, self.stale + 1)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """As arrays, for a file."""
+        none = np.zeros(0)
+        arrays = {"centers": np.asarray(self.clusters.centers), "counts": np.asarray(self.clusters.counts)}
+        arrays |= {name: none if (x := getattr(self, name)) is None else x for name in ("smoothed", "best", "stale")}
+        return arrays | {"numbers": np.array([self.pass_number, self.place, self.batches])}
+
+    @classmethod
+    def of(cls, arrays: Any) -> Progress:
+        """The inverse of `arrays`."""
+        clusters = Clusters(jnp.asarray(arrays["centers"]), jnp.asarray(arrays["counts"]))
+        smoothed, best, stale = (arrays[n] if arrays[n].size else None for n in ("smoothed", "best", "stale"))
+        pass_number, place, batches = arrays["numbers"].tolist()
+        return cls(clusters, pass_number, place, batches, smoothed, best, stale)
+
+
+def some_share(index: Index, share: float, seed: int) -> np.ndarray:
+    """About `share` of the rows, in random order, chosen and ordered by a hash of each id and the seed.
+
+    The rows of a smaller share are among those of a larger one. There is at least one row.
+    """
+    hashes = hash_ids(np.array([f"{id} units {seed}" for id in index.ids.tolist()], _TEXT))
+    order = np.argsort(hashes, kind="stable")
+    return order[: max(1, math.ceil(share * len(order)))] if len(order) else order
+
+
+class Pools:
+    """The frames of rows of a source, in pools of at most `size` frames (but at least one recording).
+
+    A recording whose features cannot be computed, or are not finite, goes to `on_skip`. `on_row` is called with the
+    seconds of each recording as it is done.
+    """
+
+    def __init__(
+        self,
+        features: FrameFeatures,
+        source: Source,
+        rows: np.ndarray,
+        *,
+        size: int,
+        on_skip: Skipped,
+        on_row: Callable[[float], None] = lambda seconds: None,
+        **reading: Any,
+    ):
+        self.features, self.source, self.reading = features, source, reading
+        self.on_skip, self.on_row = on_skip, on_row
+        self.frames = features.num_frames(source.index.num_samples[rows])
+        cuts = np.flatnonzero(np.diff((np.cumsum(self.frames) - self.frames) // size)) + 1
+        self.rows, self.counts = np.split(rows, cuts), np.split(self.frames, cuts)
+        self.total = int(self.frames.sum())
+        self._kept: np.ndarray | None = None
+
+    __repr__ = short_repr
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def load(self, number: int) -> np.ndarray:
+        """The frames [N D] float32 of a pool, in the order of its rows."""
+        if self._kept is not None:
+            return self._kept
+        rows, counts = self.rows[number], self.counts[number]
+        first = dict(zip(rows.tolist(), (np.cumsum(counts) - counts).tolist(), strict=True))
+        frames, is_there = np.empty((int(counts.sum()), self.features.width), np.float32), np.zeros(counts.sum(), bool)
+        for row, arrays in self.features.encode(self.source, rows, on_skip=self._skip, **self.reading):
+            x = arrays["features"]
+            if np.isfinite(x).all():
+                frames[first[row] : first[row] + len(x)] = x
+                is_there[first[row] : first[row] + len(x)] = True
+                self.on_row(float(self.source.index.durations[row]))
+            else:
+                self._skip(row, NOT_FINITE)
+        frames = frames if is_there.all() else frames[is_there]
+        if len(self) == 1:
+            self._kept = frames
+        return frames
+
+    def _skip(self, row: int, reason: str) -> None:
+        self.on_skip(row, reason)
+        self.on_row(float(self.source.index.durations[row]))
+
+
+def begin(pools: Pools, settings: Settings, *, report: Callable[[int], None] = lambda start: None) -> Progress:
+    """The best of several k-means++ starts, for each codebook. Raises UserError where there are too few frames."""
+    frames = pools.load(0)
+    if len(frames) < settings.clusters:
+        raise UserError(too_few(settings.clusters, len(frames)))
+    key, rng = jax.random.key(settings.seed), np.random.default_rng([settings.seed, 1])
+    judge = jnp.asarray(_some(rng, frames, settings.sample))
+    best = None
+    for number in range(settings.starts):
+        report(number)
+        x = jnp.asarray(_some(rng, frames, settings.sample))
+        of_start = jax.random.fold_in(key, number)
+        found = jax.device_get(start(of_start, x, judge, count=settings.clusters, groups=settings.codebooks))
+        is_better = found[1] < best[1] if best else np.ones(settings.codebooks, bool)
+        best = [np.where(is_better.reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in zip(found, best or found)]
+    assert best
+    centers = jnp.asarray(best[0])
+    return Progress(Clusters(centers, jnp.zeros(centers.shape[:2])))
+
+
+def too_few(clusters: int, frames: int) -> str:
+    """What to say where there are more clusters than frames."""
+    return (
+        f"{clusters:,} clusters need as many frames, but there are {frames:,}: lower --clusters, raise --share, or "
+        "give more recordings"
+    )
+
+
+def passes(pools: Pools, settings: Settings, progress: Progress) -> Iterator[Progress]:
+    """Goes on with a fit until it is over. Yields after each pool, when the progress can be saved."""
+    while not progress.is_over(settings):
+        order = np.random.default_rng([settings.seed, 2, progress.pass_number]).permutation(len(pools))
+        number = int(order[progress.place])
+        frames = pools.load(number)
+        rng = np.random.default_rng([settings.seed, 3, progress.pass_number, number])
+        shuffled = rng.permutation(len(frames))
+        for rows in np.split(shuffled, range(settings.batch, len(frames), settings.batch)):
+            x, weight = np.zeros((settings.batch, frames.shape[1]), np.float32), np.zeros(settings.batch, np.float32)
+            x[: len(rows)], weight[: len(rows)] = frames[rows], 1.0
+            progress.clusters, inertia = updated(progress.clusters, jnp.asarray(x), jnp.asarray(weight))
+            progress.note(np.asarray(inertia, np.float64) / max(len(rows), 1), len(rows), pools.total)
+            if progress.is_over(settings):
+                break
+        progress.place += 1
+        if progress.place == len(pools):
+            progress.pass_number, progress.place = progress.pass_number + 1, 0
+        yield progress
+
+
+def measured(pools: Pools, settings: Settings, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(inertia per frame [G], counts [G V] of the units) over all frames."""
+    total, frames, counts = np.zeros(len(centers)), 0, np.zeros(centers.shape[:2], np.int64)
+    on_device = jnp.asarray(centers)
+    for number in range(len(pools)):
+        x = pools.load(number)
+        frames += len(x)
+        for first in range(0, len(x), settings.batch):
+            piece = np.zeros((settings.batch, x.shape[1]), np.float32)
+            size = len(x[first : first + settings.batch])
+            piece[:size] = x[first : first + settings.batch]
+            codes, distance, _ = jax.device_get(nearest(piece, on_device))
+            total += distance[:size].sum(axis=0, dtype=np.float64)
+            for g, own in enumerate(counts):
+                own += np.bincount(codes[:size, g], minlength=len(own))
+    return total / max(frames, 1), counts
+
+
+def _some(rng: np.random.Generator, frames: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` of the frames, drawn without replacement."""
+    if len(frames) <= count:
+        return frames
+    return frames[np.sort(rng.choice(len(frames), count, replace=False))]

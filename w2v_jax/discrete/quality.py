@@ -1,0 +1,74 @@
+"""What units tell about phones or letters in time: purities and phone-normalised mutual information (PNMI).
+
+From the joint histogram of (label, unit) over frames, as Hsu et al. 2021, section V-D, have it: phone purity is the
+share of frames whose label is the most frequent one of their unit; cluster purity, the share whose unit is the most
+frequent one of their label; PNMI, the mutual information as a share of the entropy of the labels. NumPy only.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Quality(NamedTuple):
+    """Shares between 0 and 1, and mean lengths of runs of one label or unit, in frames.
+
+    pnmi_by_chance: of the same units in random order. Many units for few frames tell something by chance alone.
+    """
+
+    phone_purity: float
+    cluster_purity: float
+    pnmi: float
+    pnmi_by_chance: float
+    labels: int
+    units: int
+    label_length: float
+    unit_length: float
+
+
+def histogram(labels: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Frames [A K] of each label, from 0, with each unit, from 0; labels and units are [N] of non-negative numbers."""
+    counts = np.zeros((int(labels.max(initial=0)) + 1, int(units.max(initial=0)) + 1), np.int64)
+    np.add.at(counts, (labels, units), 1)
+    return counts
+
+
+def purities(counts: np.ndarray) -> tuple[float, float]:
+    """(phone purity, cluster purity) of a joint histogram [A K]."""
+    total = max(counts.sum(), 1)
+    return float(counts.max(axis=0).sum() / total), float(counts.max(axis=1).sum() / total)
+
+
+def pnmi(counts: np.ndarray) -> float:
+    """The mutual information of a joint histogram [A K] as a share of the labels' entropy; 0 for a single label."""
+    joint = counts / max(counts.sum(), 1)
+    label, unit = joint.sum(axis=1), joint.sum(axis=0)
+    entropy = _entropy(label)
+    return (entropy + _entropy(unit) - _entropy(joint)) / entropy if entropy > 0 else 0.0
+
+
+def mean_run(rows: list[np.ndarray]) -> float:
+    """The mean length of runs of equal values, over arrays [F] whose ends end a run."""
+    runs = sum(1 + int((row[1:] != row[:-1]).sum()) for row in rows if len(row))
+    return sum(map(len, rows)) / runs if runs else 0.0
+
+
+def quality(labels: list[np.ndarray], units: list[np.ndarray], *, seed: int = 0) -> Quality:
+    """The quality of units [F] for labels [F] of each recording, in which -1 stands for no label."""
+    known = [(label[label >= 0], unit[label >= 0]) for label, unit in zip(labels, units, strict=True)]
+    all_labels = np.concatenate([label for label, _ in known])
+    all_units = np.concatenate([unit for _, unit in known])
+    counts = histogram(all_labels, all_units)
+    shuffled = histogram(all_labels, np.random.default_rng(seed).permutation(all_units))
+    used = counts.sum(axis=1) > 0, counts.sum(axis=0) > 0
+    phone_purity, cluster_purity = purities(counts)
+    lengths = mean_run([label for label, _ in known]), mean_run([unit for _, unit in known])
+    sizes = int(used[0].sum()), int(used[1].sum())
+    return Quality(phone_purity, cluster_purity, pnmi(counts), pnmi(shuffled), *sizes, *lengths)
+
+
+def _entropy(share: np.ndarray) -> float:
+    positive = share[share > 0]
+    return float(-(positive * np.log(positive)).sum())
