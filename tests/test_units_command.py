@@ -169,11 +169,12 @@ def test_letters_in_time_are_told_better_by_units_than_by_chance(model, tiny_cor
     labelled, dev = tmp_path / "units", tiny_corpus / "dev"
     run("label", "--model", model, "--root", dev, "--out", labelled)
     common = ("measure", "--units", labelled)
-    run(*common, "--alignment", "letters", "--root", dev, "--out", tmp_path / "letters.json")
+    run(*common, "--alignment", "letters", "--root", dev, "--out", tmp_path / "letters.json", "--abx")
     found = json.loads((tmp_path / "letters.json").read_text())
     (figures,) = found["codebooks"]
     assert 0.1 < figures["pnmi"] < 1 and figures["pnmi"] > 2 * figures["pnmi_by_chance"]
     assert f"PNMI            {figures['pnmi']:.4f} (units in random order:" in capsys.readouterr().out
+    assert 0 < found["abx_within"] < 0.45 and found["abx_across"] is None, "it has a single speaker"
     assert 5 < figures["label_length"] < 15, "a letter takes about 0.1 s"
     from w2v_jax.discrete.time_labels import corpus_letters
 
