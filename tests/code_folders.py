@@ -1,4 +1,4 @@
-"""Folders of codes as `w2v_jax.extract` writes them, and what damages their files."""
+"""Folders of codes and units as `w2v_jax.extract` and `w2v_jax.units` write them, and what damages their files."""
 
 import json
 import os
@@ -39,3 +39,19 @@ def cut(path, count=10):
 
 def edit(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def write_units(folder, lengths, *, clusters=20, groups=1, hop=HOP, model="abc", seed=0, ids=None, **changes):
+    """A folder of units [.. groups]: recordings of these seconds, in parts of three. Returns the units of each."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    ids = [f"u{number}" for number in range(len(lengths))] if ids is None else ids
+    written = [rng.integers(0, clusters, (int(seconds * 16_000) // hop, groups)) for seconds in lengths]
+    about = [Utterance(id, 0, 0, seconds) for id, seconds in zip(ids, lengths, strict=True)]
+    pairs = list(zip(written, about, strict=True))
+    parts = [pairs[i : i + 3] for i in range(0, len(pairs), 3)]
+    for number, part in enumerate(parts):
+        write_part(part_path(folder, number), part, width=groups, dtype="<u2")
+    metadata = dict(what="units", model=model, hop=hop, groups=groups, codes=clusters, parts=len(parts), complete=True)
+    write_metadata(folder, metadata | changes)
+    return written

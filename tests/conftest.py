@@ -1,6 +1,7 @@
 """Settings that must stand before jax is imported: eight CPU devices, no accelerator, quick compilation, one cache."""
 
 import atexit
+import gc
 import hashlib
 import os
 import pathlib
@@ -11,9 +12,11 @@ import filelock
 import pytest
 from commands import HASTE
 
-for flag in ("--xla_force_host_platform_device_count=8", *HASTE):
-    if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+flags = os.environ.get("XLA_FLAGS", "")
+for flag in ("--xla_force_host_platform_device_count=8", *(() if "optimization_level" in flags else HASTE)):
+    if flag.partition("=")[0] not in flags:
+        flags = f"{flags} {flag}".strip()
+os.environ["XLA_FLAGS"] = flags
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda pytest runs the same tests on a GPU
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -24,6 +27,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all workers and the
     atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(8 << 30))  # any limit makes JAX lock what it writes
+
+gc.set_threshold(100_000, 20, 50)  # tracing makes many objects, few of them garbage: a tenth of the time
 
 
 LONGEST = "contract extract export finetune ctc estimate probe scaling train bench meshes".split()

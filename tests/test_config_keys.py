@@ -35,7 +35,7 @@ BY_INFERENCE = {"encoder": {"padding_aware"}}
 """Every run is opened with it switched on (inference/run.py), whether its encoder asks for it or not."""
 ELSEWHERE = {  # section: what reads it, each as SECTION.KEY
     "init": ("training/warm_start.py", "train.py"),
-    "data": ("training/dataset.py", "data/sources/*.py", "core/units.py", "train.py", "data/transcripts.py"),
+    "data": ("training/dataset.py", "data/sources/*.py", "core/units.py", "train.py", "data/t*.py"),
     "probe": ("probing/live.py", "train.py"),
     "sharding": ("training/sharding.py", "train.py"),
     "train": ("train.py", "training/*.py"),

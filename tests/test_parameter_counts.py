@@ -35,8 +35,11 @@ def counts(config) -> dict[str, int]:
         ("w2v2_base.py", {}, 95_044_608, 94_371_712),
         ("w2v2_large.py", {}, 317_390_592, 315_438_720),
         ("w2v2_large.py", dict(conv_norm="group", conv_bias=False), 317_380_864, 315_428_992),
+        ("hubert_base.py", {}, 94_697_600, 94_371_712),
+        ("hubert_large.py", {}, 316_609_408, 315_435_136),
+        ("hubert_xlarge.py", {}, 964_321_664, 962_493_824),
     ],
-    ids=["base", "large", "large_group_norm"],
+    ids=["base", "large", "large_group_norm", "hubert_base", "hubert_large", "hubert_xlarge"],
 )
 def test_model_has_as_many_parameters_as_the_published_one(file, overrides, total, trunk):
     config = configs.load(str(CONFIGS / file))

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 
+import jax
 import pytest
 from commands import ROOT, environment, free_port, training
 
@@ -132,6 +133,7 @@ def test_killed_run_resumes_bit_equal_with_the_same_rows(shared, whole, tmp_path
         ("vq_wav2vec.py:kmeans_tiny", ("--config.quantizer.restart=0.5", "--config.quantizer.init_iterations=3")),
         ("bert_codes_base.py:tiny", ()),
         ("finetune.py:tiny", ()),
+        ("hubert_base.py:tiny", ()),
     ],
 )
 def test_every_method_resumes_bit_equal(shared, tmp_path, config, extra):
@@ -326,6 +328,15 @@ def test_a_port_in_use_is_named_by_process_0():
         assert train.process_of(f"[::1]:{port},2,1") == dict(
             coordinator_address=f"[::1]:{port}", num_processes=2, process_id=1
         )
+
+
+def test_a_device_without_memory_is_named_with_what_to_lower(shared, tmp_path, monkeypatch):
+    without_memory = lambda *_: jax.numpy.zeros((1 << 46,)).block_until_ready()
+    monkeypatch.setattr(train.step, "updates", lambda *_: lambda n: without_memory)
+    words = [f"--config.{key}={value}" for key, value in shared.items()]
+    with pytest.raises(UserError, match="RESOURCE_EXHAUSTED.*give the same command with --config") as raised:
+        train.main([f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *words])
+    assert "\n" not in str(raised.value)
 
 
 def test_a_bucket_is_not_taken_for_a_folder(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from w2v_jax.core.cli import (
     count_argument,
     expand_home,
     path_argument,
+    positive,
     run_command,
     step_argument,
 )
@@ -146,9 +147,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--text", action="store_true", help="of codes: also write the tokens as text, one line per recording")
     add("--build-vocabulary", action="store_true", help="of codes: count them and write the vocabulary to the run")
     add("--min-seconds", type=float, default=0.0, metavar="S", help="skip shorter recordings")
-    add("--max-seconds", type=_positive, default=MAX_SECONDS, metavar="S", help="cut longer ones (default: 80)")
-    add("--part-hours", type=_positive, default=0.5, metavar="H", help="audio per part (default: 0.5)")
-    add("--batch-seconds", type=_positive, default=BATCH_SECONDS, metavar="S", help="audio at once (default: 160)")
+    add("--max-seconds", type=positive, default=MAX_SECONDS, metavar="S", help="cut longer ones (default: 80)")
+    add("--part-hours", type=positive, default=0.5, metavar="H", help="audio per part (default: 0.5)")
+    add("--batch-seconds", type=positive, default=BATCH_SECONDS, metavar="S", help="audio at once (default: 160)")
     add("--workers", type=count_argument, default=0, metavar="N", help="threads that read (default: one per core)")
     args = parser.parse_args(argv)
     if (args.layer is not None) + (args.layers is not None) != (args.what == "hidden"):
@@ -160,13 +161,6 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     if args.what != "codes" and (args.text or args.build_vocabulary):
         parser.error("--text and --build-vocabulary need --what codes")
     return args
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
-    return value
 
 
 def make_job(args: argparse.Namespace, run: Run, quantizer: Run | None, *, source: Source) -> Extraction:

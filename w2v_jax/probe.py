@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax.core.cli import count_argument, expand_home, path_argument, run_command, table
+from w2v_jax.core.cli import count_argument, expand_home, path_argument, positive, run_command, table
 from w2v_jax.core.files import write_whole
 from w2v_jax.data import source_names
 from w2v_jax.data.index import WAVE
-from w2v_jax.inference.encode import check_keys
+from w2v_jax.inference.encode import BATCH_SECONDS, MAX_SECONDS, check_keys
 from w2v_jax.inference.run import Run, open_run
 from w2v_jax.probing.inputs import Input, log_mel_input
 from w2v_jax.probing.labels import LABELS, LabelledPart, RecordingLabels, open_parts
@@ -58,8 +58,9 @@ def compare_inputs(args: argparse.Namespace) -> int:
             results.append(result)
             print(f"  {_result_line(result)}", flush=True)
     codes = []
-    for run in {id(features.run): features.run for features in inputs if "codes" in features.run.outputs}.values():
-        name, shares = f"{run.path.name}{'' if run.step else UNTRAINED}", code_information(run, test)
+    for features in {id(features.run): features for features in inputs if "codes" in features.run.outputs}.values():
+        run, shares = features.run, code_information(features, test)
+        name = f"{run.path.name}{'' if run.step else UNTRAINED}"
         codes.append({"name": name, "groups": shares})
         groups = ", ".join(f"{share:.1%}" for share in shares)
         print(f"  the codes of {name} carry {groups} of the information in the label (per group of codes, over frames)")
@@ -107,6 +108,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--hours", type=float, default=0.0, metavar="H", help="use at most H hours of each part (default: all)")
     add("--no-random", action="store_true", help="leave out the models before training")
     add("--out", required=True, type=path_argument, metavar="DIR", help="folder for probe.json and probe.png")
+    add("--max-seconds", type=positive, default=MAX_SECONDS, metavar="S", help="cut longer recordings (default: 80)")
+    add("--batch-seconds", type=positive, default=BATCH_SECONDS, metavar="S", help="audio at once (default: 160)")
     add("--workers", type=count_argument, default=0, metavar="N", help="threads that read (default: one per core)")
     args = parser.parse_args(argv)
     if min(args.segments) < 1:
@@ -121,14 +124,16 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def make_inputs(args: argparse.Namespace) -> list[Input]:
     """Log-mel features, then the layers of every run, each run followed by the same model before training."""
-    inputs = [log_mel_input()]
+    lengths = dict(batch_seconds=args.batch_seconds, max_seconds=args.max_seconds)
+    inputs = [log_mel_input()._replace(**lengths)]
     quantizer = open_run(args.quantizer) if args.quantizer else None
     for path in args.run:
         for suffix in ("",) if args.no_random else ("", UNTRAINED):
             run = open_run(path, random=bool(suffix))
             for what, layer in layers_of(run, args.layer):
                 name = f"{pathlib.Path(path).name} {what if layer is None else f'layer {layer}'}{suffix}"
-                inputs.append(Input(name, run, what, layer, None if run.form == WAVE else quantizer))
+                reads_codes = run.form != WAVE
+                inputs.append(Input(name, run, what, layer, quantizer if reads_codes else None, **lengths))
     return inputs
 
 

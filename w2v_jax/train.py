@@ -26,7 +26,7 @@ import numpy as np
 
 from w2v_jax import methods
 from w2v_jax.core import config as configs
-from w2v_jax.core.cli import UserError, expand_home, run_command, table
+from w2v_jax.core.cli import UserError, expand_home, out_of_memory, run_command, table
 from w2v_jax.core.config import Config
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.types import Mean, Method, PyTree, State
@@ -103,6 +103,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         return run(config, pathlib.Path(args.workdir).absolute())
     except jax.errors.JaxRuntimeError as error:
+        if reason := out_of_memory(error):
+            raise UserError(estimates.exhausted(config, reason)) from None
         if jax.process_count() > 1:
             reason = str(error).partition("\n")[0]
             print(
@@ -288,6 +290,7 @@ def local_batches(training: Training, *, held_out: bool, first: int = 0) -> Iter
         units=sharding.local_units(training.mesh, plan.units, 1 if held_out else training.parts),
         normalize=config.normalize,
         labels=data.eval_labels if held_out else data.train_labels,
+        targets=data.eval_targets if held_out else data.train_targets,
         loader=config.loader,
         workers=config.workers,
     )

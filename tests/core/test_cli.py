@@ -8,6 +8,8 @@ import pathlib
 import re
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from w2v_jax.core import config as configs
@@ -19,7 +21,9 @@ from w2v_jax.core.cli import (
     expand_home,
     imported,
     one_line,
+    out_of_memory,
     path_argument,
+    positive,
     run_command,
     some_of,
     step_argument,
@@ -105,11 +109,26 @@ def test_a_module_that_lacks_one_of_its_own_imports_is_not_called_missing(tmp_pa
         imported("half_made", "config.method", "make")
 
 
+def test_only_the_error_of_a_device_without_memory_is_called_so():
+    with pytest.raises(jax.errors.JaxRuntimeError) as raised:
+        jnp.zeros((1 << 46,)).block_until_ready()
+    assert out_of_memory(raised.value).startswith("RESOURCE_EXHAUSTED: Out of memory allocating")
+    assert not out_of_memory(jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK"))
+    assert not out_of_memory(MemoryError())
+
+
 def test_a_count_is_a_whole_number_and_never_negative():
     assert count_argument("0") == 0
     for text in ("-1", "1.5", "many", ""):
         with pytest.raises(argparse.ArgumentTypeError, match="whole number of at least 0"):
             count_argument(text)
+
+
+def test_a_length_in_seconds_is_above_0():
+    assert positive("0.5") == 0.5
+    for text in ("0", "-1", "nan"):
+        with pytest.raises(argparse.ArgumentTypeError, match="must be above 0"):
+            positive(text)
 
 
 def test_a_step_is_a_number_or_the_best_or_the_newest():

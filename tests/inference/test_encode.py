@@ -5,6 +5,7 @@ import json
 import shutil
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -172,6 +173,16 @@ def test_batches_have_a_few_lengths_down_to_about_a_second():
         assert lengths[0] == longest and lengths == sorted(set(lengths), reverse=True)
         assert all(short > 0.65 * long for long, short in zip(lengths, lengths[1:]))
         assert lengths[-1] < 2 * SHORTEST_SECONDS * 16000 and len(lengths) < 15
+
+
+@pytest.mark.parametrize(
+    ("lengths", "advice"), [({}, "160 s.* --batch-seconds=80$"), ({"batch_seconds": 1.0}, " --max-seconds=40$")]
+)
+def test_a_device_without_memory_names_the_setting_to_lower_and_the_value(run, source, monkeypatch, lengths, advice):
+    without_memory = lambda batch: jnp.zeros((1 << 46,)).block_until_ready()
+    monkeypatch.setattr(type(run), "predictor", lambda self, keys, layer: without_memory)
+    with pytest.raises(UserError, match=f"RESOURCE_EXHAUSTED.*{advice}"):
+        dict(encode(run, source, range(2), **({"batch_seconds": 160.0} | lengths)))
 
 
 def test_pieces_without_overlap_are_as_recordings_of_their_own(run):

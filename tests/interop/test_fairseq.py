@@ -8,6 +8,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from batches import wave_batch
 from test_torch_file import Call, tensor, write_stream, write_zip
 
 from w2v_jax import convert, extract
@@ -80,6 +81,32 @@ def test_golden_checkpoint_gives_the_golden_outputs(tmp_path, name, old, capsys)
     for key, theirs in expected.items():
         ours = np.asarray(found[key]).transpose(0, 2, 1)
         assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max(), key
+
+
+def test_pretrained_hubert_is_read_with_its_classes_and_the_rate_of_its_labels(tmp_path):
+    settings, params, _ = golden("hubert_base_100hz")
+    model = {k: v for k, v in settings.items() if k not in ("classes", "loss_weights")}
+    cfg = {"model": model | {"label_rate": "${task.label_rate}"}, "criterion": {"loss_weights": [5.0]}}
+    path = checkpoint(tmp_path / "x.pt", params, cfg=omegaconf(cfg | {"task": {"label_rate": 100, "normalize": False}}))
+    assert convert.main(["--from", str(path), "--to", str(tmp_path / "run")]) == 0
+    run = open_run(tmp_path / "run")
+    loss, data = run.config.loss, run.config.data
+    assert run.config.method == "hubert" and data.targets_hop == 160 and not data.normalize
+    assert (loss.classes, loss.extra_classes, loss.penalty_weight, loss.untied) == ((16,), 4, 5.0, True)
+    np.testing.assert_array_equal(run.params["label_embeddings"], params["label_embs_concat"])
+    assert "hidden" in jax.eval_shape(run.method.predict, run.params, run.extra, wave_batch([16_000], 16_000))
+    for changes, match in (
+        ({"label_rate": 30}, "label_rate=30 is not supported"),
+        ({"target_glu": True}, "target_glu="),
+        ({"final_dim": 8}, "another shape"),
+    ):
+        path = checkpoint(tmp_path / "y.pt", params, cfg=omegaconf({"model": settings | changes}))
+        with pytest.raises(UserError, match=match):
+            fairseq.read_fairseq(path)
+    settings, params, _ = golden("hubert_base_two_untied")
+    path = checkpoint(tmp_path / "z.pt", params, cfg=omegaconf({"model": settings}))
+    with pytest.raises(UserError, match="HuBERT of 2 label sets is not supported"):
+        fairseq.read_fairseq(path)
 
 
 def fine_tuned(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -54,7 +54,7 @@ def case():
 
 def test_ctc_sums_the_probability_of_every_alignment(case):
     logits, frames, tokens, count = case
-    found, possible = losses.ctc(*map(jnp.asarray, case))
+    found, possible = jax.jit(losses.ctc)(*case)
     assert possible.tolist() == [True, True, True, True, False, False]
     for row in range(4):
         expected = loss_by_enumeration(logits[row], frames[row], tokens[row, : count[row]])
@@ -65,11 +65,11 @@ def test_transcripts_without_an_alignment_have_no_loss_and_no_gradient(case):
     logits, *rest = map(jnp.asarray, case)
     logits = logits.at[4, 0, 0].set(jnp.inf)  # whatever the model says there
     total = lambda x: losses.ctc(x, *rest)[0].sum()
-    gradient = jax.grad(total)(logits)
+    gradient = jax.jit(jax.grad(total))(logits)
     assert np.isfinite(gradient).all()
     assert not np.any(gradient[4:])
     assert np.any(gradient[:4], axis=(1, 2)).all()
-    np.testing.assert_array_equal(losses.ctc(logits, *rest)[0][4:], 0)
+    np.testing.assert_array_equal(jax.jit(losses.ctc)(logits, *rest)[0][4:], 0)
 
 
 def test_frames_and_tokens_of_padding_change_neither_loss_nor_gradient(case):
@@ -77,8 +77,8 @@ def test_frames_and_tokens_of_padding_change_neither_loss_nor_gradient(case):
     wide = np.pad(logits, ((0, 0), (0, 3), (0, 0)), constant_values=7.0)
     long = np.pad(tokens, ((0, 0), (0, 2)), constant_values=3)
     total = lambda x, t: losses.ctc(x, jnp.asarray(frames), jnp.asarray(t), jnp.asarray(count))[0].sum()
-    a, ga = jax.value_and_grad(total)(jnp.asarray(logits), tokens)
-    b, gb = jax.value_and_grad(total)(jnp.asarray(wide), long)
+    a, ga = jax.jit(jax.value_and_grad(total))(logits, tokens)
+    b, gb = jax.jit(jax.value_and_grad(total))(wide, long)
     np.testing.assert_allclose(a, b, rtol=1e-6)
     np.testing.assert_allclose(ga, gb[:, :F], atol=1e-6)
     assert not np.any(gb[:, F:])
@@ -89,7 +89,7 @@ def test_token_errors_are_the_edit_distance_of_the_best_path():
     logits = rng.normal(size=(40, 12, A)).astype(np.float32) * 3
     frames, count = rng.integers(0, 13, 40), rng.integers(0, 8, 40)
     tokens = rng.integers(1, A, (40, 7))
-    found = losses.token_errors(*map(jnp.asarray, (logits, frames, tokens, count)))
+    found = jax.jit(losses.token_errors)(logits, frames, tokens, count)
     for row in range(40):
         said = collapse(logits[row, : frames[row]].argmax(-1).tolist())
         assert found[row] == edit_distance(said, tokens[row, : count[row]].tolist())
@@ -228,7 +228,7 @@ def test_features_are_read_as_an_encoder_would_give_them():
     with config.unlocked():
         config.encoder = dict(kind="features", hop=320, padding_aware=True, frozen=True, frozen_steps=0)
     method, params, extra = start(config)
-    found = method.predict(params, extra, batch_of())
+    found = jax.jit(method.predict)(params, extra, batch_of())
     assert found["logits"].shape == (4, 25, 8)
     np.testing.assert_array_equal(
         found["logits_valid"].sum(axis=1), ctc.make(config).output_frames(batch_of()["num_samples"])
@@ -238,9 +238,10 @@ def test_features_are_read_as_an_encoder_would_give_them():
 def test_masks_are_drawn_in_training_only():
     config = config_of("acoustic_logmel", masking__time_prob=0.5, masking__channel_prob=0.5)
     method, params, extra = start(config)
-    loss = lambda key, train: float(
-        method.loss(params, extra, batch_of(), jax.random.key(key), jnp.int32(0), train=train)[0].total
+    total = jax.jit(
+        lambda key, train: method.loss(params, extra, batch_of(), key, 0, train=train)[0].total, static_argnums=1
     )
+    loss = lambda key, train: float(total(jax.random.key(key), train))
     assert loss(1, True) != loss(2, True)
     assert loss(1, False) == loss(2, False)
 
@@ -249,9 +250,9 @@ def test_first_updates_are_without_dropout_and_masks():
     config = config_of("acoustic_logmel", masking__time_prob=0.5, acoustic__dropout=0.5, acoustic__clean_steps=3)
     method, params, extra = start(config)
     ((last, clean),) = method.early
-    at = lambda loss, key, train=True: float(
-        loss(params, extra, batch_of(), jax.random.key(key), jnp.int32(0), train=train)[0].total
-    )
+    total = lambda loss, key, train: loss(params, extra, batch_of(), key, 0, train=train)[0].total
+    total = jax.jit(total, static_argnums=(0, 2))
+    at = lambda loss, key, train=True: float(total(loss, jax.random.key(key), train))
     assert last == 3 and at(clean, 1) == at(clean, 2) == pytest.approx(at(method.loss, 1, train=False), rel=1e-6)
     assert at(method.loss, 1) != at(method.loss, 2)
     assert ctc.make(configs.changed(config, {"acoustic.clean_steps": 0})).early == ()

@@ -20,9 +20,10 @@ def test_an_input_encodes_only_what_it_reads(monkeypatch):
         yield 3, {"hidden": np.ones((2, 4)), "other": None}
 
     monkeypatch.setattr(inputs, "encode", encode)
-    ((row, found),) = Input("layer 2", "run", "hidden", 2, "quantizer").encode("source")
+    ((row, found),) = Input("layer 2", "run", "hidden", 2, "quantizer", 20.0, 10.0).encode("source")
     assert row == 3 and found.shape == (2, 4)
-    assert calls == [(("run", "source"), dict(keys=("hidden",), layer=2, quantizer="quantizer"))]
+    lengths = dict(batch_seconds=20.0, max_seconds=10.0)
+    assert calls == [(("run", "source"), dict(keys=("hidden",), layer=2, quantizer="quantizer", **lengths))]
 
 
 def test_log_mel_features_are_a_run_without_parameters_that_is_made_once():

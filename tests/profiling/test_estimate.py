@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from types import SimpleNamespace
 
 import jax
@@ -18,10 +19,12 @@ from w2v_jax.methods import wav2vec2
 from w2v_jax.profiling import estimate as estimates
 from w2v_jax.profiling import flops
 from w2v_jax.profiling.estimate import (
+    LESS,
     ROOM,
     Target,
     compiled_memory,
     estimated,
+    exhausted,
     fits,
     grid,
     lower_update,
@@ -211,6 +214,17 @@ def test_policies_that_keep_less_than_the_config_are_suggested():
     assert found == [frontend, products, full]
     config = load(BASE, [("encoder.remat_layers", "products")])  # its frontend is "auto": "full" on the target
     assert [flags for flags in memory_options(config, target) if "remat" in str(flags)] == [full]
+
+
+def test_an_update_without_memory_is_told_with_flags_that_take_clearly_less():
+    config = load(f"{BASE}:tiny", [("data.device_seconds", "16.0"), ("sharding.data", "1")])
+    said = exhausted(config, "RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes")
+    (flag,) = re.findall(r"--config\.(\S+)", said)
+    key, value = flag.rstrip(".").split("=")
+    assert key == "data.device_seconds" and float(value) < 16
+    one = Target("here", jax.device_count(), 1e9, 1e12, 1e12)
+    before, after = (estimated(c, one).memory for c in (config, changed(config, {key: float(value)})))
+    assert after <= LESS * before and "allocating 99 bytes" in said and "\n" not in said
 
 
 def test_float32_is_slower_where_the_device_is():

@@ -109,6 +109,13 @@ def test_a_batch_holds_the_elements_and_transcripts_that_the_config_reads():
         assert all(np.array_equal(batch[each], again[each]) for each in batch), "the seed decides"
 
 
+def test_random_units_are_clusters_of_each_label_set_at_their_rate():
+    config = load("configs/hubert_base.py:tiny", [("loss.classes", "7,30"), ("data.targets_hop", "160")])
+    units = random_batch.random_batch(config, 8, 32_000)["targets"]
+    assert units.shape == (8, 2, 200) and units.dtype == np.int32 and units.min() == 0
+    assert units.max(axis=(0, 2)).tolist() == [6, 29]
+
+
 def test_random_codes_and_letters_are_none_of_the_special_ones():
     config = load("configs/bert_codes_small.py:tiny")
     codes = random_batch.random_batch(config, 4, 64_000)["codes"]

@@ -1,5 +1,7 @@
 """Curves: drawn from any rows, with the panels and levels that the method logs."""
 
+import math
+
 import pytest
 from test_console import LEVELS, row
 
@@ -58,3 +60,20 @@ def test_panels_are_those_of_what_was_logged(tmp_path, monkeypatch):
     assert figures[2].axes[1].get_ylim()[1] > 1.0, "the level of saying nothing is in the panel"
     assert "blank 0.90  err 0.400" in console.progress_line(rows[0], 2)
     assert "saying nothing 1.000" in console.legend({"error_silent": 1.0})
+
+
+def test_units_are_drawn_beside_their_labels(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), open(path, "w").close()))
+    both = dict(accuracy=0.3, unmasked_accuracy=0.5, loss=2.0, unmasked_loss=1.5)
+    rows = [both | dict(step=s, split="train", label_entropy=math.log(8), prediction_perplexity=4.0) for s in (1, 2)]
+    curves.draw_curves([*rows, dict(step=2, split="train", label_entropy=None)], tmp_path / "curves.png")
+    loss, accuracy, units = figures[0].axes[:3]
+    shown = lambda ax: [text.get_text() for text in ax.get_legend().get_texts()]
+    assert shown(loss) == ["train", "unmasked train", "entropy of the labels, train"]
+    assert shown(accuracy) == ["train", "unmasked train"] and shown(units) == ["predicted train", "labels train"]
+    assert units.get_title(loc="left") == "Units in use (perplexity)"
+    assert [line.get_ydata()[0] for line in units.lines] == pytest.approx([4.0, 8.0, 1.0])
+    assert "entropy  2.079" in console.progress_line(rows[0], 2)

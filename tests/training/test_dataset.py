@@ -16,7 +16,8 @@ from w2v_jax.core import config as configs
 from w2v_jax.core.cli import UserError
 from w2v_jax.data.index import WAVE, Form
 from w2v_jax.data.transcripts import Alphabet, Labels
-from w2v_jax.training.dataset import Data, form_of, micro_batch, open_data
+from w2v_jax.training import workdir
+from w2v_jax.training.dataset import Data, fingerprints, form_of, micro_batch, open_data
 
 
 def acoustic(corpus, **changes):
@@ -96,6 +97,57 @@ def test_an_alphabet_of_a_start_that_failed_gives_way_to_a_corrected_one(tiny_co
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     data = open_data(acoustic(tiny_corpus), 8, 8, path=tmp_path)
     assert data.train_labels.alphabet.tokens[-1] == "ß", "now it has"
+
+
+@pytest.fixture(scope="module")
+def letters(tiny_corpus):
+    """The config of HuBERT on a corpus whose letters are its units; `section__key=value` changes it."""
+
+    def load(**changes):
+        overrides = {"data.root": str(tiny_corpus), "data.loader": "threads"}
+        overrides |= {key.replace("__", "."): str(value) for key, value in changes.items()}
+        return configs.load(f"{ROOT / 'configs' / 'hubert_base.py'}:tiny", list(overrides.items()))
+
+    return load
+
+
+def test_units_are_read_for_both_parts_and_told_in_what_a_run_keeps(letters, tiny_corpus, tmp_path):
+    data = open_data(letters(), 8, 8, path=tmp_path)
+    folder = tiny_corpus.with_name("synthetic-letters")
+    assert folder.is_dir(), "the letters of a self-made corpus lie beside it"
+    for targets, source in ((data.train_targets, data.train), (data.eval_targets, data.eval)):
+        assert len(targets.rows) == len(source.index) > 0
+    assert micro_batch(data, 8, 32_000, parts=2)["targets"].shape == (4, 1, 100)
+    (kept,) = fingerprints(data)["targets"]
+    assert kept.startswith("letters, 1 x 21 clusters, hop 320, ")
+    other = open_data(letters(data__train_hours=0.01, data__targets=folder), 4, 4, path=tmp_path)
+    assert fingerprints(other)["targets"] != [kept]
+
+
+def test_a_run_goes_on_with_moved_units_and_with_no_others(letters, tiny_corpus, tmp_path):
+    def go_on(**changes):
+        config = letters(**changes)
+        with workdir.open_workdir(tmp_path / "run", config, active=True):
+            workdir.check_data(tmp_path / "run", config, fingerprints(open_data(config, 8, 8, path=tmp_path)))
+
+    go_on()
+    (tmp_path / "run" / "checkpoints" / "4").mkdir(parents=True)
+    moved = shutil.copytree(tiny_corpus.with_name("synthetic-letters"), tmp_path / "moved")
+    go_on(data__targets=moved)
+    about = json.loads((moved / "extract.json").read_text())
+    (moved / "extract.json").write_text(json.dumps(about | {"model": "another"}))
+    with pytest.raises(UserError, match=r"(?s)the data are not those.*targets: .*letters, 1 x 21.*another, 1 x 21"):
+        go_on(data__targets=moved)
+
+
+def test_units_without_recordings_and_speeds_are_refused(letters, tiny_corpus, tmp_path):
+    config = letters(data__name="folder", data__hours=0)
+    with pytest.raises(UserError, match="data.targets is empty: this method learns to predict units"):
+        open_data(config, 8, 8, path=tmp_path)
+    with config.unlocked():
+        config.data.speeds = (0.9, 1.1)
+    with pytest.raises(UserError, match="data.speeds would part the recordings from their data.targets"):
+        open_data(config, 8, 8, path=tmp_path)
 
 
 def data_of(form=WAVE, labels=None) -> Data:

@@ -286,3 +286,42 @@ def test_the_outcome_says_how_a_run_ended():
     }
     assert outcome(errors_of(0.8, 1.0), stopping(), OF_CTC)["on_plateau"]
     assert outcome([], stopping(), OF_CTC) == {"best": None, "ended_early": "", "on_plateau": False}
+
+
+def predicting(gain, every=10, **values):
+    """A run of HuBERT: at the entropy of the labels for a while, with one unit everywhere, then below by the gain."""
+    for i in range(1, 200):
+        learnt = gain * min(max(i - 20, 0), 60) / 60
+        row = {"step": i * every, "split": "train", "loss": 2.7 - learnt, "label_entropy": 2.6, "accuracy": 0.2}
+        yield row | {"prediction_perplexity": 1.0 if learnt < 0.2 else 5.0} | values
+
+
+UNITS = {"loss_chance": math.log(21), "accuracy_chance": 1 / 21}
+
+
+def test_a_model_that_learns_its_labels_never_alarms():
+    """Nor does the plateau on which it begins."""
+    settings = SETTINGS._replace(grace_steps=300)
+    assert names(predicting(1.5), UNITS, settings) == []
+
+
+def test_one_unit_predicted_everywhere_is_named_and_is_death_when_it_lasts():
+    settings = SETTINGS._replace(grace_steps=300)
+    dog = Watchdog(UNITS, settings)
+    found = [(row["step"], finding) for row in predicting(0.0) for finding in dog.see(row)]
+    step, finding = found[0]
+    assert finding.name == "one unit everywhere" and 300 < step < 600 and not finding.dead
+    assert "2.60 nats" in finding.message and "Likely cause" in finding.message and "Next: " in finding.message
+    late = check(list(predicting(0.0)), UNITS, settings)
+    assert [(finding.name, finding.dead) for finding in late] == [("one unit everywhere", True)]
+    assert names(predicting(0.0, label_entropy=0.0, loss=0.1), UNITS, settings) == ["labels are not learnt"]
+
+
+def test_labels_that_are_noise_are_named():
+    """Many units are predicted, and the loss is that of a model that knows how frequent each is."""
+    settings = SETTINGS._replace(grace_steps=300)
+    dog = Watchdog(UNITS, settings)
+    rows = predicting(0.0, prediction_perplexity=9.0)
+    (found,) = [(row["step"], finding) for row in rows for finding in dog.see(row)]
+    assert found[0] > 1200 and found[1].name == "labels are not learnt" and not found[1].dead
+    assert "entropy of the labels (2.600)" in found[1].message and "data.targets" in found[1].message

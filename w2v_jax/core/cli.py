@@ -56,6 +56,12 @@ def cannot_write(what: object, error: OSError) -> UserError:
     return UserError(f"{what}: cannot be written ({os_error_text(error)})")
 
 
+def out_of_memory(error: BaseException) -> str:
+    """The first line of the error of a device without enough memory, as JAX raises it; "" for other errors."""
+    line = str(error).partition("\n")[0].rstrip(". ")
+    return line if "RESOURCE_EXHAUSTED" in line else ""
+
+
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs a command's `main(argv)` and exits.
 
@@ -133,6 +139,14 @@ def table(rows: Mapping[str, Any] | Iterable[tuple[str, Any]], title: str = "") 
 def some_of(names: Sequence[str], shown: int = 5) -> str:
     """The first names of many: "a, b, c, d, e, ..."."""
     return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
+    return value
 
 
 def count_argument(text: str) -> int:

@@ -89,6 +89,7 @@ OPTIONAL: dict[str, Any] = {
     "acoustic.clean_steps": 0,
     "data.labels": "",
     "data.speeds": (1.0, 1.0),
+    "data.targets": None,  # learns no units that were made before
     "encoder.frozen": False,
     "encoder.frozen_steps": 0,
     "encoder.heads": 0,
@@ -104,12 +105,15 @@ OPTIONAL: dict[str, Any] = {
 """Keys that the configs of some methods lack, and what such a method does."""
 
 
-PATHS = keys_of({"init": "run", "data": "root eval_root alphabet", "probe": "root test_root", "train": "compile_cache"})
+PATHS = keys_of(
+    {"init": "run", "data": "root eval_root alphabet targets", "probe": "root test_root", "train": "compile_cache"}
+)
 """Keys whose values are paths, one or a tuple of them: `~` at the start of each is the home folder."""
 
 ELEMENTS = {
     "data.root": "",
     "data.eval_root": "",
+    "data.targets": "",
     "encoder.context_kernels": 0,
     "init.fresh": "",
     "optim.rules": ("", 0.0, 0.0),
@@ -264,7 +268,7 @@ def _read_texts(key: str, text: str) -> tuple[str, ...]:
 
 POSITIVE = keys_of(
     {
-        "data": "batch_hours unit_seconds device_seconds",
+        "data": "batch_hours unit_seconds device_seconds targets_hop",
         "encoder": "layers heads width mlp pos_kernel pos_groups pos_layers",
         "acoustic": "layers heads width mlp pos_kernel pos_groups",
         "quantizer": "groups codes dim",
@@ -279,7 +283,7 @@ NOT_NEGATIVE = keys_of(
     {
         "acoustic": "clean_steps",
         "data": "workers",
-        "loss": "offset",
+        "loss": "offset extra_classes masked_weight unmasked_weight",
         "sharding": "data fsdp slices",
         "train": "patience",
     }
@@ -362,7 +366,7 @@ def flatten(config: Mapping[str, Any] | Config, prefix: str = "") -> dict[str, A
     return flat
 
 
-CONFIG_VERSION = 4
+CONFIG_VERSION = 5
 """Of `config.json`: raised when a key is added, with a line in ADDED."""
 ADDED = (
     (2, "init.run", "", "seed"),
@@ -378,6 +382,7 @@ ADDED = (
     (3, "data.speeds", (1.0, 1.0), "data.tokens_per_second"),
     (3, "acoustic.clean_steps", 0, "acoustic.head_dropout"),
     (4, "acoustic.residual", False, "acoustic.conv_layers"),
+    (5, "data.targets_model", "", "data.targets"),
 )
 """(version that added a key, the key, what runs without it meant, a key of the configs that have it)."""
 

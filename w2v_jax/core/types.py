@@ -2,7 +2,8 @@
 
     B batch   T samples (16 kHz)   F frames   C feature channels   D context width   H heads   L layers
     G code groups   V codes per group   E dims per group vector   P contrastive dims   N negatives
-    S prediction offsets   M masked frames per utterance (static)   U label length   A alphabet incl. blank   Q mel bins
+    S prediction offsets or label sets   M masked frames per utterance (static)   U label length
+    A alphabet incl. blank   Q mel bins
 
 `valid` is True on real frames, `masked` is True where self-supervised masking hides a frame, `num_*` is a length.
 The paper's symbols: `local` is z, `context` is c, `targets` are q.
@@ -53,6 +54,15 @@ class CodeBatch(TypedDict):
     num_samples: jax.Array
     weight: jax.Array
     row: jax.Array
+
+
+class TargetBatch(Batch):
+    """What a method that predicts given labels is given: targets [B S U] int32 of S label sets beside the wave.
+
+    Label u of a row spans the samples from u * `data.targets_hop` on. Where there is none is NO_TARGET (`units.py`).
+    """
+
+    targets: jax.Array
 
 
 class Mean(flax.struct.PyTreeNode):

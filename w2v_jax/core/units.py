@@ -1,4 +1,4 @@
-"""Samples, units of a batch, and the ids of a code vocabulary that have a meaning of their own."""
+"""Samples, units of a batch, and the ids of codes and targets that have a meaning of their own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ SAMPLE_RATE = 16_000
 
 CODE_PAD, CODE_MASK, CODE_UNKNOWN, FIRST_CODE = 0, 1, 2, 3
 """Ids of a vocabulary of codes: no frame, a hidden frame, a type that the vocabulary lacks, and the first real type."""
+
+NO_TARGET = -1
+"""In the targets of a batch: a place without a label."""
 
 
 def whole_batch(name: str, elements: np.ndarray, num_samples: np.ndarray) -> dict[str, np.ndarray]:

@@ -21,11 +21,13 @@ import numpy as np
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
+from w2v_jax.core.units import NO_TARGET
 from w2v_jax.data.augment import at_speed
 from w2v_jax.data.batch_plan import FILLER, Plan
 from w2v_jax.data.index import WAVE, ReadError, Source
 from w2v_jax.data.io.audio import check_finite, is_silent
 from w2v_jax.data.io.tf_import import import_tensorflow
+from w2v_jax.data.targets import Targets
 from w2v_jax.data.transcripts import Labels
 
 LOADERS = ("tfdata", "threads")
@@ -72,6 +74,7 @@ def batches(
     units: Sequence[int] | None = None,
     normalize: bool = False,
     labels: Labels | None = None,
+    targets: Targets | None = None,
     loader: str = "tfdata",
     workers: int = 0,
 ) -> Generator[tuple[dict[str, np.ndarray], Info], None, None]:
@@ -80,7 +83,8 @@ def batches(
     `units` are the units of the global batch that this host reads, in this order (None: all). A batch holds:
     - wave [n T] float32, padded with zeros (for other forms of source: [n *form.shape(T)] under the form's name);
     - num_samples [n] int32 at 16 kHz, weight [n] float32, and row [n] int32, the row's number in the global batch;
-    - with `labels`: tokens [n U] int32 and num_tokens [n] int32.
+    - with `labels`: tokens [n U] int32 and num_tokens [n] int32;
+    - with `targets`: targets [n S U] int32, the speech units of each row's crop, NO_TARGET where there is none.
     A row that cannot be read is zeros with num_samples 0 and weight 0, and `info.failed` names it. `normalize` gives
     each recording zero mean and unit variance before it is cropped. `workers` are threads (0: one per core). Close the
     iterator (or exhaust it) to stop reading ahead. Raises UserError.
@@ -93,7 +97,7 @@ def batches(
         _tensorflow()
     units = tuple(range(plan.units)) if units is None else tuple(units)
     stop = plan.steps if stop is None else stop
-    reader = _Reader(normalized(source) if normalize else source, plan)
+    reader = _Reader(normalized(source) if normalize else source, plan, targets)
     run = _tfdata if loader == "tfdata" else _threads
     parts = run(reader, start, stop, units, workers or os.cpu_count() or 1)
     iterator = _assemble(reader, parts, start, units, labels)
@@ -146,13 +150,14 @@ class _Normalized:
 class _Reader:
     """Reads units of a plan. Both loaders call `unit`."""
 
-    def __init__(self, source: Source, plan: Plan):
-        self.source, self.plan = source, plan
+    def __init__(self, source: Source, plan: Plan, targets: Targets | None):
+        self.source, self.plan, self.targets = source, plan, targets
 
-    def unit(self, step: int, unit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """elements [R *form.shape(T)], num_samples [R], reasons [R], silent [R] of one unit.
+    def unit(self, step: int, unit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """elements [R *form.shape(T)], num_samples [R], targets [R S U], reasons [R], silent [R] of one unit.
 
         A row that was read has no reason. A silent one is audio in which nothing can be heard, as far as it was read.
+        Without targets S and U are 0.
         """
         form = self.source.form
         planned = self.plan.step(step)
@@ -160,6 +165,8 @@ class _Reader:
         members = slice(unit * count, (unit + 1) * count)
         elements = np.zeros((count, *form.shape(planned.length)), form.dtype)
         num_samples = np.zeros(count, np.int32)
+        shape = (0, 0) if self.targets is None else self.targets.shape(planned.length)
+        targets = np.full((count, *shape), NO_TARGET, np.int32)
         reasons = np.zeros(count, object)
         silent = np.zeros(count, bool)
         where = zip(planned.rows[members], planned.starts[members], planned.speeds[members], strict=True)
@@ -170,13 +177,15 @@ class _Reader:
             try:
                 content = self._row(int(row), int(start), planned.length)
                 content = content if speed == 1 else at_speed(content, speed)[: planned.length]
+                if self.targets is not None:
+                    targets[i] = self.targets.read(int(row), int(start), planned.length)
                 elements[i, : len(content)] = content
                 num_samples[i] = len(content) * form.hop
                 silent[i] = self._is_silent(content)
             except Exception as error:  # whatever a codec raises, one row must not end the run
                 reason = str(error) if isinstance(error, ReadError) else f"{type(error).__name__}: {error}"
                 reasons[i] = reason.encode()
-        return elements, num_samples, reasons, silent
+        return elements, num_samples, targets, reasons, silent
 
     def _is_silent(self, content: np.ndarray) -> bool:
         gain = EPSILON**-0.5 if isinstance(self.source, _Normalized) else 1.0  # the most that silence is amplified by
@@ -214,8 +223,8 @@ def _tfdata(
     tf = _tensorflow()
     count = len(units)
     form = reader.source.form
-    dtypes = (tf.as_dtype(form.dtype), tf.int32, tf.string, tf.bool)
-    ranks = (1 + len(form.shape(0)), 1, 1, 1)
+    dtypes = (tf.as_dtype(form.dtype), tf.int32, tf.int32, tf.string, tf.bool)
+    ranks = (1 + len(form.shape(0)), 1, 3, 1, 1)
 
     def read(number):
         step, unit = divmod(int(number), count)
@@ -229,8 +238,8 @@ def _tfdata(
 
     data = tf.data.Dataset.range(start * count, 2**62 if stop is None else stop * count)
     data = data.map(load, num_parallel_calls=workers, deterministic=True).batch(count, drop_remainder=True)
-    for elements, *columns in data.prefetch(PREFETCH_STEPS).as_numpy_iterator():
-        yield elements.reshape(-1, *elements.shape[2:]), *(column.reshape(-1) for column in columns)
+    for arrays in data.prefetch(PREFETCH_STEPS).as_numpy_iterator():
+        yield tuple(array.reshape(array.shape[0] * array.shape[1], *array.shape[2:]) for array in arrays)
 
 
 def _assemble(
@@ -239,7 +248,7 @@ def _assemble(
     """Adds weights, labels and ids to the arrays of each step. Raises UserError where every row fails for long."""
     index, plan, consecutive_failures = reader.source.index, reader.plan, 0
     with contextlib.closing(parts):
-        for step, (elements, num_samples, reasons, silent) in enumerate(parts, start):
+        for step, (elements, num_samples, targets, reasons, silent) in enumerate(parts, start):
             planned = plan.step(step)
             count = len(planned.rows) // plan.units
             row = np.concatenate([np.arange(unit * count, (unit + 1) * count, dtype=np.int32) for unit in units])
@@ -257,6 +266,8 @@ def _assemble(
             batch = {reader.source.form.name: elements, "num_samples": num_samples, "weight": weight, "row": row}
             if labels is not None:
                 batch |= labels.padded(rows, planned.length)
+            if reader.targets is not None:
+                batch["targets"] = targets
             ids = [str(index.ids[r]) if r != FILLER else "" for r in rows]
             starts = planned.starts[row].tolist()
             paths = [str(index.paths[r]) for r in rows[silent]]

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from w2v_jax.core.cli import UserError
+from w2v_jax.core.cli import UserError, out_of_memory
 from w2v_jax.core.units import CODE_PAD, SAMPLE_RATE
 from w2v_jax.data.batch_plan import FILLER, eval_plan
 from w2v_jax.data.code_vocabulary import VOCABULARY_FILE, Vocabulary
@@ -67,7 +67,8 @@ def encode(
     then: a function on the device of the arrays of a batch, padding included; what it returns takes their place.
 
     A row that cannot be read or has no frame goes to `on_skip` with the reason (default: a line on stderr). Raises
-    UserError if source, run and quantizer do not fit, for keys that the method lacks, and for a layer out of range.
+    UserError if source, run and quantizer do not fit, for keys that the method lacks, for a layer out of range, and
+    where the device has no memory for a batch.
     """
     keys = check_keys(run, keys, layer)
     first = quantizer or run
@@ -199,7 +200,8 @@ def _encode(
     plan = eval_plan(pieces.index.num_samples, bucket_samples=lengths, units=1, unit_seconds=batch_seconds, max_hours=0)
     finished: dict[int, dict[int, EncodedArrays]] = {}
     failed: set[int] = set()
-    for piece, result in _results(batches(pieces, plan, loader="threads", workers=workers), plan, predict):
+    results = _results(batches(pieces, plan, loader="threads", workers=workers), plan, predict)
+    for piece, result in _within_memory(results, batch_seconds, pieces.max_samples / SAMPLE_RATE):
         row = int(pieces.rows[piece])
         if isinstance(result, str):
             if row not in failed:
@@ -213,6 +215,23 @@ def _encode(
             if len(of_row) == pieces.counts[row]:
                 parts = [of_row[number] for number in sorted(finished.pop(row))]
                 yield row, {key: np.concatenate([part[key] for part in parts], axis=-2) for key in parts[0]}
+
+
+def _within_memory(results: Iterator[Any], batch_seconds: float, longest: float) -> Iterator[Any]:
+    """`results`. Raises UserError, with half of what is too much, where the device has no memory for a batch.
+
+    longest: seconds of the longest piece, of which a batch holds at least one.
+    """
+    try:
+        yield from results
+    except jax.errors.JaxRuntimeError as error:
+        if not (reason := out_of_memory(error)):
+            raise
+        flag, seconds = ("--batch-seconds", batch_seconds) if batch_seconds > longest else ("--max-seconds", longest)
+        raise UserError(
+            f"the device has no memory for {max(batch_seconds, longest):g} s of audio at once ({reason}): lower it "
+            f"with {flag}={seconds / 2:g}"
+        ) from None
 
 
 def _results(stream: Any, plan: Any, predict: Any) -> Iterator[tuple[int, EncodedArrays | str]]:

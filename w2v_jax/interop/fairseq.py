@@ -1,4 +1,4 @@
-"""Checkpoints of fairseq (`.pt` files): wav2vec, vq-wav2vec, and wav2vec 2.0 pretrained or fine-tuned by CTC.
+"""Checkpoints of fairseq (`.pt` files): wav2vec, vq-wav2vec, HuBERT, and wav2vec 2.0 pretrained or fine-tuned by CTC.
 
 Reading needs no fairseq, and runs nothing in the file (`torch_file.py`). The settings are in the checkpoint, as `args`
 (old) or `cfg` (new). The letters of a fine-tuned model are not: they come from its dictionary (dict.ltr.txt).
@@ -8,6 +8,7 @@ Optimizer, schedule and data are not read: a run that starts from the checkpoint
 from __future__ import annotations
 
 import ast
+import math
 import pathlib
 import re
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ import numpy as np
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import Config, as_config, changed
 from w2v_jax.core.text import numbered_lines
+from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.transcripts import BOUNDARY, Alphabet
 from w2v_jax.interop import huggingface, huggingface_config, torch_file
 from w2v_jax.interop.huggingface_config import check_supported
@@ -37,6 +39,11 @@ WAV2VEC2: dict[str, Any] = dict(activation_fn="gelu", layer_type="transformer", 
 """The same of wav2vec 2.0, and in addition of its pretraining:"""
 PRETRAINING: dict[str, Any] = dict(quantize_targets=True, same_quantizer=False, target_glu=False, quantizer_depth=1)
 PRETRAINING |= dict(negatives_from_everywhere=False)
+SPECIAL_CLASSES = 4
+"""The rows of fairseq's dictionary of units (begin, padding, end, unknown) before the first cluster."""
+HUBERT: dict[str, Any] = dict(activation_fn="gelu", layer_type="transformer", pos_conv_depth=1, target_glu=False)
+HUBERT |= dict(skip_masked=False, skip_nomask=False)
+"""The settings of HuBERT for which only one value is supported."""
 IGNORED = {r"(^|\.)_ema$": "a teacher's copy", r"(^|\.)num_updates$": "a counter", r"\.version$": "a version number"}
 """Pattern of a tensor's name -> why the tensor is left out."""
 
@@ -93,6 +100,10 @@ def read_fairseq(path: pathlib.Path, dictionary: pathlib.Path | None = None) -> 
             )
         config = _config_of(wav2vec2_config, path, settings, len(alphabet))
         pairs = wav2vec2_pairs(config, "w2v_encoder.w2v_model.", "ctc")
+    elif "label_embs_concat" in tensors:
+        settings["classes"] = _classes(settings, tensors, path)
+        config = _config_of(hubert_config, path, settings)
+        pairs = hubert_pairs(config)
     elif "post_extract_proj.weight" in tensors or any(name.startswith("encoder.layers.") for name in tensors):
         config = _config_of(wav2vec2_config, path, settings)
         pairs = wav2vec2_pairs(config, "", "pretraining")
@@ -101,7 +112,7 @@ def read_fairseq(path: pathlib.Path, dictionary: pathlib.Path | None = None) -> 
         pairs = wav2vec_pairs(config)
     else:
         shown = ", ".join(sorted(tensors)[:3])
-        raise UserError(f"{path} is neither wav2vec, vq-wav2vec nor wav2vec 2.0; its tensors include {shown}")
+        raise UserError(f"{path} is neither wav2vec, vq-wav2vec, wav2vec 2.0 nor HuBERT; its tensors include {shown}")
     params, table = import_tensors(tensors, pairs, config, source=str(path))
     return Imported(config, params, alphabet, notes, table)
 
@@ -133,10 +144,12 @@ def settings_of(saved: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
         pretrained_model = pretraining.get("model", pretraining)
         task = (pretraining.get("task") or {}) | task
         model = {k: v for k, v in model.items() if k != "w2v_args"} | pretrained_model
-    # the model's own entry may be the text "${task.normalize}"
+    # the model's own entries may be the texts "${task.normalize}" and "${task.label_rate}"
+    rates = [section["label_rate"] for section in (task, model) if type(section.get("label_rate")) in (int, float)]
     normalize = [section["normalize"] for section in (task, model) if isinstance(section.get("normalize"), bool)]
     loss_weights = {"loss_weights": criterion["loss_weights"]} if criterion.get("loss_weights") else {}
     flat = loss_weights | dict(model) | {"normalize": bool(normalize and normalize[0]), "labels": labels}
+    flat["label_rate"] = rates[0] if rates else None
     return {key: value for key, value in flat.items() if value is not None}
 
 
@@ -278,6 +291,52 @@ def wav2vec2_config(settings: Mapping[str, Any], outputs: int = 0) -> Config:
         "loss.penalty_weight": penalty_weight,
     }
     return changed(config, values)
+
+
+# HuBERT
+
+
+def hubert_pairs(config: Config) -> list[TensorPair]:
+    """The tensor of each parameter of HuBERT: wav2vec 2.0's trunk, the projection, the vectors of the classes."""
+    trunk = [pair for pair in wav2vec2_pairs(config, "", "encoder") if pair.ours.startswith("encoder/")]
+    heads = dense_pairs("final_proj", "final_proj")
+    return [*trunk, *heads, TensorPair("label_embeddings", "label_embs_concat")]
+
+
+def hubert_config(settings: Mapping[str, Any]) -> Config:
+    """The sections of the config that the method reads. settings["classes"]: the rows of each label set's table."""
+    get = settings.get
+    check_supported(settings, HUBERT)
+    trunk = wav2vec2_config({k: v for k, v in settings.items() if k != "loss_weights"})
+    layers, loss, masking = trunk.encoder.conv_layers, trunk.loss, trunk.masking
+    rate, hop = float(get("label_rate", 50)), math.prod(stride for _, _, stride in layers)
+    if rate <= 0 or not (hop * rate / SAMPLE_RATE).is_integer():
+        raise UserError(f"label_rate={rate:g} is not supported; it is the rate of the frames or a multiple of it")
+    data = dict(unit_seconds=1.0, bucket_seconds=(1.0,), normalize=settings["normalize"])
+    config: dict[str, Any] = dict(method="hubert", seed=1, train=dict(dtype="float32"), encoder=trunk.encoder.to_dict())
+    config["data"] = data | dict(targets=(), targets_model="", targets_hop=round(SAMPLE_RATE / rate))
+    config["masking"] = masking.to_dict()
+    config["loss"] = dict(
+        proj=loss.proj,
+        classes=tuple(int(rows) - SPECIAL_CLASSES for rows in settings["classes"]),
+        extra_classes=SPECIAL_CLASSES,
+        untied=bool(get("untie_final_proj", False)),
+        temperature=float(get("logit_temp", 0.1)),
+        masked_weight=float(get("pred_masked_weight", 1.0)),
+        unmasked_weight=float(get("pred_nomask_weight", 0.0)),
+        penalty_weight=_numbers(get("loss_weights", (10.0,)))[0],
+    )
+    return as_config(config)
+
+
+def _classes(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> tuple[int, ...]:
+    """The rows of each label set's table, of which a checkpoint says only the sum. Raises UserError."""
+    rows = len(tensors["label_embs_concat"])
+    untied, width = settings.get("untie_final_proj", False), max(tensors["label_embs_concat"].shape[-1], 1)
+    sets = len(tensors.get("final_proj.weight", ())) // width if untied else 1
+    if sets != 1:
+        raise UserError(f"{path}: a HuBERT of {sets} label sets is not supported, because it does not say their sizes")
+    return (rows,)
 
 
 # wav2vec and vq-wav2vec

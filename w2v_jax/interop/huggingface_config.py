@@ -59,7 +59,13 @@ def is_stack(config: Config) -> bool:
 
 def their_class(config: Config, head: str) -> str:
     """The name of the class in transformers for a run with one of HEADS."""
-    return ("Data2VecAudio" if is_stack(config) else "Wav2Vec2") + HEADS[head]
+    names = {"data2vec-audio": "Data2VecAudio", "hubert": "Hubert", "wav2vec2": "Wav2Vec2"}
+    return names[model_type(config)] + HEADS[head]
+
+
+def model_type(config: Config) -> str:
+    """What transformers call the family of a run's model."""
+    return "data2vec-audio" if is_stack(config) else "hubert" if config.method == "hubert" else "wav2vec2"
 
 
 # From transformers
@@ -165,9 +171,12 @@ def our_config(settings: Mapping[str, Any], head: str, *, normalize: bool, outpu
 def check_export(config: Config, head: str) -> None:
     """Raises UserError, with the reason, for a run that no model of transformers can represent."""
     e = config.encoder
-    if config.method not in ("wav2vec2", "ctc") or (config.method == "ctc" and e.kind != "wav2vec2"):
+    if config.method == "hubert" and head != "encoder":
+        raise UserError("transformers has no model for the heads of HuBERT: --encoder-only exports its encoder")
+    if config.method not in ("wav2vec2", "ctc", "hubert") or (config.method == "ctc" and e.kind != "wav2vec2"):
         raise UserError(
-            f"transformers has no model for method {config.method!r}; only wav2vec 2.0, and CTC on it, can be exported"
+            f"transformers has no model for method {config.method!r}; only wav2vec 2.0, CTC on it, and "
+            "HuBERT can be exported"
         )
     if is_stack(config) and (e.conv_norm != "layer" or e.pre_norm or head == "pretraining"):
         raise UserError(
@@ -190,7 +199,7 @@ def transformers_config(config: Config, head: str) -> dict[str, Any]:
     channels, kernels, strides = zip(*e.conv_layers, strict=True)
     settings: dict[str, Any] = dict(
         architectures=[their_class(config, head)],
-        model_type="data2vec-audio" if is_stack(config) else "wav2vec2",
+        model_type=model_type(config),
         dtype="float32",
         hidden_act="gelu",
         layer_norm_eps=1e-5,

@@ -15,8 +15,6 @@ import numpy as np
 from w2v_jax.core.cli import UserError
 from w2v_jax.data.index import Source, subset
 from w2v_jax.decoding.error_rates import interval
-from w2v_jax.inference.encode import encode
-from w2v_jax.inference.run import Run
 from w2v_jax.probing.inputs import Input, frame_centres
 from w2v_jax.probing.labels import LabelledPart, RecordingLabels
 from w2v_jax.probing.ridge import STRENGTHS, fit, mutual_information, pool, validation_rows
@@ -42,15 +40,15 @@ def measure(features: Input, train: LabelledPart, test: LabelledPart, *, segment
     return [score(features, x, frames, x_test=x_test, test=frames_test, segments=0)]
 
 
-def code_information(run: Run, part: LabelledPart) -> list[float]:
+def code_information(features: Input, part: LabelledPart) -> list[float]:
     """Mutual information of code and label over all frames, as a share of the label's entropy, per group of codes.
 
-    It stays below 1 where the label is that of a whole recording.
+    features: an input of the run whose codes they are. It stays below 1 where the label is that of a whole recording.
     """
     codes, labels = [], []
-    for row, arrays in encode(run, part.source, keys=("codes",)):
-        frame_labels = part.at(row, frame_centres(run, len(arrays["codes"])))
-        codes.append(arrays["codes"][frame_labels >= 0])
+    for row, frames in features._replace(what="codes", layer=None, quantizer=None).encode(part.source):
+        frame_labels = part.at(row, frame_centres(features.run, len(frames)))
+        codes.append(frames[frame_labels >= 0])
         labels.append(frame_labels[frame_labels >= 0])
     all_labels = np.concatenate(labels)
     return [mutual_information(group, all_labels) for group in np.concatenate(codes).T]

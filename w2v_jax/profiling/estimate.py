@@ -29,6 +29,8 @@ from w2v_jax.training import sharding, step
 
 ROOM = 0.9
 """The share of the memory that a program may take; the rest is the runtime's."""
+LESS = 0.8
+"""Of an estimate that was too low, the share to which the suggested flags bring it."""
 AUTO = (AxisType.Auto,) * 3
 
 
@@ -299,6 +301,24 @@ def memory_flags(config: Config, target: Target) -> list[str]:
         except UserError:  # the devices cannot share such a batch
             continue
     return []
+
+
+def exhausted(config: Config, reason: str) -> str:
+    """What to say where the devices here have no memory for an update of the config: the flags with which they have.
+
+    An estimate may be too low for the config that failed: the flags lower it to LESS of what it was at least. Asks no
+    other process, which may have gone.
+    """
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
+    need = estimated(config, Target("here", jax.device_count(), math.inf, math.nan, math.nan)).memory
+    room = min(ROOM * limit, LESS * need)
+    flags = memory_flags(config, Target("here", jax.device_count(), room / ROOM, math.nan, math.nan))
+    advice = f"give the same command with {' '.join(flags)}" if flags else "take a smaller model or shorter recordings"
+    return (
+        f"the devices have no memory for an update ({reason}), which takes {need / 1e9:.3g} GB on each by estimate: "
+        f"{advice}. python -m w2v_jax.plan with your --config shows what takes the memory. A run goes on from its "
+        "newest checkpoint"
+    )
 
 
 def memory_options(config: Config, target: Target) -> Iterator[dict[str, Any]]:

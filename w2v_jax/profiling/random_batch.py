@@ -36,7 +36,7 @@ def unfrozen(config: Config) -> Config:
 def random_batch(config: Config, rows: int, samples: int) -> dict[str, np.ndarray]:
     """A batch of `rows` rows of `samples` samples: noise, random codes or random features, as the config's data.
 
-    With transcripts where the method learns them.
+    With transcripts or random speech units where the method learns them.
     """
     rng, name = np.random.default_rng(config.seed), config.data.name
     if name == "codes":
@@ -51,6 +51,10 @@ def random_batch(config: Config, rows: int, samples: int) -> dict[str, np.ndarra
         tokens = max(1, int(samples / SAMPLE_RATE * config.data.tokens_per_second / 2))
         batch["tokens"] = rng.integers(1, config.acoustic.outputs, (rows, tokens)).astype(np.int32)
         batch["num_tokens"] = np.full(rows, tokens, np.int32)
+    if setting(config, "data.targets") is not None:
+        length = samples // config.data.targets_hop
+        sets = [rng.integers(0, clusters, (rows, length)) for clusters in config.loss.classes]
+        batch["targets"] = np.stack(sets, axis=1).astype(np.int32)
     return batch
 
 

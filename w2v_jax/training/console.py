@@ -3,8 +3,8 @@
 A row of metrics is a flat dict with `step`, `split` ("train", "eval" or "probe") and numbers; nothing here knows a
 method. `levels` are the numbers that tell a healthy run from a dead one, each optional: loss_chance (ln(K + 1)),
 accuracy_chance, perplexity_floor (all frames on one code per group), perplexity_max; and a row's `unigram_loss` is
-what a model of a code stream reaches that only counts. Imports no jax: the loop says which process is `active`
-(process 0), and the reports of the others do nothing.
+what a model of a code stream reaches that only counts, as `label_entropy` is for a model that predicts given labels.
+Imports no jax: the loop says which process is `active` (process 0), and the reports of the others do nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from w2v_jax.training.curves import PROBE, draw_curves
 COLUMNS = (
     ("loss", "loss", ".3f", 6),
     ("unigram_loss", "unigram", ".3f", 6),
+    ("label_entropy", "entropy", ".3f", 6),
     ("blank_share", "blank", ".2f", 4),
     ("token_error", "err", ".3f", 5),
     ("loss_gap", "gap", ".2f", 5),

@@ -48,6 +48,8 @@ def draw_curves(rows: Sequence[MetricsRow], path, levels: Levels | None = None, 
 def _panel_of_method(rows: Sequence[MetricsRow]) -> Callable[[Any, Sequence[MetricsRow], Levels], None]:
     """The panel for what only some methods log: perplexities, else the steps ahead, else shares of frames."""
     names = {name for row in rows for name in row}
+    if "prediction_perplexity" in names:
+        return _draw_units
     if "code_perplexity" in names or not names & {"accuracy_step_01", "masked_share", "blank_share"}:
         return _draw_perplexity
     return _draw_steps if "accuracy_step_01" in names else _draw_shares
@@ -94,6 +96,8 @@ def _draw_loss(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
     _plot(ax, rows, "loss")
     _plot(ax, rows, "loss_gap", "held-out less training,", LEVEL)
     _plot(ax, rows, "unigram_loss", "unigram", SECOND)
+    _plot(ax, rows, "unmasked_loss", "unmasked", SECOND)
+    _plot(ax, rows, "label_entropy", "entropy of the labels,", LEVEL)
     _level(ax, levels.get("loss_chance"), "chance {:.3f}")
 
 
@@ -102,6 +106,7 @@ def _draw_accuracy(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
         return _draw_error(ax, rows, levels)
     ax.set_title("Accuracy of the predictions", loc="left")
     _plot(ax, rows, "accuracy")
+    _plot(ax, rows, "unmasked_accuracy", "unmasked", SECOND)
     for name in _names(rows, PROBE):
         style = {"color": LEVEL, "linestyle": ":"} if name == "probe_log-mel" else {"color": SECOND, "marker": "o"}
         ax.plot(*_series(rows, name, "probe"), label=f"probe: {name[len(PROBE) :]}", markersize=3.5, **style)
@@ -127,6 +132,18 @@ def _draw_perplexity(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     _level(ax, levels.get("perplexity_floor"), "collapse {:g}")
     _level(ax, levels.get("perplexity_max"), "maximum {:g}")
+
+
+def _draw_units(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
+    ax.set_title("Units in use (perplexity)", loc="left")
+    labels = [
+        dict(row) | {"labels": math.exp(row["label_entropy"])} for row in rows if row.get("label_entropy") is not None
+    ]
+    _plot(ax, rows, "prediction_perplexity", "predicted")
+    _plot(ax, labels, "labels", "labels", SECOND)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    _level(ax, 1.0, "one unit everywhere")
 
 
 def _names(rows: Sequence[MetricsRow], prefix: str) -> list[str]:

@@ -18,6 +18,7 @@ from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data import source_module
 from w2v_jax.data.batch_plan import EvalPlan, TrainPlan, eval_plan, train_plan
 from w2v_jax.data.index import WAVE, Form, Source, TooFew, some_hours, split_heldout, subset
+from w2v_jax.data.targets import Targets, open_targets, with_targets
 from w2v_jax.data.transcripts import (
     ALPHABET_FILE,
     Alphabet,
@@ -32,7 +33,7 @@ from w2v_jax.training.workdir import has_checkpoint
 
 
 class Data(NamedTuple):
-    """Sources and plans of training and evaluation; labels where the config's data section asks for them."""
+    """Sources and plans of training and evaluation; labels or targets where the config's data section asks for them."""
 
     train: Source
     train_plan: TrainPlan
@@ -40,12 +41,14 @@ class Data(NamedTuple):
     eval_plan: EvalPlan
     train_labels: Labels | None = None
     eval_labels: Labels | None = None
+    train_targets: Targets | None = None
+    eval_targets: Targets | None = None
 
     __repr__ = short_repr
 
 
 def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) -> Data:
-    """Lists the sources, sets rows aside for evaluation, reads their labels and makes the plans.
+    """Lists the sources, sets rows aside for evaluation, finds their labels or targets and makes the plans.
 
     Raises TooFew where the recordings that are left do not suffice, and UserError.
     """
@@ -81,7 +84,9 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
             f"--config.encoder.hop={train.form.hop}"
         )
     buckets = [int(seconds * SAMPLE_RATE + 0.5) for seconds in data.bucket_seconds]
-    labels: tuple[Labels, Labels] | tuple[()] = ()
+    labels: tuple[Labels | None, Labels | None] = None, None
+    targets: tuple[Targets | None, Targets | None] = None, None
+    key = "data.eval_root" if data.eval_root else f"data.eval_share={data.eval_share:g}"
     if setting(config, "data.labels"):
         alphabet = open_alphabet(data, train, path)
         read = functools.partial(
@@ -91,10 +96,17 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
             per_second=data.tokens_per_second,
             frames=method.output_frames,
         )
-        key = "data.eval_root" if data.eval_root else f"data.eval_share={data.eval_share:g}"
         train, train_labels = read(train, where="data.root")
         held_out, eval_labels = read(held_out, where=key)
         labels = train_labels, eval_labels
+    speeds = playing_speeds(config, train.form)
+    if setting(config, "data.targets") is not None:
+        if speeds != (1, 1):
+            raise UserError("data.speeds would part the recordings from their data.targets: --config.data.speeds=1,1")
+        folders = open_targets(data, config.loss.classes)
+        train, train_targets = with_targets(train, folders, where="data.root")
+        held_out, eval_targets = with_targets(held_out, folders, where=key)
+        targets = train_targets, eval_targets
     try:
         plan = train_plan(
             train.index.num_samples,
@@ -102,8 +114,8 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
             unit_seconds=data.unit_seconds,
             units=units,
             seed=config.seed,
-            crop=not labels,
-            speeds=playing_speeds(config, train.form),
+            crop=labels[0] is None,
+            speeds=speeds,
         )
     except UserError as error:  # perhaps for want of what was skipped
         raise TooFew(str(error), train.index.skipped) from None
@@ -114,7 +126,7 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
         units=shards,
         max_hours=data.eval_hours,
     )
-    return Data(train, plan, held_out, scored, *labels)
+    return Data(train, plan, held_out, scored, *labels, *targets)
 
 
 def playing_speeds(config: Config, form: Form) -> tuple[float, float]:
@@ -159,6 +171,8 @@ def micro_batch(data: Data, rows: int, length: int, *, parts: int) -> dict[str, 
     if labels is not None:
         shapes["tokens"] = jax.ShapeDtypeStruct((count, labels.width(length)), jnp.int32)
         shapes["num_tokens"] = jax.ShapeDtypeStruct((count,), jnp.int32)
+    if data.train_targets is not None:
+        shapes["targets"] = jax.ShapeDtypeStruct((count, *data.train_targets.shape(length)), jnp.int32)
     return {form.name: jax.ShapeDtypeStruct((count, *form.shape(length)), form.dtype), **shapes}
 
 
@@ -167,6 +181,7 @@ def fingerprints(data: Data) -> dict[str, Any]:
     form, labels = data.train.form, data.train_labels
     about = {} if form == WAVE else {"form": form._asdict()}
     about |= {} if labels is None else {"labels": labels.digest(), "tokens": len(labels.alphabet)}
+    about |= {} if data.train_targets is None else {"targets": data.train_targets.digest()}
     return about | {
         f"{part}_{name}": value
         for part, index in (("train", data.train.index), ("eval", data.eval.index))

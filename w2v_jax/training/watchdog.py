@@ -89,7 +89,7 @@ def check(history: Sequence[MetricsRow], levels: Levels, settings: Settings) -> 
     rows = [row for row in history if row.get("split", "train") == "train"]
     evaluations = [row for row in history if row.get("split") == "eval"]
     specific = (_equal_logits, _one_code, _accuracy_stuck, _no_gradient)
-    general = (_at_chance, _few_codes, _only_counts, _only_blanks)
+    general = (_at_chance, _few_codes, _only_counts, _one_unit, _labels_not_learnt, _only_blanks)
     collapses = (rule(rows, levels, settings) for rule in specific + general) if rows else ()
     findings = [_not_finite(rows, levels, settings)] if rows else []
     findings.append(next((finding for finding in collapses if finding), None))
@@ -223,6 +223,43 @@ def _only_counts(rows: Sequence[MetricsRow], levels: Levels, settings: Settings)
         f"cause: optim.peak={settings.peak:g} is too low for {settings.batch_hours:.3g} h of codes per update (the "
         f"paper's 1e-5 belongs to 1.09 h and 250k updates), or masking.length is so short that neighbours give the "
         f"code away. Next: raise optim.peak tenfold; masking.length=10",
+        dead=False,
+    )
+
+
+def _one_unit(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+    """A method that predicts given labels names the same one everywhere. As the first plateau of a run it is normal."""
+    count = 2 * settings.patience
+    predicted, entropy = (_last(rows, name, count) for name in ("prediction_perplexity", "label_entropy"))
+    first = rows[-count]["step"] if predicted is not None else 0
+    if predicted is None or entropy is None or first <= settings.grace_steps:
+        return None
+    if max(predicted) > 1.1 or min(entropy) < 0.2:
+        return None
+    return Finding(
+        "one unit everywhere",
+        f"every masked frame has been taken for the same unit for {count} logged steps, although the labels are many "
+        f"(their entropy is {math.fsum(entropy) / count:.2f} nats): nothing of the audio is used. Likely cause: "
+        f"{_cause(settings)}, or labels that do not belong to these recordings. Next: {REMEDY}; listen to a recording "
+        "beside its units in data.targets",
+        dead=first > 4 * settings.grace_steps,
+    )
+
+
+def _labels_not_learnt(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+    """The loss stays at the entropy of the labels, which a model reaches that knows only how frequent each is."""
+    count = 2 * settings.patience
+    losses, entropy = (_last(rows, name, count) for name in ("loss", "label_entropy"))
+    if losses is None or entropy is None or rows[-count]["step"] <= 4 * settings.grace_steps:
+        return None
+    if math.fsum(losses) < 0.98 * math.fsum(entropy):
+        return None
+    return Finding(
+        "labels are not learnt",
+        f"the loss has stayed at the entropy of the labels ({math.fsum(entropy) / count:.3f}) for {count} logged "
+        f"steps: the model knows how frequent each unit is, and uses nothing of the frames around. Likely cause: the "
+        f"units are noise or belong to other recordings (data.targets; python -m w2v_jax.units measure says what they "
+        f"are worth), or {_cause(settings)}. Next: check the units; {REMEDY}",
         dead=False,
     )
 

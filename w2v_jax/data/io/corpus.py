@@ -131,9 +131,20 @@ def part_source(data: Any, root: Any, write: Callable[[pathlib.Path, dict[str, A
         raise UserError("data.root is empty: set it to the folder of the self-made corpus, which need not exist yet")
     parts = []
     for path in paths:
-        corpus, part = (path.parent, path.name) if path.name in ("train", "dev") else (path, "train")
+        corpus, part = _home_and_part(path)
         parts.append(str(write(corpus, read_settings(corpus) or {}) / part))
     return folder.make(data, tuple(parts))
+
+
+def homes(*roots: Any) -> list[pathlib.Path]:
+    """The folders of the self-made corpora that `roots` name, each once."""
+    entries = [pathlib.Path(entry) for root in roots for entry in root_entries(root)]
+    return list(dict.fromkeys(_home_and_part(entry)[0] for entry in entries))
+
+
+def _home_and_part(path: pathlib.Path) -> tuple[pathlib.Path, str]:
+    """(the folder of a corpus, "train" or "dev") of a root."""
+    return (path.parent, path.name) if path.name in ("train", "dev") else (path, "train")
 
 
 def verify(root: str | os.PathLike) -> list[tuple[str, str]]:

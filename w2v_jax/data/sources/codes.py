@@ -7,6 +7,7 @@ The folder's vocabulary.json assigns the ids. Where data.hours is above 0, a mis
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -107,15 +108,20 @@ def write_letters(root: pathlib.Path, hours: float) -> None:
 
     The first code of a frame is its letter. The second is the quarter of the letter's duration in which it lies.
     """
-    if root.exists():
+    made_once(root, "data.root", lambda partial: _fill(partial, hours))
+
+
+def made_once(folder: pathlib.Path, key: str, fill: Callable[[pathlib.Path], None]) -> None:
+    """Makes a folder with what `fill` writes, unless it exists. `key` is the config key that names it."""
+    if folder.exists():
         return
     try:
-        with sole_maker(root):
-            if not root.exists():  # another process may have made it in the meantime
-                with whole_folder(root, "data.root") as partial:
-                    _fill(partial, hours)
+        with sole_maker(folder):
+            if not folder.exists():  # another process may have made it in the meantime
+                with whole_folder(folder, key) as partial:
+                    fill(partial)
     except OSError as error:
-        raise cannot_write(f"data.root: {root}", error) from None
+        raise cannot_write(f"{key}: {folder}", error) from None
 
 
 def _fill(folder: pathlib.Path, hours: float) -> None:
@@ -138,10 +144,10 @@ def _fill(folder: pathlib.Path, hours: float) -> None:
     feature_files.write_metadata(folder, metadata)
 
 
-def letter_codes(letters: str, ends: np.ndarray) -> np.ndarray:
+def letter_codes(letters: str, ends: np.ndarray, hop: int = LETTER_HOP) -> np.ndarray:
     """Codes [F 2] of a text whose i-th character ends at sample ends[i]: letter, and quarter of its duration."""
     starts = np.concatenate([[0], ends[:-1]])
-    middles = np.arange(0, int(ends[-1]) - LETTER_HOP // 2, LETTER_HOP) + LETTER_HOP // 2  # of the frames
+    middles = np.arange(0, int(ends[-1]) - hop // 2, hop) + hop // 2  # of the frames
     position = np.searchsorted(ends, middles, side="right")  # of each frame's character in the text
     quarter = QUARTERS * (middles - starts[position]) // np.maximum(ends[position] - starts[position], 1)
     letter = np.array([f" {synthetic.ALPHABET}".index(c) for c in letters])
