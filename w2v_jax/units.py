@@ -57,10 +57,10 @@ from w2v_jax.training import workdir
 EXAMPLES = """examples:
   HuBERT's first units: 100 clusters of MFCC, fitted to a tenth of the recordings:
     python -m w2v_jax.units fit --features mfcc --root /data/train --clusters 100 --share 0.1 --out units/mfcc100
-    python -m w2v_jax.units label --model units/mfcc100 --root /data/train --out units/mfcc100/train
+    python -m w2v_jax.units label --model units/mfcc100 --root /data/train --out units/train
   Its second: 500 clusters of layer 6 of the first HuBERT:
     python -m w2v_jax.units fit --run runs/hubert1 --layer 6 --root /data/train --clusters 500 --out units/l6
-    python -m w2v_jax.units label --model units/l6 --run runs/hubert1 --root /data/train --out units/l6/train
+    python -m w2v_jax.units label --model units/l6 --run runs/hubert1 --root /data/train --out units/train6
   Units for a language model, without repeats:
     python -m w2v_jax.units label --model units/mfcc100 --root /data/dev --out units/lm --format jsonl --collapse
   What they tell about the letters of a self-made corpus, or about phones in a file:
