@@ -13,6 +13,8 @@ from w2v_jax import units
 from w2v_jax.core.cli import UserError
 from w2v_jax.data import open_source
 from w2v_jax.data.io.feature_files import read_metadata, read_parts
+from w2v_jax.data.sources.speech_units import open_units
+from w2v_jax.data.targets import with_targets
 from w2v_jax.discrete.unit_model import UnitModel
 from w2v_jax.inference.encode import encode
 from w2v_jax.inference.run import open_run
@@ -80,6 +82,17 @@ def test_units_of_mfcc_are_those_of_the_nearest_centres(model, few, tmp_path, ca
     said = capsys.readouterr().out
     assert said.startswith("labelling with 12 clusters of MFCC: 3 recordings, ")
     assert "done: 3 recordings, " in said and "of 12 clusters in use, perplexity " in said
+
+
+def test_training_reads_the_units_beside_their_recordings(model, few, tmp_path):
+    """As `data.targets` of HuBERT: each recording finds its own, whatever the crop."""
+    run("label", "--model", model, "--root", few, "--out", tmp_path / "units")
+    units, source = open_units(tmp_path / "units"), open_source("folder", few)
+    assert (units.clusters, units.model, units.form.hop) == (12, UnitModel.load(model).digest, 160)
+    joined, found = with_targets(source, (units,), where="data.root"), read(tmp_path / "units")
+    assert joined[0].index.ids.tolist() == list(found)
+    for row, id in enumerate(found):
+        np.testing.assert_array_equal(joined[1].read(row, 3_200, 8_000)[0], found[id][20:70, 0])
 
 
 def test_the_model_says_how_it_was_made(model, tiny_corpus):
@@ -169,11 +182,12 @@ def test_letters_in_time_are_told_better_by_units_than_by_chance(model, tiny_cor
     labelled, dev = tmp_path / "units", tiny_corpus / "dev"
     run("label", "--model", model, "--root", dev, "--out", labelled)
     common = ("measure", "--units", labelled)
-    run(*common, "--alignment", "letters", "--root", dev, "--out", tmp_path / "letters.json")
+    run(*common, "--alignment", "letters", "--root", dev, "--out", tmp_path / "letters.json", "--abx")
     found = json.loads((tmp_path / "letters.json").read_text())
     (figures,) = found["codebooks"]
     assert 0.1 < figures["pnmi"] < 1 and figures["pnmi"] > 2 * figures["pnmi_by_chance"]
     assert f"PNMI            {figures['pnmi']:.4f} (units in random order:" in capsys.readouterr().out
+    assert 0 < found["abx_within"] < 0.45 and found["abx_across"] is None, "it has a single speaker"
     assert 5 < figures["label_length"] < 15, "a letter takes about 0.1 s"
     from w2v_jax.discrete.time_labels import corpus_letters
 

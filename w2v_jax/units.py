@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import pathlib
 import sys
 import time
@@ -37,10 +38,11 @@ from w2v_jax.core.progress import Progress as Bar
 from w2v_jax.data import open_source, source_names
 from w2v_jax.data.index import SKIPPED, Skip, Source, write_skipped
 from w2v_jax.data.io import feature_tables
-from w2v_jax.data.io.feature_files import write_metadata
+from w2v_jax.data.io.feature_files import Utterance, write_metadata
 from w2v_jax.data.io.part_jobs import changed_settings
 from w2v_jax.data.io.unit_files import UNIT_FORMATS, read_units, units_size
 from w2v_jax.discrete import fit as fits
+from w2v_jax.discrete.abx import abx_errors, cut_segments
 from w2v_jax.discrete.clustering import Clusters
 from w2v_jax.discrete.frame_features import CUTS, FrameFeatures, layer_features, mfcc_features
 from w2v_jax.discrete.labelling import Labelling, make_labelling
@@ -55,10 +57,10 @@ from w2v_jax.training import workdir
 EXAMPLES = """examples:
   HuBERT's first units: 100 clusters of MFCC, fitted to a tenth of the recordings:
     python -m w2v_jax.units fit --features mfcc --root /data/train --clusters 100 --share 0.1 --out units/mfcc100
-    python -m w2v_jax.units label --model units/mfcc100 --root /data/train --out units/mfcc100/train
+    python -m w2v_jax.units label --model units/mfcc100 --root /data/train --out units/train
   Its second: 500 clusters of layer 6 of the first HuBERT:
     python -m w2v_jax.units fit --run runs/hubert1 --layer 6 --root /data/train --clusters 500 --out units/l6
-    python -m w2v_jax.units label --model units/l6 --run runs/hubert1 --root /data/train --out units/l6/train
+    python -m w2v_jax.units label --model units/l6 --run runs/hubert1 --root /data/train --out units/train6
   Units for a language model, without repeats:
     python -m w2v_jax.units label --model units/mfcc100 --root /data/dev --out units/lm --format jsonl --collapse
   What they tell about the letters of a self-made corpus, or about phones in a file:
@@ -155,6 +157,7 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
     alignment = "letters: those of a self-made corpus; or a file with id, start, end (seconds), label between tabs"
     add("--alignment", required=True, type=expand_home, metavar="letters|FILE", help=alignment)
     _add_source(parser, required=False)
+    add("--abx", action="store_true", help="also the ABX error within and across speakers, on a random part")
     add("--out", type=path_argument, metavar="FILE", help="also write the figures there, as JSON")
     add("--workers", type=count_argument, default=0, metavar="N", help="threads that read (default: one per core)")
 
@@ -447,9 +450,14 @@ def measure(args: argparse.Namespace) -> int:
         print(f"  skipped {len(without):,} recordings without labels in time ({some_of(without)})", flush=True)
     results = qualities(metadata, {u.id: x for u, x in zip(utterances, units)}, labels)
     print(_report(results, metadata, len(utterances) - len(without)), flush=True)
+    abx = _abx(metadata, utterances, units, labels) if args.abx else None
+    if abx:
+        within, across = ("none" if error is None else f"{error:.4f}" for error in abx)
+        print(f"  ABX error       within speakers {within}, across {across} (by chance 0.5)", flush=True)
     if args.out:
         figures = dict(units=str(args.units), model=metadata["model"], alignment=args.alignment)
         figures |= dict(recordings=len(utterances) - len(without), codebooks=[result._asdict() for result in results])
+        figures |= dict(zip(("abx_within", "abx_across"), abx)) if abx else {}
         write_whole(args.out, json.dumps(figures, indent=2) + "\n")
     return 0
 
@@ -461,6 +469,22 @@ def qualities(metadata: dict[str, Any], units: dict[str, np.ndarray], labels: Ti
     if not any((row >= 0).any() for row in in_time):
         raise UserError("no frame lies in a segment with a label; are the times in seconds?")
     return [quality(in_time, [x[:, g] for x in known.values()]) for g in range(metadata["groups"])]
+
+
+def _abx(
+    metadata: dict[str, Any], utterances: Sequence[Utterance], units: Sequence[np.ndarray], labels: TimeLabels
+) -> list[float | None]:
+    """The ABX errors within and across speakers; None where there is no triple, as of a single speaker.
+
+    Codebooks count as one: two frames have the same unit where all of them agree.
+    """
+    radix = metadata["codes"] ** np.arange(metadata["groups"])
+    segments = []
+    for utterance, x in zip(utterances, units):
+        if utterance.id in labels.segments:
+            in_time = labels.segments[utterance.id].at(frame_times(len(x), metadata))
+            segments += cut_segments(in_time, x.astype(np.int64) @ radix, utterance.speaker)
+    return [None if math.isnan(error) else error for error in abx_errors(segments)]
 
 
 def _report(results: Sequence[Quality], metadata: dict[str, Any], recordings: int) -> str:

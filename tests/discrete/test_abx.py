@@ -1,0 +1,96 @@
+"""Laws of the ABX error: that of a plain count over all triples, 0 for units that name the phone, 0.5 by chance."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from w2v_jax.discrete.abx import LONGEST, Segment, abx_errors, cut_segments, warped
+
+
+def plain_dtw(x, y):
+    """(cost, length) of the cheapest, then shortest, path; by recursion over cells."""
+    best = {}
+    for i, j in itertools.product(range(len(x)), range(len(y))):
+        before = [best[p] for p in ((i - 1, j - 1), (i - 1, j), (i, j - 1)) if p in best] or [(0, 0)]
+        cost, length = min(before)
+        best[i, j] = cost + (x[i] != y[j]), length + 1
+    cost, length = best[len(x) - 1, len(y) - 1]
+    return cost / length
+
+
+def plain_abx(segments, across):
+    """Every triple one by one."""
+    scores: dict = {}
+    for (i, a), (_, b), (k, x) in itertools.product(enumerate(segments), repeat=3):
+        if a.phone == x.phone != b.phone and a.speaker == b.speaker and i != k:
+            if (x.speaker != a.speaker) == across:
+                to_a, to_b = plain_dtw(x.units, a.units), plain_dtw(x.units, b.units)
+                wrong = 1.0 if to_b < to_a else 0.5 if to_b == to_a else 0.0
+                scores.setdefault((a.phone, b.phone), {}).setdefault(a.speaker, {}).setdefault(x.speaker, []).append(
+                    wrong
+                )
+    pairs = [
+        np.mean([np.mean([np.mean(triples) for triples in speakers.values()]) for speakers in pair.values()])
+        for pair in scores.values()
+    ]
+    return np.mean(pairs)
+
+
+def random_segments(noise: float, seed: int = 0, speakers="stu", phones=3, each=3):
+    rng = np.random.default_rng(seed)
+    found = []
+    for speaker, phone, _ in itertools.product(speakers, range(phones), range(each)):
+        units = np.where(rng.random(rng.integers(1, 7)) < noise, rng.integers(0, 9), phone)
+        found.append(Segment(phone, speaker, units))
+    return found
+
+
+def test_distances_are_those_of_plain_warping():
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 3, rng.integers(1, 9)) for _ in range(12)]
+    found = warped(rows)
+    for i, j in itertools.product(range(12), repeat=2):
+        if i != j:
+            assert found[i, j] == pytest.approx(min(plain_dtw(rows[i], rows[j]), plain_dtw(rows[j], rows[i])))
+
+
+@pytest.mark.parametrize("noise", [0.2, 0.6])
+def test_errors_are_those_of_all_triples_one_by_one(noise):
+    segments = random_segments(noise)
+    within, across = abx_errors(segments)
+    assert within == pytest.approx(plain_abx(segments, across=False))
+    assert across == pytest.approx(plain_abx(segments, across=True))
+
+
+def test_units_that_name_the_phone_make_no_error_and_random_ones_half():
+    assert abx_errors(random_segments(0.0)) == (0.0, 0.0)
+    within, across = abx_errors(random_segments(1.0, phones=6, each=8))
+    assert 0.4 < within < 0.6 and 0.4 < across < 0.6
+
+
+def test_a_single_speaker_has_no_error_across():
+    within, across = abx_errors(random_segments(0.3, speakers="s"))
+    assert 0 <= within < 0.5 and np.isnan(across)
+
+
+def test_tokens_bound_the_segments_and_the_seed_chooses_them():
+    segments = random_segments(0.5, each=20)
+    one, other = (abx_errors(segments, tokens=3, seed=seed) for seed in (0, 1))
+    assert one == abx_errors(segments, tokens=3) and one != other
+
+
+def test_speakers_are_bounded_and_long_pauses_are_left_out():
+    segments = random_segments(0.3, speakers="stuvw")
+    assert abx_errors(segments, speakers=5) != abx_errors(segments, speakers=2)
+    pauses = [Segment(9, speaker, np.zeros(LONGEST + 1, int)) for speaker in "stuvw"] * 2
+    assert abx_errors(segments + pauses) == abx_errors(segments)
+
+
+def test_segments_are_runs_of_one_label():
+    labels, units = np.array([2, 2, -1, 0, 0, 0, 2]), np.arange(7)
+    found = list(cut_segments(labels, units, "s"))
+    assert [(s.phone, s.units.tolist()) for s in found] == [(2, [0, 1]), (0, [3, 4, 5]), (2, [6])]
+    assert not list(cut_segments(np.zeros(0, int), np.zeros(0, int), "s"))

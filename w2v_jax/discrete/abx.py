@@ -1,0 +1,128 @@
+"""The ABX error of units: how often a segment is nearer to one of another phone than to one of its own.
+
+Schatz 2016, without contexts: A and X are segments of one phone, B is one of another. X is confused if it is nearer to
+B; a draw counts half. Within speakers all three are of one speaker. Across, A and B are of one speaker and X is of
+another. Errors are averaged over the triples of two phones and their speakers, then over speakers, then over pairs of
+phones, so that frequent phones and talkative speakers do not dominate. Chance is 0.5.
+
+The distance of two segments is the mean cost along the cheapest path of dynamic time warping, where a frame costs
+nothing beside the same unit and 1 beside another. At most `tokens` segments of each phone and speaker and `speakers`
+speakers are taken, at random, and no segment of more than LONGEST frames, which is a pause. NumPy only.
+
+Differs: benchmarks such as ZeroSpeech's keep the phones on either side of a segment equal.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from w2v_jax.core.display import short_repr
+
+CELLS = 4_000_000
+"""Pairs of frames that are compared at once, over pairs of segments."""
+LONGEST = 100
+
+
+class Segment(NamedTuple):
+    """units [F] of one phone, said by one speaker."""
+
+    phone: int
+    speaker: str
+    units: np.ndarray
+
+    __repr__ = short_repr
+
+
+def cut_segments(labels: np.ndarray, units: np.ndarray, speaker: str) -> Iterable[Segment]:
+    """The runs of equal labels [F] of a recording with their units [F]; -1 is no phone."""
+    bounds = np.flatnonzero(np.diff(labels, prepend=-2, append=-2))
+    for first, end in itertools.pairwise(bounds):
+        if labels[first] >= 0:
+            yield Segment(int(labels[first]), speaker, units[first:end])
+
+
+def abx_errors(
+    segments: Iterable[Segment], *, tokens: int = 8, speakers: int = 8, seed: int = 0
+) -> tuple[float, float]:
+    """(error within speakers, error across speakers); nan where there is no triple."""
+    chosen = _some(segments, tokens, speakers, seed)
+    places: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for place, segment in enumerate(chosen):
+        places[segment.speaker][segment.phone].append(place)
+    distances = warped([segment.units for segment in chosen])
+    within, across = defaultdict(list), defaultdict(list)
+    for speaker, own in places.items():
+        for phone, other in itertools.permutations(own, 2):
+            a, b = own[phone], own[other]
+            if len(a) > 1:
+                within[phone, other].append(_confused(distances, a, b, a))
+            others = [of[phone] for name, of in places.items() if name != speaker and phone in of]
+            if others:
+                across[phone, other].append(np.mean([_confused(distances, a, b, x) for x in others]))
+    return _mean_of_means(within), _mean_of_means(across)
+
+
+def _mean_of_means(errors: dict[tuple[int, int], list]) -> float:
+    return float(np.mean([np.mean(of_pair) for of_pair in errors.values()])) if errors else np.nan
+
+
+def warped(rows: list[np.ndarray]) -> np.ndarray:
+    """The distance [N N] of each two of the rows of units."""
+    lengths = np.array([len(row) for row in rows], np.int64)
+    padded = np.full((len(rows), lengths.max(initial=1)), -1, np.int64)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    distances = np.zeros((len(rows), len(rows)), np.float32)
+    first, second = np.triu_indices(len(rows), 1)
+    longest = np.maximum(lengths[first], lengths[second])
+    for length in np.unique(longest).tolist():
+        pairs, size = np.flatnonzero(longest == length), max(1, CELLS // length**2)
+        for begin in range(0, len(pairs), size):
+            i, j = first[pairs[begin : begin + size]], second[pairs[begin : begin + size]]
+            distances[i, j] = distances[j, i] = _dtw(padded[i], padded[j], lengths[i], lengths[j])
+    return distances
+
+
+def _dtw(x: np.ndarray, y: np.ndarray, num_x: np.ndarray, num_y: np.ndarray) -> np.ndarray:
+    """Mean cost along the cheapest path of each pair of rows x [N P], y [N Q]. Of equal paths the shortest counts."""
+    rows, width = num_x.max(), num_y.max()
+    total = np.full((rows + 1, width + 1, len(x)), np.inf, np.float32)
+    steps = np.zeros((rows + 1, width + 1, len(x)), np.float32)
+    total[0, 0] = 0
+    for i, j in itertools.product(range(rows), range(width)):
+        before = np.stack([total[i, j], total[i, j + 1], total[i + 1, j]])
+        length = np.stack([steps[i, j], steps[i, j + 1], steps[i + 1, j]])
+        least = before.min(axis=0)
+        total[i + 1, j + 1] = least + (x[:, i] != y[:, j])
+        steps[i + 1, j + 1] = 1 + np.where(before == least, length, np.inf).min(axis=0)
+    pair = np.arange(len(x))
+    return total[num_x, num_y, pair] / steps[num_x, num_y, pair]
+
+
+def _confused(distances: np.ndarray, a: list[int], b: list[int], x: list[int]) -> float:
+    """The share of triples in which x is nearer to b than to a; a segment is never both a and x."""
+    to_a, to_b = distances[np.ix_(x, a)][:, :, None], distances[np.ix_(x, b)][:, None, :]
+    wrong = (to_b < to_a) + 0.5 * (to_b == to_a)  # [X A B]
+    differ = np.array(x)[:, None] != np.array(a)
+    return float(wrong[differ].mean())
+
+
+def _some(segments: Iterable[Segment], tokens: int, speakers: int, seed: int) -> list[Segment]:
+    """At most `tokens` of each phone and speaker, of at most `speakers` speakers."""
+    groups: dict[str, dict[int, list[Segment]]] = defaultdict(lambda: defaultdict(list))
+    for segment in segments:
+        if len(segment.units) <= LONGEST:
+            groups[segment.speaker][segment.phone].append(segment)
+    rng, names = np.random.default_rng(seed), sorted(groups)
+    chosen = []
+    for place in np.sort(rng.choice(len(names), min(speakers, len(names)), replace=False)) if names else ():
+        phones = groups[names[place]]
+        for group in (phones[phone] for phone in sorted(phones)):
+            kept = rng.choice(len(group), min(tokens, len(group)), replace=False)
+            chosen += [group[i] for i in np.sort(kept)]
+    return chosen
