@@ -9,6 +9,7 @@ import shutil
 import tempfile
 
 import filelock
+import hypothesis
 import pytest
 from commands import HASTE
 
@@ -28,6 +29,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all workers and the
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(8 << 30))  # any limit makes JAX lock what it writes
 
+hypothesis.settings.register_profile("untimed", deadline=None)  # other workers take the time as well
+hypothesis.settings.load_profile("untimed")
 gc.set_threshold(100_000, 20, 50)  # tracing makes many objects, few of them garbage: a tenth of the time
 
 
