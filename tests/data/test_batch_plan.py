@@ -12,7 +12,7 @@ from w2v_jax.core.units import unit_rows
 from w2v_jax.data.batch_plan import FILLER, eval_plan, train_plan
 
 RATE = 16000
-laws = hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+laws = hypothesis.settings(max_examples=25, derandomize=True)
 
 
 @st.composite

@@ -40,7 +40,7 @@ def test_a_plain_file_is_one_recording_as_it_is(kind):
         assert bytes_of(content, parts.parts) == [content]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(kind=st.sampled_from(sorted(FORMATS)), order=st.lists(st.integers(0, 2), min_size=2, max_size=4))
 def test_joined_files_are_found_whatever_is_joined_to_what(kind, order):
     content = b"".join(pieces[kind][i] for i in order)
@@ -97,7 +97,7 @@ def test_flac_after_a_tag_begins_after_it():
     assert (part.start, part.stop) == (2010, 2010 + len(flac))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(num_bytes=st.integers(0, 2 * 16000))
 def test_wav_goes_on_after_the_size_in_its_header_where_audio_does(num_bytes):
     content = pieces["wav"][1]
@@ -135,7 +135,7 @@ def test_a_pattern_is_found_once_wherever_blocks_end(monkeypatch):
         assert list(containers._find(io.BytesIO(content), pattern, 0, len(content))) == places
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(length=st.integers(1, 20_000))
 def test_flac_goes_on_after_the_length_in_its_header_where_frames_do(length):
     content = pieces["flac"][1]
@@ -143,7 +143,7 @@ def test_flac_goes_on_after_the_length_in_its_header_where_frames_do(length):
     assert (parts.note == SIZE_TOO_SMALL) == (length < 1.3 * 16000)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(kind=st.sampled_from(["ogg", "opus"]), share=st.floats(0.3, 0.99))
 def test_an_ogg_file_that_was_cut_is_named(kind, share):
     content = pieces[kind][2]

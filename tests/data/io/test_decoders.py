@@ -62,7 +62,7 @@ def whole(content, header):
 pieces = {kind: [encoded(tone(0.7 + 0.6 * i, seed=i), kind) for i in range(3)] for kind in FORMATS}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(kind=st.sampled_from(sorted(FORMATS)), order=st.lists(st.integers(0, 2), min_size=2, max_size=4), data=st.data())
 def test_joined_recordings_follow_one_another(kind, order, data):
     content = b"".join(pieces[kind][i] for i in order)
@@ -75,7 +75,7 @@ def test_joined_recordings_follow_one_another(kind, order, data):
     np.testing.assert_allclose(crop, np.concatenate(parts)[start : start + count], atol=TOLERANCE.get(kind, 1e-6))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(kind=st.sampled_from(["wav", "flac", "ogg", "opus", "mp3"]), share=st.floats(0.1, 0.9))
 def test_a_recording_that_was_cut_is_never_taken_for_whole(kind, share):
     content = encoded(WAVE, kind)
@@ -130,7 +130,7 @@ def test_a_codec_that_nobody_knows_is_named():
         probe_content(io.BytesIO(bytes(content)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(kind=st.sampled_from(sorted(FORMATS)), data=st.data())
 def test_damage_of_any_kind_ends_in_samples_or_in_a_reason(kind, data):
     content = bytearray(pieces[kind][0])
