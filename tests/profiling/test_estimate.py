@@ -217,7 +217,7 @@ def test_policies_that_keep_less_than_the_config_are_suggested():
 
 
 def test_an_update_without_memory_is_told_with_flags_that_take_clearly_less():
-    config = load(f"{BASE}:tiny", [("data.device_seconds", "16.0"), ("sharding.data", "1")])
+    config = load(f"{BASE}:tiny", [("data.device_seconds", "16.0"), ("data.batch_hours", repr(64 * 2 / 3600))])
     said = exhausted(config, "RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes")
     (flag,) = re.findall(r"--config\.(\S+)", said)
     key, value = flag.rstrip(".").split("=")

@@ -229,8 +229,8 @@ def _within_memory(results: Iterator[Any], batch_seconds: float, longest: float)
             raise
         flag, seconds = ("--batch-seconds", batch_seconds) if batch_seconds > longest else ("--max-seconds", longest)
         raise UserError(
-            f"the device has no memory for {max(batch_seconds, longest):g} s of audio at once ({reason}): lower it "
-            f"with {flag}={seconds / 2:g}"
+            f"the device has no memory for {max(batch_seconds, longest):.3g} s of audio at once ({reason}): lower it "
+            f"with {flag}={seconds / 2:.3g}"
         ) from None
 
 
