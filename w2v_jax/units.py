@@ -81,8 +81,6 @@ def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
     try:
         return {"fit": fit, "label": label, "measure": measure}[args.command](args)
-    except BrokenPipeError:  # whoever read the output has gone
-        raise
     except OSError as error:
         what = cannot_write(error.filename or args.out, error)
         raise UserError(f"{what}; what is finished stays, and the same command goes on from there") from None

@@ -15,6 +15,7 @@ import pytest
 from w2v_jax.core import config as configs
 from w2v_jax.core.cli import (
     UserError,
+    cannot_write,
     count_argument,
     did_you_mean,
     duration,
@@ -65,6 +66,12 @@ def test_an_output_that_nobody_reads_ends_the_command_without_a_word(tmp_path, m
         assert outcome(main, capsys) == (141, "")
         output.write("what Python flushes at its end")
     assert (tmp_path / "output").read_text() == ""
+
+
+def test_a_reader_who_has_gone_is_no_file_that_cannot_be_written():
+    with pytest.raises(BrokenPipeError):
+        cannot_write("--out", BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    assert "--out: cannot be written (No space" in str(cannot_write("--out", OSError(errno.ENOSPC, "No space left")))
 
 
 def test_a_full_disk_is_named_and_other_faults_stay_faults(capsys):

@@ -52,7 +52,12 @@ def cannot_read(what: object, error: OSError) -> UserError:
 
 
 def cannot_write(what: object, error: OSError) -> UserError:
-    """The error to raise where `what`, a path or a flag with its path, cannot be written."""
+    """The error to raise where `what`, a path or a flag with its path, cannot be written.
+
+    Raises `error` itself where it is the reader of the output who has gone, which `run_command` knows.
+    """
+    if isinstance(error, BrokenPipeError):
+        raise error
     return UserError(f"{what}: cannot be written ({os_error_text(error)})")
 
 
