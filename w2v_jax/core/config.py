@@ -283,6 +283,7 @@ NOT_NEGATIVE = keys_of(
     {
         "acoustic": "clean_steps",
         "data": "workers",
+        "encoder": "relative_buckets relative_distance",
         "loss": "offset extra_classes masked_weight unmasked_weight",
         "sharding": "data fsdp slices",
         "train": "patience",
@@ -366,7 +367,7 @@ def flatten(config: Mapping[str, Any] | Config, prefix: str = "") -> dict[str, A
     return flat
 
 
-CONFIG_VERSION = 5
+CONFIG_VERSION = 6
 """Of `config.json`: raised when a key is added, with a line in ADDED."""
 ADDED = (
     (2, "init.run", "", "seed"),
@@ -383,6 +384,8 @@ ADDED = (
     (3, "acoustic.clean_steps", 0, "acoustic.head_dropout"),
     (4, "acoustic.residual", False, "acoustic.conv_layers"),
     (5, "data.targets_model", "", "data.targets"),
+    (6, "encoder.relative_buckets", 0, "encoder.conv_grad_scale"),
+    (6, "encoder.relative_distance", 0, "encoder.conv_grad_scale"),
 )
 """(version that added a key, the key, what runs without it meant, a key of the configs that have it)."""
 

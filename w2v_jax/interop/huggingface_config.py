@@ -138,6 +138,7 @@ def our_config(settings: Mapping[str, Any], head: str, *, normalize: bool, outpu
         pos_layers=settings["num_conv_pos_embeddings"] if "conv_pos_kernel_size" in settings else 1,
     )
     encoder |= dict(dropout=0.0, attention_dropout=0.0, mlp_dropout=0.0, input_dropout=0.0, layer_drop=0.0)
+    encoder |= dict(relative_buckets=0, relative_distance=0)
     encoder |= dict(attention="auto", positional="auto", stack="auto", convolution="auto")
     encoder |= dict(remat_frontend="none", remat_layers="none")
     encoder |= {ours: settings[theirs] for theirs, ours in ENCODER.items()}
