@@ -40,15 +40,15 @@ def test_without_its_bias_wavlm_is_hubert():
     params = bare(method.init(KEY, batch)[0])
     table = params["encoder"]["transformer"].pop("relative_bias")
     layers = params["encoder"]["transformer"]["layers"]
-    gates = {name: layers.pop(name) for name in ("gate", "gate_scale")}
-    assert table.shape == (32, 4) and gates["gate_scale"].shape == (2, 4)
-    assert gates["gate"]["kernel"].shape == (2, 8, 8) and gates["gate"]["bias"].shape == (2, 8)
+    gate = layers.pop("gate")
+    assert table.shape == (32, 4)
+    assert jax.tree.map(jnp.shape, gate) == {"kernel": (2, 8, 8), "bias": (2, 8), "scale": (2, 4)}
     plain = hubert.make(configs.changed(config, {"method": "hubert", "encoder.relative_buckets": 0}))
     assert jax.tree.structure(bare(plain.init(KEY, batch)[0])) == jax.tree.structure(params)
     expected = plain.loss(params, {}, batch, KEY, 0, train=True)[0]
 
     def loss(table):
-        transformer = params["encoder"]["transformer"] | dict(relative_bias=table, layers=layers | gates)
+        transformer = params["encoder"]["transformer"] | dict(relative_bias=table, layers=layers | dict(gate=gate))
         both = params | dict(encoder=params["encoder"] | dict(transformer=transformer))
         return method.loss(both, {}, batch, KEY, 0, train=True)[0]
 

@@ -20,12 +20,12 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import Config
 from w2v_jax.core.display import short_repr
 from w2v_jax.nn.conditional import not_a_broadcast, unless_dropped
-from w2v_jax.nn.layers import Axes, Dense, LayerNorm, gathered, gelu, part, rematerialised, symmetric_uniform
+from w2v_jax.nn.layers import Dense, LayerNorm, gathered, gelu, part, rematerialised, symmetric_uniform
 from w2v_jax.ops import random as noises
 from w2v_jax.ops.attention import GatedBias, attention
 from w2v_jax.ops.devices import one_device, platform
 from w2v_jax.ops.frames import valid_frames
-from w2v_jax.ops.matmul import plus
+from w2v_jax.ops.matmul import plus, product
 from w2v_jax.ops.random import Stream
 from w2v_jax.ops.relative_bias import by_distance, gate
 
@@ -114,6 +114,28 @@ class Context(NamedTuple):
     __repr__ = short_repr
 
 
+class RelativeGate(nn.Module):
+    """The gates of the bias of the distance, from the input of attention (not from its queries), cut into heads.
+
+    All heads share a linear layer to eight numbers, each head has a scale (Chen et al. 2021, section 2). Every device
+    of the mesh axis "tensor" computes the gates of all heads: cut by heads, the gradient would cut the channels of x.
+    """
+
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B F D] -> [B F H] float32."""
+        x = nn.with_logical_constraint(x, ("batch", "frames", None))
+        x = x.reshape(*x.shape[:-1], self.heads, -1).astype(self.dtype)  # [B F H K]
+        kernel = self.param("kernel", part(nn.initializers.normal(0.02), ("kv", None)), (x.shape[-1], 8))
+        bias = self.param("bias", part(nn.initializers.zeros, (None,)), (8,))
+        scale = self.param("scale", part(nn.initializers.ones, (None,)), (self.heads,))
+        gates = gate(plus(product(x, kernel.astype(self.dtype)), bias), scale)
+        return nn.with_logical_constraint(gates, ("batch", "frames", None))
+
+
 class Block(nn.Module):
     """One Transformer layer: self-attention and a feed-forward network, pre- or post-norm.
 
@@ -173,17 +195,12 @@ class Block(nn.Module):
             num_frames,
             dropout=self.attention_dropout,
             noise=noise,
-            bias=None if bias is None else GatedBias(self._gates(x.reshape(split)), bias),
+            bias=None if bias is None else GatedBias(RelativeGate(self.heads, self.dtype, name="gate")(x), bias),
             implementation=self.attention,
         )
         return self._dense(width, ("heads", "embed"), "out")(y.reshape(x.shape))
 
-    def _gates(self, x: jax.Array) -> jax.Array:
-        """The gates [B F H] of the bias, from the attention's input cut into heads [B F H K]; not from the queries."""
-        scale = self.param("gate_scale", part(nn.initializers.ones, ("heads",)), (self.heads,))
-        return gate(self._dense(8, ("kv", None), "gate")(x), scale)
-
-    def _dense(self, features: int, axes: Axes, name: str) -> Dense:
+    def _dense(self, features: int, axes: tuple[str, str], name: str) -> Dense:
         init, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
         return Dense(features, axes, init, zeros, self.dtype, gather=False, name=name)
 

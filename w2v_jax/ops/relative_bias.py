@@ -61,7 +61,8 @@ def gate(numbers: jax.Array, scale: jax.Array) -> jax.Array:
 def add_gated(logits: jax.Array, gates: jax.Array, bias: jax.Array) -> jax.Array:
     """logits [... H F F] + gates [... H F] * `by_position` of bias [... H 2F-1], where `...` of bias may be missing.
 
-    The gradient keeps gates and bias and spreads the bias once more: it keeps no [H F F].
+    The gradient keeps gates and bias and spreads the bias once more: it keeps no [H F F]. It sums over positions before
+    it sums over utterances, so that devices add up numbers by distance and not by position.
     """
     return logits + gates[..., None] * by_position(bias)
 
@@ -71,8 +72,11 @@ def _add_forward(logits, gates, bias):
 
 
 def _add_backward(kept, gradient):
-    _, back = jax.vjp(lambda gates, bias: gates[..., None] * by_position(bias), *kept)
-    return gradient, *back(gradient)
+    gates, bias = kept
+    of_gates = (gradient * by_position(bias)).sum(axis=-1)
+    shape = jax.ShapeDtypeStruct((*gates.shape[:-1], bias.shape[-1]), bias.dtype)
+    (of_bias,) = jax.linear_transpose(by_position, shape)(gradient * gates[..., None])
+    return gradient, of_gates, of_bias.sum(axis=tuple(range(gates.ndim - bias.ndim)))
 
 
 add_gated.defvjp(_add_forward, _add_backward)
