@@ -7,7 +7,6 @@ An effective batch as HuBERT's on 32 GPUs (0.78 h of audio) is kept on any numbe
 are 500 clusters of layer 6 of HuBERT Base, iteration 1. Expected after fine-tuning, with a language model, WER on
 test-other: 10.8 with 1 h of labels, 9.2 with 10 h, 7.7 with 100 h (as the paper of data2vec lists them). The batch, the
 learning rate and all other numbers without a note are those of HuBERT Base: the paper's training was not released.
-Differs: the paper mixes other utterances into 20 % of them, which is not done here.
 
 Variants: `:demo` learns on a self-made corpus in minutes on two CPU cores; `:tiny` is for tests.
 """
@@ -45,6 +44,8 @@ def get_config(variant: str = "") -> ConfigDict:
         targets_model="",  # the model that made them, where it must be a certain one
         targets_hop=320,  # 16 kHz samples per unit: 320 for those of a layer, 160 for those of MFCC
         normalize=False,  # zero mean and unit variance per utterance
+        mix_prob=0.2,  # the share of utterances into which a part of another one is mixed; labels stay
+        mix_decibels=(-5.0, 5.0),  # by how much the mean power of the utterance is above that of the other one
     )
     config.encoder = dict(
         conv_layers=CONV,  # (channels, kernel, stride)

@@ -6,9 +6,8 @@ r"""WavLM Base+ (Chen et al. 2021, arXiv 2110.13900): 95 M parameters, 94k h, 1M
 The data are 60k h of Libri-light, 10k h of GigaSpeech and 24k h of VoxPopuli. The labels are clusters of layer 9 of
 HuBERT Base, iteration 2. An effective batch as HuBERT's on 32 GPUs (0.78 h of audio) is kept on any number of devices
 by accumulation. The batch, the learning rate and all other numbers without a note are those of HuBERT Base: the paper's
-training was not released. Differs: the paper mixes other utterances into 20 % of them and noise into some, which is not
-done here. The updates are those of notes about the paper; warm-up has the same share of them as in HuBERT. No expected
-number is at hand.
+training was not released. Differs: some of what the paper mixes in is noise; here all of it is speech. The updates are
+those of notes about the paper; warm-up has the same share of them as in HuBERT. No expected number is at hand.
 
 Variants: `:demo` learns on a self-made corpus in minutes on two CPU cores; `:tiny` is for tests.
 """
@@ -46,6 +45,8 @@ def get_config(variant: str = "") -> ConfigDict:
         targets_model="",  # the model that made them, where it must be a certain one
         targets_hop=320,  # 16 kHz samples per unit: 320 for those of a layer, 160 for those of MFCC
         normalize=False,  # zero mean and unit variance per utterance
+        mix_prob=0.2,  # the share of utterances into which a part of another one is mixed; labels stay
+        mix_decibels=(-5.0, 5.0),  # by how much the mean power of the utterance is above that of the other one
     )
     config.encoder = dict(
         conv_layers=CONV,  # (channels, kernel, stride)

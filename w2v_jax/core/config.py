@@ -88,6 +88,8 @@ COMMON = {"method", "seed"} | keys_of(
 OPTIONAL: dict[str, Any] = {
     "acoustic.clean_steps": 0,
     "data.labels": "",
+    "data.mix_decibels": (0.0, 0.0),
+    "data.mix_prob": 0.0,
     "data.speeds": (1.0, 1.0),
     "data.targets": None,  # learns no units that were made before
     "encoder.frozen": False,
@@ -122,7 +124,7 @@ ELEMENTS = {
 }
 """What an element of a tuple is like, for the keys whose tuple may be empty."""
 
-LENGTHS = {"data.speeds": 2, "optim.betas": 2, "optim.stages": 3, "quantizer.temperature": 3}
+LENGTHS = {"data.mix_decibels": 2, "data.speeds": 2, "optim.betas": 2, "optim.stages": 3, "quantizer.temperature": 3}
 """How many numbers a tuple has, for the keys whose numbers have a meaning each."""
 
 
@@ -289,7 +291,7 @@ NOT_NEGATIVE = keys_of(
         "train": "patience",
     }
 )
-KEYS_OF_SHARES = ("data.eval_share", "masking.prob")
+KEYS_OF_SHARES = ("data.eval_share", "data.mix_prob", "masking.prob")
 """Keys that must be above 0, at least 0, and from 0 to 1. Whatever ends in dropout or _drop must be below 1."""
 KEYS_OF_LAYERS = ("encoder.conv_layers", "encoder.context_kernels", "acoustic.conv_layers")
 """Keys whose tuples hold whole numbers above 0."""

@@ -2,13 +2,13 @@
 
 As in HuBERT, spans of the projected local features are replaced by a learned vector, and the Transformer's output at a
 masked frame must name the cluster (a speech unit) that k-means gave that frame before training. WavLM adds the gated
-bias of the distance in every layer's attention (section 2; `encoder.relative_buckets`). `ops/relative_bias.py` has the
+bias of the distance in every layer's attention (`encoder.relative_buckets`). `ops/relative_bias.py` has the
 bias, `nn/unit_prediction.py` the logits and the loss. Masking: see `ops/masking.py`.
 
 Without `loss.classes` it is the encoder alone, as released models are: it gives features and has no loss.
 
-Differs: the paper mixes a part of another utterance, or noise, into some utterances and keeps their labels (section 3).
-That is not done here: units are predicted from the recordings as they are.
+Some utterances come with a part of another one mixed in, and keep their labels (`data.mix_prob`). The data
+do that: `data/augment.py`. Differs: the paper's larger models also mix noise in; here it is speech alone.
 """
 
 from __future__ import annotations

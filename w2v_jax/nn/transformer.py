@@ -117,7 +117,7 @@ class Context(NamedTuple):
 class RelativeGate(nn.Module):
     """The gates of the bias of the distance, from the input of attention (not from its queries), cut into heads.
 
-    All heads share a linear layer to eight numbers, each head has a scale (Chen et al. 2021, section 2). Every device
+    All heads share a linear layer to eight numbers, each head has a scale (Chen et al. 2021). Every device
     of the mesh axis "tensor" computes the gates of all heads: cut by heads, the gradient would cut the channels of x.
     """
 

@@ -1,7 +1,7 @@
 """Predicting speech units at frames: the model, its logits, its loss and its metrics, for HuBERT and WavLM.
 
 The logit of a class is the cosine between the projected output of the encoder and the class's vector, divided by a
-temperature (Hsu et al. 2021, arXiv 2106.07447, section II-B). There may be several label sets, whose losses are added.
+temperature (Hsu et al. 2021, arXiv 2106.07447). There may be several label sets, whose losses are added.
 Frame i has label floor(i * r), where r is the number of labels per frame.
 
 The batch has `targets` [B S U]: S label sets, U labels at their own rate, `NO_TARGET` where there is none.

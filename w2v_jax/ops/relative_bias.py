@@ -1,4 +1,4 @@
-"""A bias of attention that depends on head and distance, and its gate (Chen et al. 2021, arXiv 2110.13900, section 2).
+"""A bias of attention that depends on head and distance, and its gate (WavLM, Chen et al. 2021, arXiv 2110.13900).
 
 Distances fall into buckets: each small distance has its own, larger ones share buckets that grow with the logarithm
 (Raffel et al. 2020, T5). A row of a table holds the bias of a bucket for each head. The bias depends on j - i alone, so
