@@ -141,8 +141,8 @@ def demo(config: ConfigDict) -> None:
     """Half an hour of a self-made language, 0.9 M parameters, minutes on two CPU cores. The labels are its letters.
 
     Departs from the paper where a few hundred updates are not enough for it: pre-norm blocks, no gradient scale, no
-    penalty, no dropout and a learning rate that is held leave the plateau at chance after some 250 updates instead of
-    thousands.
+    penalty, no dropout and a learning rate that is held leave the first plateau, where every frame is taken for a
+    pause, after some 50 updates.
     """
     tiny(config)
     config.data.update(hours=0.5, root=("data/synthetic",), batch_hours=2 * 12 / 3600, unit_seconds=12.0)

@@ -112,7 +112,17 @@ def test_padding_is_that_of_the_buckets_on_the_recordings(tmp_path, capsys):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("config", ["cpc", "wav2vec_large", "vq_wav2vec", "bert_codes_base", "finetune"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        "cpc",
+        "wav2vec_large",
+        "vq_wav2vec",
+        "bert_codes_base",
+        "finetune",
+        pytest.param("hubert_base", marks=pytest.mark.slow),
+    ],
+)
 def test_other_methods_are_timed_beside_the_reference_and_start_at_about_its_loss(config, capsys):
     pytest.importorskip("torch", reason="torch or transformers is not installed (extra `parity`)")
     words = [f"--config=configs/{config}.py:tiny", "--batch=2", "--seconds=2", "--runs=1", "--warmup=0"]

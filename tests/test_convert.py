@@ -181,6 +181,15 @@ def test_wavlm_goes_out_without_its_heads_and_pretraining_goes_on_from_what_come
         warm_params(load("configs/wavlm_base.py:tiny", flags), shapes_of(config), WAVE)
 
 
+def test_heads_of_hubert_are_refused_and_its_encoder_is_not(tmp_path):
+    run = a_run(tmp_path / "run", "hubert_base.py:tiny", {})
+    with pytest.raises(UserError, match="no model for the heads of HuBERT: --encoder-only"):
+        convert.main(["--from", str(run), "--to", str(tmp_path / "out")])
+    assert convert.main(["--from", str(run), "--to", str(tmp_path / "out"), "--encoder-only"]) == 0
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (told["architectures"], told["model_type"]) == (["HubertModel"], "hubert")
+
+
 def test_model_card_holds_what_the_run_says(tmp_path):
     run = a_run(tmp_path / "pre", "w2v2_base.py:tiny", {})
     (run / "metrics.jsonl").write_text(json.dumps({"step": 7, "split": "eval", "loss": 3.25}) + "\n")
@@ -318,6 +327,7 @@ def test_exported_models_load_in_transformers_with_every_tensor(transformers, tm
         ("Wav2Vec2ForPreTraining", "w2v2_large.py:tiny", []),
         ("Wav2Vec2Model", "w2v2_base.py:tiny", ["--encoder-only"]),
         ("WavLMModel", "wavlm_large.py:tiny", []),
+        ("HubertModel", "hubert_base.py:tiny", ["--encoder-only"]),
         ("Wav2Vec2ForCTC", "finetune.py:tiny", []),
     ):
         folder = tmp_path / f"{name}-{config.partition('.')[0]}"

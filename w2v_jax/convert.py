@@ -220,7 +220,8 @@ def differences(config: Config) -> list[str]:
 
 def model_card(source: pathlib.Path, config: Config, head: str, *, step: int, name: str) -> str:
     """README.md of the model: what the run records about itself, and a reminder of what the authors must add."""
-    family = {"wav2vec2": "wav2vec 2.0", "wavlm": "WavLM"}.get(family := huggingface_config.family_of(config), family)
+    family = huggingface_config.family_of(config)
+    family = {"wav2vec2": "wav2vec 2.0", "hubert": "HuBERT", "wavlm": "WavLM"}.get(family, family)
     their_class = huggingface_config.their_class(config, head)
     lines = ["---", "library_name: transformers", "tags: [speech, wav2vec2, w2v_jax]", "license: other", "---", ""]
     lines += [f"# {name}", "", *_origin(source, config, family)]

@@ -76,6 +76,21 @@ def test_units_of_a_crop_are_those_of_its_audio(tmp_path, hop):
     assert cropped
 
 
+def test_units_of_recordings_that_were_cut_stay_in_time(tmp_path):
+    """Pieces of a second have 49 frames, as in HuBERT's recipe: the fiftieth is lost, and the next piece is in time."""
+    cut = dict(cut="recipe", max_samples=RATE, field=400)
+    frames = 49 + 49 + 24
+    write_units(tmp_path / "units", (frames * 0.02,), clusters=2000, **cut)
+    np.save(tmp_path / "units" / "part-00000.npy", np.arange(frames, dtype=np.uint16)[:, None])
+    (folder,) = targets.open_targets(section(tmp_path / "units"), (2000,))
+    source, found = targets.with_targets(Ramps((2.5,)), (folder,), where="data.root")
+    assert len(source.index) == 1, "2.44 s of units were made of 2.5 s of audio"
+    np.testing.assert_array_equal(found.read(0, RATE, 3200)[0], 49 + np.arange(10))
+    np.testing.assert_array_equal(found.read(0, RATE - 960, 1920)[0], [47, 48, 48, 49, 50, 51])
+    np.testing.assert_array_equal(found.read(0, 2 * RATE + 7000, 1920)[0], [120, 121, *[NO_TARGET] * 4])
+    np.testing.assert_array_equal(found.read(0, 5 * RATE, 640)[0], [NO_TARGET] * 2)
+
+
 def test_fillers_and_rows_that_cannot_be_read_have_no_units(tmp_path):
     folders = numbered(tmp_path / "units", 320)
     source, found = targets.with_targets(Ramps(LENGTHS), folders, where="data.root")
@@ -98,7 +113,7 @@ def test_sets_of_several_folders_stand_one_after_the_other(tmp_path):
     labels = found.read(4, 3200, 16_000)
     assert labels.shape == found.shape(16_000) == (3, 50)
     np.testing.assert_array_equal(labels[:2], np.stack([400 + 10 + np.arange(50)] * 2))
-    units = open_source("units", tmp_path / "b")
+    units = open_source("speech_units", tmp_path / "b")
     np.testing.assert_array_equal(labels[2], units.read(units.index.ids.tolist().index("u4"), 3200, 16_000)[:, 0])
     assert len(found.digest()) == 2 and len(first) == 1
     with pytest.raises(UserError, match=r"label sets of \(2000, 2000, 7\) clusters: --config.loss.classes=2000,2000,7"):
@@ -157,7 +172,7 @@ def test_a_self_made_corpus_has_its_letters_for_units(home, tmp_path):
 
 
 def test_reading_a_unit_that_is_no_cluster_fails_the_row(tmp_path, monkeypatch):
-    monkeypatch.setattr("w2v_jax.data.sources.units.CHECKED", 0)
+    monkeypatch.setattr("w2v_jax.data.sources.speech_units.CHECKED", 0)
     write_units(tmp_path / "units", LENGTHS, clusters=50)
     (folder,) = targets.open_targets(section(tmp_path / "units"), (50,))
     folder.clusters = 3

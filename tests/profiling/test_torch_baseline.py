@@ -11,7 +11,10 @@ import pytest
 from w2v_jax import methods
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import load
+from w2v_jax.interop import huggingface
+from w2v_jax.interop.tensor_mapping import TensorPair, dense_pairs, import_tensors
 from w2v_jax.methods import wav2vec2
+from w2v_jax.nn import unit_prediction
 from w2v_jax.profiling import random_batch, torch_baseline
 from w2v_jax.training import sharding
 
@@ -40,6 +43,37 @@ def test_the_other_model_has_as_many_parameters_as_ours(name):
     batch |= {"weight": jax.numpy.ones(1), "row": jax.numpy.arange(1)}
     params, _ = jax.eval_shape(lambda: wav2vec2.make(config).init(jax.random.key(0), batch))
     assert theirs == sum(x.size for x in jax.tree.leaves(sharding.bare(params)))
+
+
+@pytest.mark.parity
+def test_the_other_hubert_has_as_many_parameters_as_ours():
+    torch = pytest.importorskip("torch", reason="torch or transformers is not installed (extra `parity`)")
+    pytest.importorskip("transformers", reason="torch or transformers is not installed (extra `parity`)")
+    with torch.device("meta"):
+        model, _ = torch_baseline.hubert_baseline(torch, load("configs/hubert_base.py"))
+    assert sum(p.numel() for p in model.parameters()) == 94_697_600
+
+
+@pytest.mark.parity
+def test_the_other_hubert_has_our_loss():
+    """Two label sets at twice the rate, tied, with all frames counted: the same weights and masks."""
+    torch = pytest.importorskip("torch", reason="torch or transformers is not installed (extra `parity`)")
+    pytest.importorskip("transformers", reason="torch or transformers is not installed (extra `parity`)")
+    changes = {"loss.classes": "7,5", "data.targets_hop": "160", "loss.untied": "false", "loss.penalty_weight": "0"}
+    config = load("configs/hubert_large.py:tiny", list(changes.items()))
+    batch = random_batch.random_batch(config, 2, 16_000)
+    model, loss = torch_baseline.hubert_baseline(torch, config)
+    masked, _ = next(torch_baseline._masks(config, batch["wave"], torch))
+    _, printed = loss({name: torch.from_numpy(x) for name, x in batch.items()})
+    tensors = {f"encoder.{name}": x.detach().numpy() for name, x in model.hubert.eval().named_parameters()}
+    pairs = huggingface.tensor_pairs(config, "encoder.", "encoder") + dense_pairs("final_proj", "final_proj")
+    tensors |= {name: x.detach().numpy() for name, x in model.named_parameters() if not name.startswith("hubert.")}
+    pairs += [TensorPair("label_embeddings", "label_embs_concat")]
+    params, _ = import_tensors(tensors, pairs, config, source="the other side")
+    hidden = jax.numpy.asarray(masked.numpy())
+    prediction = unit_prediction.UnitPredictor(config).apply({"params": params}, batch, hidden)
+    _, metrics = unit_prediction.objective(config, batch, hidden, prediction)
+    assert float(metrics["loss"].value()) == pytest.approx(printed.item(), rel=1e-4)
 
 
 def test_without_torch_the_message_names_the_extra(monkeypatch):

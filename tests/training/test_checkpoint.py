@@ -73,6 +73,16 @@ def test_restore_gives_back_every_leaf_the_step_and_the_meta(tmp_path):
     assert_equal(restored.state, make_state(20))
 
 
+def test_state_of_an_optimizer_that_clips_first_is_restored(tmp_path):
+    """Clipping has an empty state, which comes before that of Adam."""
+    state = make_state(3)
+    state = state.replace(opt=(optax.EmptyState(), *state.opt))
+    manager = manager_at(tmp_path)
+    assert checkpoint.save(manager, 3, state)
+    checkpoint.close(manager)
+    assert_equal(checkpoint.restore_latest(manager_at(tmp_path), abstract(state)).state, state)
+
+
 def test_state_may_be_donated_right_after_save(tmp_path):
     manager = manager_at(tmp_path)
     state = make_state(1, size=512)

@@ -16,6 +16,7 @@ from w2v_jax.core import config as configs
 from w2v_jax.core.cli import UserError
 from w2v_jax.data.index import WAVE, Form
 from w2v_jax.data.transcripts import Alphabet, Labels
+from w2v_jax.training import workdir
 from w2v_jax.training.dataset import Data, fingerprints, form_of, micro_batch, open_data
 
 
@@ -123,15 +124,20 @@ def test_units_are_read_for_both_parts_and_told_in_what_a_run_keeps(letters, tin
     assert fingerprints(other)["targets"] != [kept]
 
 
-def test_a_run_goes_on_with_no_other_units(letters, tiny_corpus, tmp_path):
-    changes = dict(train__steps=2, train__checkpoint_every=2, optim__warmup=1)
-    assert train.run(letters(**changes), tmp_path / "run") == 0
+def test_a_run_goes_on_with_moved_units_and_with_no_others(letters, tiny_corpus, tmp_path):
+    def go_on(**changes):
+        config = letters(**changes)
+        with workdir.open_workdir(tmp_path / "run", config, active=True):
+            workdir.check_data(tmp_path / "run", config, fingerprints(open_data(config, 8, 8, path=tmp_path)))
+
+    go_on()
+    (tmp_path / "run" / "checkpoints" / "4").mkdir(parents=True)
     moved = shutil.copytree(tiny_corpus.with_name("synthetic-letters"), tmp_path / "moved")
-    assert train.run(letters(**changes, data__targets=moved), tmp_path / "run") == 0
+    go_on(data__targets=moved)
     about = json.loads((moved / "extract.json").read_text())
     (moved / "extract.json").write_text(json.dumps(about | {"model": "another"}))
-    with pytest.raises(UserError, match=r"the data are not those.*\n.*targets: .*letters, 1 x 21.*another, 1 x 21"):
-        train.run(letters(**changes, data__targets=moved), tmp_path / "run")
+    with pytest.raises(UserError, match=r"(?s)the data are not those.*targets: .*letters, 1 x 21.*another, 1 x 21"):
+        go_on(data__targets=moved)
 
 
 def test_units_without_recordings_and_speeds_are_refused(letters, tiny_corpus, tmp_path):

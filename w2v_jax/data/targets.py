@@ -2,7 +2,7 @@
 
 `open_targets` opens the folders of `data.targets`. `with_targets` joins them to any source by the recordings' ids, and
 leaves out recordings without units or with units of another length. `Targets.read` gives the units of any crop: label u
-of a crop from sample s is the one that starts nearest to sample s + u * hop.
+of a crop from sample s is the one that starts nearest to sample s + u * hop, also where long recordings were cut.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import NO_TARGET, SAMPLE_RATE
 from w2v_jax.data.index import Index, Skip, Source, TooFew, hash_ids, root_entries, subset
 from w2v_jax.data.io import corpus
-from w2v_jax.data.sources.units import Units, open_units, write_letters
+from w2v_jax.data.sources.speech_units import Units, open_units, write_letters
 
 TOLERANCE = SAMPLE_RATE // 10
 """By how many samples (0.1 s, as in fairseq) the lengths of a recording and of its units may differ."""
@@ -48,11 +48,15 @@ class Targets:
 
         Raises ReadError. Safe to call from several threads.
         """
-        found = np.full(self.shape(length), NO_TARGET, np.int32)
-        first, base = (start + self.hop // 2) // self.hop, 0
+        sets, count = self.shape(length)
+        found, base = np.full((sets, count), NO_TARGET, np.int32), 0
+        middles = start + self.hop // 2 + self.hop * np.arange(count)
         for units, unit_row in zip(self.folders, self.rows[row]):
-            read = units.read(int(unit_row), first * self.hop, length)
-            found[base : base + units.form.width, : len(read)] = read.T
+            frames = units.frame_at(middles)
+            first, last = int(frames[0]), int(frames[-1])
+            read = units.read(int(unit_row), first * self.hop, (last + 1 - first) * self.hop)
+            there = frames - first < len(read)
+            found[base : base + units.form.width, there] = read[frames[there] - first].T
             base += units.form.width
         return found
 
@@ -119,7 +123,7 @@ def with_targets(source: Source, folders: Sequence[Units], *, where: str) -> tup
     keep, skips = np.ones(len(index), bool), []
     for column, units in enumerate(folders):
         there = _find(index.ids, units.index, rows[:, column])
-        labelled = units.index.num_samples[rows[:, column]]
+        labelled = units.labelled_samples()[rows[:, column]]
         fits = there & (np.abs(index.num_samples - labelled) <= TOLERANCE)
         for row in np.flatnonzero(keep & ~fits).tolist():
             skips.append(Skip(f"{index.paths[row]} ({index.ids[row]})", _reason(index, row, labelled[row], there[row])))

@@ -66,12 +66,14 @@ def is_relative(config: Config) -> bool:
 
 def family_of(config: Config) -> str:
     """The `model_type` in transformers of a run's encoder."""
-    return "data2vec-audio" if is_stack(config) else "wavlm" if is_relative(config) else "wav2vec2"
+    if is_stack(config):
+        return "data2vec-audio"
+    return "wavlm" if is_relative(config) else "hubert" if config.method == "hubert" else "wav2vec2"
 
 
 def their_class(config: Config, head: str) -> str:
     """The name of the class in transformers for a run with one of HEADS."""
-    names = {"data2vec-audio": "Data2VecAudio", "wavlm": "WavLM", "wav2vec2": "Wav2Vec2"}
+    names = {"data2vec-audio": "Data2VecAudio", "wavlm": "WavLM", "hubert": "Hubert", "wav2vec2": "Wav2Vec2"}
     return names[family_of(config)] + HEADS[head]
 
 
@@ -193,10 +195,13 @@ def wavlm_encoder(encoder: Mapping[str, Any], *, length: int, normalize: bool) -
 def check_export(config: Config, head: str) -> None:
     """Raises UserError, with the reason, for a run that no model of transformers can represent."""
     e = config.encoder
-    if config.method not in ("wav2vec2", "wavlm", "ctc") or (config.method == "ctc" and e.kind != "wav2vec2"):
+    if config.method == "hubert" and head != "encoder":
+        raise UserError("transformers has no model for the heads of HuBERT: --encoder-only exports its encoder")
+    exported = ("wav2vec2", "wavlm", "hubert", "ctc")
+    if config.method not in exported or (config.method == "ctc" and e.kind != "wav2vec2"):
         raise UserError(
-            f"transformers has no model for method {config.method!r}; only wav2vec 2.0, WavLM, and CTC on them, can be "
-            "exported"
+            f"transformers has no model for method {config.method!r}; only wav2vec 2.0, WavLM, CTC on them, and HuBERT "
+            "can be exported"
         )
     if is_relative(config) and (is_stack(config) or head == "pretraining"):
         raise UserError(

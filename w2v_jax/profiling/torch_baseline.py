@@ -1,7 +1,7 @@
 """The PyTorch side of `bench`: the same training step, with the same sizes, dropouts and loss.
 
-wav2vec 2.0 and CTC on it are Hugging Face's models. The other methods follow fairseq (`profiling/torch_models.py`).
-Needs the extra `parity`: torch and transformers are imported when a function is called.
+wav2vec 2.0, CTC on it and the encoder of HuBERT are Hugging Face's models. The other methods follow fairseq
+(`profiling/torch_models.py`). Needs the extra `parity`: torch and transformers are imported when a function is called.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ DESCRIPTIONS = {
     "torch.cdist, vectors of the Gumbel softmax by one product",
     "cpc": "CPC after Riviere et al. 2020: torch's recurrent network, distractors gathered for every present frame",
     "bert_codes": "transformers RobertaForMaskedLM with the head on masked frames only; masks are drawn in NumPy",
+    "hubert": "transformers HubertModel in training mode with the same sizes, dropouts and LayerDrop, and fairseq's "
+    "formulation of the loss: the right class beside all classes by cosine_similarity, masked and other frames apart; "
+    "masks are drawn outside the timed part; no feature penalty",
     "ctc": "transformers Wav2Vec2ForCTC in training mode with the same sizes, dropouts, LayerDrop and masks, which it "
     "draws in NumPy within the step",
 }
@@ -62,6 +65,7 @@ def torch_side(config: Config, batch: dict[str, np.ndarray], *, compiled: bool) 
     builders = {
         "wav2vec2": wav2vec2_baseline,
         "ctc": ctc_baseline,
+        "hubert": hubert_baseline,
         "cpc": torch_models.cpc,
         "bert_codes": torch_models.bert,
     }
@@ -120,6 +124,47 @@ def wav2vec2_baseline(torch: Any, config: Config) -> tuple[Any, torch_models.Tor
     return model, loss
 
 
+def hubert_baseline(torch: Any, config: Config) -> tuple[Any, torch_models.TorchLoss]:
+    """Hugging Face's encoder, and fairseq's loss per masked frame. The printed loss is per label set."""
+    import transformers
+
+    settings, options = huggingface_config.transformers_config(config, "encoder"), config.loss
+    rows = [options.extra_classes + clusters for clusters in options.classes]
+    model = torch.nn.Module()
+    model.hubert = transformers.HubertModel(transformers.HubertConfig.from_dict(settings))
+    outputs = options.proj * (len(rows) if options.untied else 1)
+    model.final_proj = torch.nn.Linear(config.encoder.width, outputs)
+    model.label_embs_concat = torch.nn.Parameter(torch.rand(sum(rows), options.proj))
+    model.config = model.hubert.config
+    draws = None
+
+    def cross_entropy(x: Any, labels: Any) -> Any:
+        """The summed loss of frames [N D] with labels [N S]."""
+        z, total = model.final_proj(x).float(), 0.0
+        parts = z.chunk(len(rows), dim=-1) if options.untied else [z] * len(rows)
+        for i, (part, table) in enumerate(zip(parts, model.label_embs_concat.split(rows))):
+            right = table[labels[:, i] + options.extra_classes]
+            compared = torch.cat([right[None], table[:, None].expand(-1, len(part), -1)])  # [1+V N P]
+            logits = torch.cosine_similarity(part[None], compared, dim=-1) / options.temperature
+            logits[1:][(compared[1:] == right).all(dim=-1)] = float("-inf")
+            first = torch.zeros(len(part), dtype=torch.long, device=x.device)
+            total = total + torch.nn.functional.cross_entropy(logits.T, first, reduction="sum")
+        return total
+
+    def loss(batch: dict[str, Any]) -> tuple[Any, Any]:
+        nonlocal draws
+        draws = draws or _masks(config, batch["wave"], torch)
+        masked, count = next(draws)
+        x = model.hubert(batch["wave"], mask_time_indices=masked).last_hidden_state
+        step = batch["targets"].shape[2] // x.shape[1] or 1
+        labels = batch["targets"].long()[:, :, ::step][:, :, : x.shape[1]].transpose(1, 2)
+        hidden, shown = (cross_entropy(x[frames], labels[frames]) for frames in (masked, ~masked))
+        total = options.masked_weight * hidden + options.unmasked_weight * shown
+        return total / count, hidden.detach() / count / len(rows)
+
+    return model, loss
+
+
 def ctc_baseline(torch: Any, config: Config) -> tuple[Any, torch_models.TorchLoss]:
     """Hugging Face's recogniser; its feature encoder is trained if ours is. The printed loss is per token."""
     import transformers
@@ -145,6 +190,14 @@ def baseline_config(config: Config, head: str) -> Any:
         raise UserError("transformers supports neither loss.cross_negatives nor loss.codebook_negatives: set both to 0")
     huggingface_config.check_export(config, head)
     return Wav2Vec2Config.from_dict(huggingface_config.transformers_config(config, head))
+
+
+def _masks(config: Config, wave: Any, torch: Any) -> Iterator[tuple[Any, int]]:
+    """Endless masks and numbers of masked frames: four drawn at first, so that no step draws any."""
+    rng, frames = np.random.default_rng(config.seed), num_frames(wave.shape[1], config.encoder.conv_layers)
+    masks = [torch_models.draw_masked(config, rng, len(wave), frames=frames) for _ in range(4)]
+    while True:
+        yield from ((torch.from_numpy(masked).to(wave.device), int(masked.sum())) for masked in masks)
 
 
 def _draws(config: Config, wave: Any, torch: Any) -> Iterator[tuple[Any, Any, int]]:

@@ -447,7 +447,7 @@ def _check_fits(manager, step: int, abstract_state: PyTree) -> None:
         saved = _shapes(manager.item_metadata(step)["state"].tree)
     except Exception:
         return  # unreadable: the restore that follows gives the reason
-    wanted = _shapes(ocp.tree.serialize_tree(abstract_state))
+    wanted = _shapes(ocp.tree.serialize_tree(abstract_state, keep_empty_nodes=True))  # clipping has an empty state
     if lines := differences(saved, wanted, "{name}: checkpoint {first}, config {second}"):
         raise UserError(
             f"the checkpoint of step {step} in {manager.directory} belongs to another model or optimizer:{lines}\n"

@@ -159,7 +159,8 @@ def open_folders(root: Any, kind: str, key: str = "data.root") -> list[tuple[pat
     Raises UserError for folders that are missing, unfinished or hold another kind.
     """
     folders = []
-    needs = f"data.name={kind}" if key == "data.root" else key
+    name = "speech_units" if kind == "units" else kind
+    needs = f"data.name={name}" if key == "data.root" else key
     for folder in roots(root, key):
         if not folder.is_dir():
             extracted = "" if kind == "units" else "extracted "
@@ -172,6 +173,8 @@ def open_folders(root: Any, kind: str, key: str = "data.root") -> list[tuple[pat
             raise UserError(
                 f"{folder} holds {content}, and {needs} needs {kind}: {verb} with python -m w2v_jax.{MADE_BY[kind]}"
             )
+        if metadata.get("collapse"):
+            raise UserError(f"{folder} holds units without their repeats; label again without --collapse")
         folders.append((folder, metadata))
     return folders
 

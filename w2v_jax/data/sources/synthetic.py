@@ -146,6 +146,17 @@ def letter_times(speaker: int, number: int, *, seed: int = 0) -> tuple[str, np.n
     return text, _ends(_timeline(text, voice, rng))
 
 
+def letter_bounds(speaker: int, number: int, *, seed: int = 0) -> tuple[str, np.ndarray]:
+    """(transcript, bounds [characters + 1] in samples) of the same `utterance`: character i lasts from bounds[i].
+
+    The first one follows a pause, which is no character.
+    """
+    rng, voice, text = _draw_utterance(speaker, number, seed)
+    timeline = _timeline(text, voice, rng)
+    pause = int(timeline.stops[timeline.letter == 0][-1] * SAMPLE_RATE)
+    return text, np.concatenate([[pause], _ends(timeline)])
+
+
 def _draw_utterance(speaker: int, number: int, seed: int) -> tuple[np.random.Generator, Speaker, str]:
     """(generator for the sound, voice, transcript) of an utterance."""
     rng, voice = _generator(seed, speaker, number), make_speaker(speaker, seed=seed)

@@ -18,7 +18,7 @@ from w2v_jax.data.io import corpus, feature_files
 from w2v_jax.data.sources import codes, synthetic
 
 UNITS = "units"
-"""What metadata call such a folder, and the name of this source."""
+"""What the metadata of such a folder call its content."""
 LETTER_HOP = 320
 CHECKED = 1 << 20
 """Frames of each part whose units are checked when the folder is opened. All others are when they are read."""
@@ -27,13 +27,24 @@ CHECKED = 1 << 20
 class Units:
     """The source of units. A row's path is a part, and its offset is the first sample of the recording there.
 
-    `clusters` are those of each label set, and `model` made them.
+    `clusters` are those of each label set, and `model` made them. `piece`: (samples, frames) of the pieces into which
+    long recordings were cut, whose last frames are lost as in HuBERT's recipe; None where no frame is lost.
     """
 
     __repr__ = short_repr
 
-    def __init__(self, index: Index, form: Form, *, model: str, clusters: int, layouts: feature_files.Layouts):
-        self.index, self.form, self.model, self.clusters, self.layouts = index, form, model, clusters, layouts
+    def __init__(
+        self,
+        index: Index,
+        form: Form,
+        *,
+        model: str,
+        clusters: int,
+        piece: tuple[int, int] | None,
+        layouts: feature_files.Layouts,
+    ):
+        self.index, self.form, self.layouts = index, form, layouts
+        self.model, self.clusters, self.piece = model, clusters, piece
 
     def read(self, row: int, start: int, length: int) -> np.ndarray:
         """Units int32 [F G]. `start` and `length` are in 16 kHz samples and are rounded down to whole frames.
@@ -47,6 +58,22 @@ class Units:
         if (beyond := _beyond(found, self.clusters)) is not None:
             raise ReadError(f"unit {beyond} of {self.clusters} clusters")
         return found.astype(np.int32)
+
+    def frame_at(self, samples: np.ndarray) -> np.ndarray:
+        """The number of the frame at each sample of a recording. A frame that was lost at a cut is that before it."""
+        if self.piece is None:
+            return samples // self.form.hop
+        length, frames = self.piece
+        piece, rest = np.divmod(samples, length)
+        return piece * frames + np.minimum(rest // self.form.hop, frames - 1)
+
+    def labelled_samples(self) -> np.ndarray:
+        """How many samples the units of each row span."""
+        if self.piece is None:
+            return self.index.num_samples
+        length, frames = self.piece
+        pieces, rest = np.divmod(self.index.num_samples // self.form.hop, frames)
+        return pieces * length + rest * self.form.hop
 
 
 def make(data: Any, root: Any) -> Units:
@@ -73,16 +100,20 @@ def open_units(root: Any, key: str = "data.root") -> Units:
     index = make_index(feature_files.list_utterances(folders, layouts, check))
     if not len(index):
         raise UserError(f"{key}: {first_folder} holds no recording; its skipped.jsonl says what was left out and why")
-    made_by = f"{first['model']} {first.get('layer', '')}".strip()
+    layer, piece = first.get("layer"), None
+    made_by = first["model"] if layer is None else f"{first['model']} {layer}"
     form = Form(UNITS, "int32", first["hop"], made_by, first["groups"])
-    return Units(index, form, model=first["model"], clusters=first["codes"], layouts=layouts)
+    if first.get("cut") == "recipe":
+        piece = first["max_samples"], (first["max_samples"] - first["field"]) // first["hop"] + 1
+    return Units(index, form, model=first["model"], clusters=first["codes"], piece=piece, layouts=layouts)
 
 
-_KEYS = ("model", "layer", "hop", "groups", "codes")
+_KEYS = ("model", "layer", "hop", "groups", "codes", "cut", "max_samples")
 
 
 def _check_metadata(folder: pathlib.Path, metadata: dict[str, Any]) -> None:
-    numbers = [metadata.get(name) for name in ("hop", "groups", "codes")]
+    names = ("hop", "groups", "codes") + ("max_samples", "field") * (metadata.get("cut") == "recipe")
+    numbers = [metadata.get(name) for name in names]
     if not all(type(number) is int and number > 0 for number in numbers) or not isinstance(metadata.get("model"), str):
         raise UserError(
             f"{folder / feature_files.METADATA}: needs model, hop, groups and codes (the clusters of each "
@@ -114,8 +145,7 @@ def _beyond(units: np.ndarray, clusters: int) -> int | None:
 def write_letters(folder: pathlib.Path, homes: list[pathlib.Path]) -> None:
     """Writes the letters of self-made corpora (`synthetic.py`) as units, unless the folder exists.
 
-    The labels of a self-made corpus are its letters, at LETTER_HOP: cluster 0 is the pause between words, and the
-    others are ALPHABET. The pause before the first letter counts to it.
+    The labels of a self-made corpus are its letters, at LETTER_HOP: cluster 0 is a pause, the others are ALPHABET.
     """
     codes.made_once(folder, "data.targets", lambda partial: _fill(partial, homes))
 
@@ -127,9 +157,8 @@ def _fill(folder: pathlib.Path, homes: list[pathlib.Path]) -> None:
         for record in corpus.read_manifest(home):
             speaker, chapter, place = map(int, record["id"].split("-"))
             number = (chapter - 1) * corpus.RECORDINGS_PER_CHAPTER + place - 1
-            letters, ends = synthetic.letter_times(speaker, number, seed=seed)
-            ends = np.append(ends, record["frames"])  # the pause after the last letter
-            units = codes.letter_codes(f"{letters} ", ends, LETTER_HOP)[:, :1]
+            letters, bounds = synthetic.letter_bounds(speaker, number, seed=seed)
+            units = codes.letter_codes(f" {letters} ", np.append(bounds, record["frames"]), LETTER_HOP)[:, :1]
             seconds = record["frames"] / record["rate"]
             about = feature_files.Utterance(record["id"], 0, 0, seconds, str(speaker), letters)
             utterances.append((units, about))
