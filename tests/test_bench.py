@@ -64,6 +64,7 @@ def test_other_methods_are_timed_in_stages(config, context, capsys, tmp_path):
         "finetune",
         "acoustic_logmel",
         "hubert_base",
+        "wavlm_base",
     ],
 )
 def test_the_program_names_what_its_parts_are_for(config):

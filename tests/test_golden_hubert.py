@@ -19,7 +19,7 @@ import pytest
 from w2v_jax.core.config import flatten
 from w2v_jax.interop import fairseq
 from w2v_jax.interop.tensor_mapping import import_tensors
-from w2v_jax.methods import hubert
+from w2v_jax.nn import unit_prediction
 from w2v_jax.ops.frames import receptive_field
 
 GOLDEN = pathlib.Path(os.environ.get("W2V_JAX_GOLDEN") or pathlib.Path(__file__).parent / "golden")
@@ -56,7 +56,7 @@ class Case:
         self.valid = np.arange(self.kept) < frames[:, None]
         self.masked = np.pad(self.arrays["in/mask_indices"], ((0, 0), (0, uncut - self.kept)))
         self.params = self.mapped(self.part("param/"))
-        self.model = hubert.Hubert(self.config)
+        self.model = unit_prediction.UnitPredictor(self.config)
         both = jax.jit(jax.value_and_grad(self.loss, has_aux=True))  # files of one config have one program
         found, self.grads = both(self.params, self.batch, jnp.asarray(self.masked))
         _, (self.total, self.metrics, self.prediction) = found
@@ -69,7 +69,7 @@ class Case:
 
     def loss(self, params, batch, masked):
         prediction = self.model.apply({"params": params}, batch, masked, collect=True)
-        total, metrics = hubert.objective(self.config, batch, masked, prediction)
+        total, metrics = unit_prediction.objective(self.config, batch, masked, prediction)
         return total.total, (total, metrics, prediction)
 
     def log(self, name: str) -> float:
@@ -112,8 +112,8 @@ def test_golden_projections_and_logits(case):
 
 
 def test_golden_labels_of_frames(case):
-    ratio = hubert.labels_per_frame(case.config)
-    ours = np.asarray(hubert.frame_labels(case.batch["targets"], case.masked.shape[1], ratio))
+    ratio = unit_prediction.labels_per_frame(case.config)
+    ours = np.asarray(unit_prediction.frame_labels(case.batch["targets"], case.masked.shape[1], ratio))
     for i in range(case.sets):
         np.testing.assert_array_equal(ours[:, : case.kept, i] + EXTRA, case.arrays[f"out/target_{i}"])
 

@@ -38,8 +38,11 @@ def counts(config) -> dict[str, int]:
         ("hubert_base.py", {}, 94_697_600, 94_371_712),
         ("hubert_large.py", {}, 316_609_408, 315_435_136),
         ("hubert_xlarge.py", {}, 964_321_664, 962_493_824),
+        ("wavlm_base.py", {}, 94_707_824, 94_381_936),
+        ("wavlm_base_plus.py", {}, 94_707_824, 94_381_936),
+        ("wavlm_large.py", {}, 316_627_392, 315_453_120),
     ],
-    ids=["base", "large", "large_group_norm", "hubert_base", "hubert_large", "hubert_xlarge"],
+    ids=lambda value: value.removesuffix(".py") if isinstance(value, str) else "",
 )
 def test_model_has_as_many_parameters_as_the_published_one(file, overrides, total, trunk):
     config = configs.load(str(CONFIGS / file))

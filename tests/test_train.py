@@ -134,6 +134,7 @@ def test_killed_run_resumes_bit_equal_with_the_same_rows(shared, whole, tmp_path
         ("bert_codes_base.py:tiny", ()),
         ("finetune.py:tiny", ()),
         ("hubert_base.py:tiny", ()),
+        ("wavlm_base.py:tiny", ()),
     ],
 )
 def test_every_method_resumes_bit_equal(shared, tmp_path, config, extra):

@@ -5,9 +5,10 @@
     python -m w2v_jax.convert --from runs/10h --to for-transformers
 
 --from decides the direction. It is a folder (or weights) of Hugging Face's transformers, a .pt file of fairseq
-(wav2vec, vq-wav2vec, wav2vec 2.0), or a run. An imported model becomes the folder of a run, which extract, probe,
-evaluate, transcribe and training (init.run) accept. A run becomes a folder for transformers, with a model card. Every
-tensor is accounted for: one that is missing, unexpected or of another shape is an error, and nothing is written.
+(wav2vec, vq-wav2vec, wav2vec 2.0, HuBERT) or unilm (WavLM), or a run. An imported model becomes the folder of a run,
+which extract, probe, evaluate, transcribe and training (init.run) accept. A run becomes a folder for transformers, with
+a model card. Every tensor is accounted for: one that is missing, unexpected or of another shape is an error, and
+nothing is written.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 from w2v_jax import __version__
 from w2v_jax.core import config as configs
 from w2v_jax.core.cli import STEP, STEP_HELP, UserError, path_argument, run_command, step_argument
-from w2v_jax.core.config import Config
+from w2v_jax.core.config import Config, changed
 from w2v_jax.core.files import file_digest, whole_folder, write_whole
 from w2v_jax.data.transcripts import ALPHABET_FILE, Alphabet
 from w2v_jax.interop import fairseq, huggingface, huggingface_config, huggingface_tokenizer
@@ -122,7 +123,8 @@ def print_import(imported: Imported, source: pathlib.Path, target: pathlib.Path,
     if "mlp" in e:
         blocks = "pre" if e.pre_norm else "post"
         stack = f", {e.pos_layers} positional convolutions" if huggingface_config.is_stack(config) else ""
-        print(f"  encoder   {e.layers} layers of {e.width}, {e.conv_norm} norm, {blocks}-norm blocks{stack}")
+        bias = ", gated bias of the distance" if huggingface_config.is_relative(config) else ""
+        print(f"  encoder   {e.layers} layers of {e.width}, {e.conv_norm} norm, {blocks}-norm blocks{stack}{bias}")
     else:
         print(f"  encoder   {len(e.conv_layers)} convolutions, {len(e.context_kernels)} of context, {e.activation}")
     heads = ", encoder only" if _lacks_heads(config) else ""
@@ -155,7 +157,9 @@ def alphabet_lines(alphabet: Alphabet) -> list[str]:
 
 
 def _lacks_heads(config: Config) -> bool:
-    """Whether the config is that of an encoder of wav2vec 2.0 without the heads of pretraining."""
+    """Whether the config is that of an encoder of wav2vec 2.0 or WavLM without the heads of pretraining."""
+    if config.method == "wavlm":
+        return not config.loss.classes
     return config.method == "wav2vec2" and not config.quantizer.groups
 
 
@@ -170,7 +174,7 @@ def export_run(source: pathlib.Path, target: pathlib.Path, *, step: int | str | 
     if alphabet is not None:
         config = configs.with_outputs(config, len(alphabet))
     head = "ctc" if config.method == "ctc" else "pretraining"
-    head = "encoder" if encoder_only or _lacks_heads(config) else head
+    head = "encoder" if encoder_only or config.method == "wavlm" or _lacks_heads(config) else head
     huggingface_config.check_export(config, head)
     weights = read_weights(source, config, step)
     tensors = huggingface.tensors_of(config, weights.params, head)
@@ -197,7 +201,10 @@ def export_run(source: pathlib.Path, target: pathlib.Path, *, step: int | str | 
 
 
 def differences(config: Config) -> list[str]:
-    """How transformers computes differently although the parameters are the same."""
+    """How transformers computes differently although the parameters are the same, and what it has no place for."""
+    if config.method == "wavlm" and not _lacks_heads(config):
+        heads = "the projection and the vectors of the classes are left out: transformers has no place for them"
+        return [heads, *differences(changed(config, {"loss.classes": ()}))]
     if huggingface_config.is_stack(config):
         return [
             "in transformers, padding reaches the last frames of a recording through the stack of positional "
@@ -213,7 +220,8 @@ def differences(config: Config) -> list[str]:
 
 def model_card(source: pathlib.Path, config: Config, head: str, *, step: int, name: str) -> str:
     """README.md of the model: what the run records about itself, and a reminder of what the authors must add."""
-    family = "data2vec-audio" if huggingface_config.is_stack(config) else "wav2vec 2.0"
+    family = huggingface_config.family_of(config)
+    family = {"wav2vec2": "wav2vec 2.0", "hubert": "HuBERT", "wavlm": "WavLM"}.get(family, family)
     their_class = huggingface_config.their_class(config, head)
     lines = ["---", "library_name: transformers", "tags: [speech, wav2vec2, w2v_jax]", "license: other", "---", ""]
     lines += [f"# {name}", "", *_origin(source, config, family)]

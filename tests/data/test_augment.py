@@ -1,11 +1,14 @@
-"""Speed: a tone played faster is shorter and higher, and speeds never make a recording longer than its row."""
+"""Speed: a tone played faster is shorter and higher, and speeds never make a recording longer than its row.
+
+Mixing: against a loop in NumPy, drawn alike in both loaders and on any hosts, and only in training.
+"""
 
 import numpy as np
 import pytest
 
 from w2v_jax.core.units import SAMPLE_RATE
-from w2v_jax.data.augment import at_speed
-from w2v_jax.data.batch_plan import eval_plan, train_plan
+from w2v_jax.data.augment import at_speed, mixed
+from w2v_jax.data.batch_plan import NO_OTHER, eval_plan, train_plan
 from w2v_jax.data.io.arrays import Arrays
 from w2v_jax.data.pipeline import batches
 
@@ -61,3 +64,95 @@ def test_a_row_is_read_at_its_speed_and_evaluation_is_not():
     assert {int(n) for batch, _ in batches(source, scored, loader="threads") for n in batch["num_samples"]} == set(
         LENGTHS[:4].tolist()
     )
+
+
+def oracle(wave, other, length, start, place, decibels):
+    """Sample by sample, from the definition."""
+    most = min(len(wave) // 2, len(other))
+    count = next(n for n in range(most + 1) if length * (most + 1) < n + 1)
+    first = next(n for n in range(len(other) - count + 1) if start * (len(other) - count + 1) < n + 1)
+    here = next(n for n in range(len(wave) - count + 1) if place * (len(wave) - count + 1) < n + 1)
+    powers = [sum(float(x) ** 2 for x in each) / len(each) for each in (wave, other)]
+    scale = (powers[0] / (powers[1] * 10 ** (decibels / 10))) ** 0.5
+    return [x + scale * other[first + t - here] if here <= t < here + count else x for t, x in enumerate(wave)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.37, 1 - 2.0**-53])
+@pytest.mark.parametrize(("size", "of_other"), [(40, 40), (40, 9), (9, 40), (1, 5)])
+def test_mixing_is_that_of_a_loop(size, of_other, share):
+    rng = np.random.default_rng(0)
+    wave, other = rng.normal(size=size).astype(np.float32), 3 * rng.normal(size=of_other).astype(np.float32)
+    for draws in ((share, 0.5, 0.9), (0.8, share, 0.1), (0.8, 0.3, share)):
+        ours = mixed(wave, other, *draws, decibels=-4.0)
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, oracle(wave, other, *draws, decibels=-4.0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(mixed(wave, 0 * other, 0.8, 0.3, 0.1, decibels=0.0), wave)
+
+
+def mixing_plan(units=2, seed=1):
+    return train_plan(
+        np.full(60, 1_000),
+        bucket_samples=(1_000,),
+        units=units,
+        unit_seconds=4_000 / SAMPLE_RATE,
+        seed=seed,
+        mix_prob=0.3,
+        mix_decibels=(-5.0, 5.0),
+    )
+
+
+def test_what_is_mixed_is_drawn_for_each_row_and_epoch_and_never_a_row_with_itself():
+    steps = [mixing_plan(units=5).step(n) for n in range(300)]
+    found = np.concatenate([np.stack(step.mix) for step in steps], axis=1)
+    others, shares, decibels = found[0], found[1:4], found[4]
+    assert np.mean(others != NO_OTHER) == pytest.approx(0.3, abs=0.03)
+    assert all((step.mix.others != np.arange(20)).all() for step in steps)
+    assert set(others) == {NO_OTHER, *range(20)}
+    assert (shares >= 0).all() and (shares < 1).all() and (np.abs(decibels) <= 5).all()
+    np.testing.assert_allclose(shares.mean(axis=1), 0.5, atol=0.02)
+    assert np.abs(np.corrcoef(found[1:])[np.triu_indices(4, 1)]).max() < 0.05, "one draw hangs on another"
+    again = mixing_plan(units=5).step(77)
+    np.testing.assert_array_equal(np.stack(again.mix), np.stack(steps[77].mix))
+    assert (np.stack(mixing_plan(units=5, seed=2).step(77).mix) != np.stack(again.mix)).any()
+    assert train_plan(np.full(9, 800), bucket_samples=(800,), units=1, unit_seconds=0.05, seed=1).step(0).mix is None
+    alone = train_plan(np.full(9, 800), bucket_samples=(800,), units=1, unit_seconds=0.05, seed=1, mix_prob=1.0)
+    assert alone.step(0).mix is None, "a batch of one row"
+
+
+def test_both_loaders_and_any_host_read_the_same_mix():
+    rng = np.random.default_rng(0)
+    waves = [rng.normal(size=1_000).astype(np.float32) for _ in range(60)]
+    source, plan = Arrays(waves, SAMPLE_RATE), mixing_plan()
+    whole = [batch for batch, _ in batches(source, plan, stop=4, loader="threads")]
+    assert any((plan.step(n).mix.others != NO_OTHER).any() for n in range(4))
+    for n, batch in enumerate(whole):
+        step = plan.step(n)
+        for i, row in enumerate(step.rows):
+            other, *draws, decibels = (x[i] for x in step.mix)
+            expected = waves[row]
+            if other != NO_OTHER:
+                expected = mixed(expected, waves[step.rows[other]], *draws, decibels=decibels)
+            np.testing.assert_array_equal(batch["wave"][i], expected)
+    for other, (batch, _) in zip(whole, batches(source, plan, stop=4, loader="tfdata"), strict=True):
+        np.testing.assert_array_equal(batch["wave"], other["wave"])
+    for other, (batch, _) in zip(whole, batches(source, plan, stop=4, units=[1], loader="threads"), strict=True):
+        np.testing.assert_array_equal(batch["wave"], other["wave"][4:])
+
+
+def test_row_stays_as_it_is_where_the_other_one_cannot_be_read():
+    class Broken(Arrays):
+        def read(self, row, start, length):
+            if row % 2:
+                raise OSError("gone")
+            return super().read(row, start, length)
+
+    waves = [np.random.default_rng(n).normal(size=1_000).astype(np.float32) for n in range(60)]
+    plan, spared = mixing_plan(), 0
+    for n, (batch, info) in enumerate(batches(Broken(waves, SAMPLE_RATE), plan, stop=20, loader="threads")):
+        step = plan.step(n)
+        assert len(info.failed) == (step.rows % 2).sum()
+        for i, (row, other) in enumerate(zip(step.rows, step.mix.others, strict=True)):
+            if row % 2 == 0 and other != NO_OTHER and step.rows[other] % 2:
+                np.testing.assert_array_equal(batch["wave"][i], waves[row])
+                spared += 1
+    assert spared

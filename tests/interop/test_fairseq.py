@@ -109,6 +109,31 @@ def test_pretrained_hubert_is_read_with_its_classes_and_the_rate_of_its_labels(t
         fairseq.read_fairseq(path)
 
 
+@pytest.mark.parametrize("name", ["wavlm_base", "wavlm_large"])
+def test_wavlm_of_unilm_is_read_and_gives_the_golden_outputs(tmp_path, name):
+    """Its settings are `cfg` itself. Of the large one some frames were hidden: only the features are compared."""
+    settings, params, arrays = golden(name)
+    path = checkpoint(tmp_path / "x.pt", params, cfg=settings)
+    assert convert.main(["--from", str(path), "--to", str(tmp_path / "run")]) == 0
+    run, wave = open_run(tmp_path / "run"), arrays["in/source"]
+    encoder, data, samples = run.config.encoder, run.config.data, wave.shape[1]
+    assert run.config.method == "wavlm" and data.normalize == settings["normalize"]
+    assert (encoder.relative_buckets, encoder.relative_distance) == (settings["num_buckets"], settings["max_distance"])
+    batch = wave_batch([samples] * len(wave), samples) | dict(wave=wave)
+    found = jax.jit(run.method.predict)(run.params, run.extra, batch)
+    ours, theirs = ("context", "encoder") if name == "wavlm_base" else ("local", "layer_norm")
+    theirs = arrays[f"out/{theirs}"]
+    assert np.abs(np.asarray(found[ours]) - theirs).max() < 1e-4 * np.abs(theirs).max()
+    for changes, match in (
+        ({"gru_rel_pos": False}, "gru_rel_pos=False is not supported"),
+        ({"num_buckets": 8}, "another shape"),
+        ({"layer_norm_first": 1, "encoder_layers": 3}, "missing"),
+    ):
+        path = checkpoint(tmp_path / "y.pt", params, cfg=settings | changes)
+        with pytest.raises(UserError, match=match):
+            fairseq.read_fairseq(path)
+
+
 def fine_tuned(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The parameters as a fine-tuned model has them, with random outputs for the special signs and the letters."""
     heads = ("quantizer.", "project_q.", "final_proj.")

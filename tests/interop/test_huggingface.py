@@ -141,7 +141,13 @@ def damage_kind(folder, theirs, tensors):
     write(folder, theirs | {"model_type": "whisper"}, tensors)
 
 
+def damage_conformer(folder, theirs, tensors):
+    write(folder, theirs | {"model_type": "wav2vec2-conformer"}, tensors)
+
+
 def damage_wavlm(folder, theirs, tensors):
+    """A model without the bias that its name promises."""
+    tensors = {name.replace("wav2vec2.", "wavlm."): x for name, x in tensors.items()}
     write(folder, theirs | {"model_type": "wavlm"}, tensors)
 
 
@@ -184,7 +190,8 @@ DAMAGE = {
     damage_norm: "feat_extract_norm is 'layer', but the tensors have 'group'",
     damage_layers: "num_hidden_layers is 5, but the tensors have 3",
     damage_kind: "'whisper'",
-    damage_wavlm: "gated relative position bias",
+    damage_conformer: "its blocks are Conformers",
+    damage_wavlm: r"missing \(10\)[\s\S]*wavlm.encoder.layers.0.attention.gru_rel_pos_linear.weight",
     damage_data2vec: r"unexpected[\s\S]*pos_conv_embed.conv.bias",
     damage_integers: "quantised weights",
     damage_head: "the architecture is Wav2Vec2ForCTC, but no tensor name starts with lm_head",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from huggingface_folders import BASE, DATA2VEC, LARGE, LETTERS, MIXED, SMALL, imported, made, write
+from huggingface_folders import BASE, DATA2VEC, LARGE, LETTERS, MIXED, SMALL, WAVLM, imported, made, write
 
 from w2v_jax import methods
 from w2v_jax.core.cli import UserError
@@ -58,7 +58,7 @@ def test_imported_config_is_that_of_a_run(tmp_path):
 
 def ours(head, fields):
     """(their settings, our config) of a small model."""
-    kind = "data2vec-audio" if "conv_pos_kernel_size" in fields else "wav2vec2"
+    kind = "data2vec-audio" if "conv_pos_kernel_size" in fields else "wavlm" if "num_buckets" in fields else "wav2vec2"
     theirs = huggingface_config.DEFAULTS | SMALL | fields | {"model_type": kind, "vocab_size": len(LETTERS)}
     return theirs, huggingface_config.our_config(theirs, head, normalize=True, outputs=len(LETTERS))
 
@@ -86,6 +86,19 @@ def test_a_stack_of_positions_comes_back_as_data2vec(head):
         assert back[key] == theirs[key]
     assert not {"feat_extract_norm", "do_stable_layer_norm"} & back.keys(), "data2vec has no such settings"
     assert back["architectures"] == ["Data2VecAudio" + huggingface_config.HEADS[head]]
+
+
+@pytest.mark.parametrize("head", ["encoder", "ctc"])
+def test_a_bias_of_the_distance_comes_back_as_wavlm(head):
+    theirs, config = ours(head, LARGE | WAVLM)
+    assert config.method == {"encoder": "wavlm", "ctc": "ctc"}[head]
+    assert (config.encoder.relative_buckets, config.encoder.relative_distance) == (16, 20)
+    back = huggingface_config.transformers_config(config, head)
+    for key in ("model_type", "num_buckets", "max_bucket_distance", "do_stable_layer_norm", "feat_extract_norm"):
+        assert back[key] == theirs[key]
+    assert back["architectures"] == ["WavLM" + huggingface_config.HEADS[head]]
+    with pytest.raises(UserError, match="WavLM in transformers.*no heads for pretraining"):
+        huggingface_config.check_export(ours("pretraining", LARGE | WAVLM)[1], "pretraining")
 
 
 def test_a_model_without_masks_keeps_its_mask_vector():

@@ -1,6 +1,7 @@
-"""HuBERT: which labels belong to which frames, what counts in the loss, what chance is.
+"""HuBERT: what chance is, its parameters, what is refused.
 
-Its maths is compared with fairseq's arrays in tests/test_golden_hubert.py.
+What it shares with WavLM is tested in tests/nn/test_unit_prediction.py, and compared with fairseq's arrays in
+tests/test_golden_hubert.py.
 """
 
 from __future__ import annotations
@@ -8,143 +9,23 @@ from __future__ import annotations
 import math
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from batches import wave_batch
 from commands import ROOT
 
 from w2v_jax.core import config as configs
 from w2v_jax.core.cli import UserError
-from w2v_jax.core.types import Encoded
-from w2v_jax.core.units import NO_TARGET
 from w2v_jax.methods import hubert
-from w2v_jax.ops.frames import num_frames
+from w2v_jax.nn import unit_prediction
 
 SAMPLES, KEY = 4_000, jax.random.key(3)
-FRAMES = 12
 TWO = {"loss__classes": (5, 3), "loss__proj": 4}
 
 
 def config_of(**changes):
-    """The tiny config with units of two rows; `section__key=value` changes it."""
+    """The tiny config; `section__key=value` changes it."""
     config = configs.load(f"{ROOT / 'configs' / 'hubert_base.py'}:tiny")
-    changes = {"data__unit_seconds": 2 * SAMPLES / 16_000} | changes
     return configs.changed(config, {key.replace("__", "."): value for key, value in changes.items()})
-
-
-def case_of(config, lengths=(4_000, 2_500, 4_000, 4_000), weight=(1, 1, 0, 1)):
-    """(batch, masked frames, prediction) of random features, projections and labels."""
-    rng, rows = np.random.default_rng(0), len(lengths)
-    assert num_frames(SAMPLES, config.encoder.conv_layers) == FRAMES
-    sets, ratio = len(config.loss.classes), hubert.labels_per_frame(config)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-    labels = [rng.integers(clusters, size=(rows, FRAMES * ratio)) for clusters in config.loss.classes]
-    batch = wave_batch(lengths, SAMPLES, weight) | dict(targets=np.stack(labels, axis=1).astype(np.int32))
-    vectors = normal(rows, FRAMES, config.loss.proj * (sets if config.loss.untied else 1))
-    table = normal(sum(hubert.table_rows(config)), config.loss.proj)
-    frames = jnp.asarray(num_frames(np.asarray(lengths), config.encoder.conv_layers))
-    features = normal(rows, FRAMES, 3)
-    encoded = Encoded(features, features, features, None, frames)
-    logits = hubert.cosine_logits(config, vectors, table)
-    return batch, rng.random((rows, FRAMES)) < 0.5, hubert.Prediction(encoded, vectors, logits), table
-
-
-def frames_of(batch, prediction) -> list[tuple[int, int]]:
-    """The (row, frame) of all real frames."""
-    lengths = zip(np.asarray(prediction.encoded.num_frames), batch["weight"])
-    return [(b, f) for b, (length, weight) in enumerate(lengths) if weight for f in range(length)]
-
-
-@pytest.mark.parametrize("untied", [True, False])
-@pytest.mark.parametrize(("hop", "unmasked_weight"), [(320, 0.0), (160, 0.5)])
-def test_loss_is_the_cross_entropy_over_all_classes_of_each_set_and_the_penalty(untied, hop, unmasked_weight):
-    config = config_of(data__targets_hop=hop, loss__untied=untied, loss__unmasked_weight=unmasked_weight, **TWO)
-    batch, masked, prediction, table = case_of(config)
-    tables = np.split(np.asarray(table), [5 + 4])
-    features = np.asarray(prediction.encoded.features)
-    sums, size, penalty = {True: 0.0, False: 0.0}, 0, 0.0
-    for b, f in frames_of(batch, prediction):
-        counts = bool(masked[b, f]) or unmasked_weight > 0
-        size += counts
-        penalty += counts * np.square(features[b, : prediction.encoded.num_frames[b]]).mean()
-        for i in range(2):
-            z = np.asarray(prediction.vectors)[b, f, 4 * i * untied :][:4]
-            cosines = tables[i] @ z / np.linalg.norm(tables[i], axis=1) / np.linalg.norm(z)
-            right = batch["targets"][b, i, f * 320 // hop] + 4
-            sums[bool(masked[b, f])] += np.log(np.exp(cosines / 0.1).sum()) - cosines[right] / 0.1
-    total, metrics = hubert.objective(config, batch, jnp.asarray(masked), prediction)
-    assert float(total.weight) == size
-    expected = sums[True] + unmasked_weight * sums[False] + config.loss.penalty_weight * penalty
-    np.testing.assert_allclose(total.total, expected, rtol=1e-5)
-    np.testing.assert_allclose(metrics["loss"].total, sums[True], rtol=1e-5)
-    np.testing.assert_allclose(metrics["unmasked_loss"].total, sums[False], rtol=1e-5)
-    shown = sum(not masked[place] for place in frames_of(batch, prediction))
-    assert float(metrics["unmasked_loss"].weight) == 2 * shown
-
-
-def test_frame_takes_the_label_at_its_own_time():
-    """Labels that are their own number, at the rate of the frames and at twice that; too few of them."""
-    numbers = jnp.arange(24)[None, None]
-    np.testing.assert_array_equal(hubert.frame_labels(numbers, 12, 1)[0, :, 0], np.arange(12))
-    np.testing.assert_array_equal(hubert.frame_labels(numbers, 12, 2)[0, :, 0], 2 * np.arange(12))
-    short = hubert.frame_labels(numbers[:, :, :7], 6, 2)[0, :, 0]
-    np.testing.assert_array_equal(short, [0, 2, 4, 6, NO_TARGET, NO_TARGET])
-
-
-def test_frames_without_a_label_in_every_set_do_not_count():
-    config = config_of(**TWO)
-    batch, masked, prediction, _ = case_of(config)
-    holes = np.random.default_rng(1).random((4, 2, FRAMES)) < 0.3
-    batch["targets"] = np.where(holes, NO_TARGET, batch["targets"])
-    total, metrics = hubert.objective(config, batch, jnp.asarray(masked), prediction)
-    counted = [(b, f) for b, f in frames_of(batch, prediction) if masked[b, f] and not holes[b, :, f].any()]
-    assert float(total.weight) == len(counted) and np.isfinite(total.total)
-    full, _ = hubert.objective(config, batch, jnp.asarray(masked & ~holes.any(axis=1)), prediction)
-    np.testing.assert_allclose(total.total, full.total, rtol=1e-6)
-    everywhere = {"targets": np.full_like(batch["targets"], NO_TARGET)}
-    total, metrics = hubert.objective(config, batch | everywhere, jnp.asarray(masked), prediction)
-    assert float(total.total) == float(total.weight) == 0
-    assert all(np.isfinite(mean.value()) for mean in metrics.values())
-
-
-@pytest.mark.parametrize("label", [5, 1000, -2])
-def test_label_that_is_no_cluster_makes_the_loss_nan_unless_it_is_in_padding(label):
-    config = config_of(**TWO)
-    batch, _, prediction, _ = case_of(config)
-    masked = jnp.ones((4, FRAMES), bool)
-    batch["targets"][1, 0, -1] = batch["targets"][2, 0, 0] = label  # padding, and a row of weight 0
-    loss = lambda vectors: (
-        hubert.objective(
-            config, batch, masked, prediction._replace(logits=hubert.cosine_logits(config, vectors, case_of(config)[3]))
-        )[0].total
-    )
-    assert np.isfinite(loss(prediction.vectors))
-    assert np.isfinite(jax.grad(loss)(prediction.vectors)).all()
-    batch["targets"][0, 0, 0] = label
-    assert np.isnan(loss(prediction.vectors))
-
-
-def test_right_means_the_highest_logit_and_not_all_alike():
-    config = config_of(loss__classes=(5,), loss__proj=4)
-    batch, _, prediction, _ = case_of(config)
-    masked, logits = jnp.ones((4, FRAMES), bool), np.zeros((4, FRAMES, 1, 9), np.float32)
-    accuracy = lambda: hubert.objective(config, batch, masked, prediction._replace(logits=jnp.asarray(logits)))[1]
-    assert float(accuracy()["accuracy"].total) == 0, "a dead model is not right"
-    logits[0, 0, 0, 4 + batch["targets"][0, 0, 0]] = 1.0
-    assert float(accuracy()["accuracy"].total) == 1
-    logits[:, :, 0, 2] = 2.0  # a special symbol
-    found = accuracy()
-    assert float(found["accuracy"].total) == 0
-    assert float(found["prediction_perplexity"].value()) == pytest.approx(1.0, abs=1e-5)
-
-
-def test_entropy_of_the_labels_is_that_of_the_frames_of_a_unit():
-    config = config_of(loss__classes=(8,), data__unit_seconds=SAMPLES / 16_000)
-    batch, masked, prediction, _ = case_of(config, lengths=(4_000, 4_000), weight=(1, 1))
-    batch["targets"] = np.stack([np.full((1, 12), 3), np.arange(12)[None] % 4]).astype(np.int32)
-    _, metrics = hubert.objective(config, batch, jnp.asarray(masked), prediction)
-    assert float(metrics["label_entropy"].value()) == pytest.approx(math.log(4) / 2, abs=1e-4)
 
 
 def test_chance_is_that_of_the_clusters():
@@ -168,4 +49,4 @@ def test_labels_at_a_rate_that_frames_do_not_have_and_classes_that_are_none_are_
         with pytest.raises(UserError, match="needs the number of clusters of each label set"):
             hubert.make(config_of(loss__classes=classes))
     with pytest.raises(UserError, match="rows of 700 samples have 1 frames; raise data.bucket_seconds"):
-        hubert.draw(config_of(), wave_batch([700], 700), KEY)
+        unit_prediction.draw(config_of(), wave_batch([700], 700), KEY)

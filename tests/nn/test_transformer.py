@@ -57,6 +57,16 @@ def test_padding_never_enters_a_stack_of_positional_convolutions(x, positional):
         np.testing.assert_allclose(together[row, :length], alone[0], atol=1e-5)
 
 
+RELATIVE = dict(relative_buckets=8, relative_distance=5)
+"""The fields with which attention has a gated bias of the distance."""
+
+
+@pytest.fixture(scope="module", params=[{}, RELATIVE], ids=["plain", "relative"])
+def kind(request, x):
+    """(fields, parameters that fit them)"""
+    return request.param, random_params(Transformer(**(PLAIN | request.param)), x, LENGTHS, None, None, scale=0.3)
+
+
 def gradient_of(params, x, noise, layer_key, **fields):
     """(outputs, gradients in the parameters) with dropout and LayerDrop on."""
     model = Transformer(**(PLAIN | dict(dropout=0.2, attention_dropout=0.2, mlp_dropout=0.2, layer_drop=0.5) | fields))
@@ -72,16 +82,17 @@ def gradient_of(params, x, noise, layer_key, **fields):
 OTHERS = [("unroll", "none", "split"), ("unroll", "full", "split"), ("scan", "products", "grouped")]
 
 
-def test_stacks_policies_and_positional_convolutions_agree(params, x):
+def test_stacks_policies_and_positional_convolutions_agree(kind, x):
     """Outputs and gradients, dropout and LayerDrop included: how it is computed does not change what."""
+    relative, params = kind
     noise = noises.row_noise(jax.random.key(1), jnp.arange(B))
     key = jax.random.key(1)
     keep = np.asarray(jax.random.uniform(key, (L,)) > 0.5)
     assert keep.any() and not keep.all(), "the key is to drop some layers, not all"
-    context, gradient = gradient_of(params, x, noise, key)
+    context, gradient = gradient_of(params, x, noise, key, **relative)
     largest = max(float(np.abs(g).max()) for g in jax.tree.leaves(gradient))
     for stack, remat, positional in OTHERS:
-        fields = dict(stack=stack, remat=remat, positional=positional)
+        fields = relative | dict(stack=stack, remat=remat, positional=positional)
         other, other_gradient = gradient_of(params, x, noise, key, **fields)
         np.testing.assert_allclose(other.hidden, context.hidden, atol=1e-5, err_msg=str(fields))
         for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
@@ -91,6 +102,37 @@ def test_stacks_policies_and_positional_convolutions_agree(params, x):
         assert passes != keep[layer]
         learns = any(np.any(leaf[layer]) for leaf in jax.tree.leaves(gradient["layers"]))
         assert learns == keep[layer]
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_padding_changes_nothing_on_valid_frames_with_a_bias_of_the_distance(x, pre_norm):
+    """In each formulation of attention, which agree; and the bias is not without effect."""
+    fields = PLAIN | RELATIVE | dict(pre_norm=pre_norm)
+    params = random_params(Transformer(**fields), x, LENGTHS, None, None, scale=0.3)
+    whole = run(params, x, **fields).output
+    longer = jnp.pad(jnp.where(VALID[..., None], x, 1e3), ((0, 0), (0, 5), (0, 0)), constant_values=-50.0)
+    for attention in ("xla", "blocks"):
+        again = run(params, longer, **(fields | dict(attention=attention))).output
+        np.testing.assert_allclose(again[:, :F][VALID], whole[VALID], atol=1e-5)
+    without = params | dict(relative_bias=jnp.zeros_like(params["relative_bias"]))
+    assert np.abs(run(without, x, **fields).output - whole)[VALID].max() > 1e-3
+
+
+@pytest.mark.parametrize("kept", range(L))
+def test_every_layer_has_the_bias_whichever_layers_are_dropped(x, kept):
+    """Of a bias that one layer made, nothing would be left where that layer is dropped."""
+    fields = PLAIN | RELATIVE | dict(layer_drop=0.5)
+    params = random_params(Transformer(**fields), x, LENGTHS, None, None, scale=0.3)
+    draws = (jax.random.uniform(jax.random.key(n), (L,)) > 0.5 for n in range(100))
+    key = jax.random.key(next(n for n, keep in enumerate(draws) if keep.tolist() == [i == kept for i in range(L)]))
+    loss = lambda table: run(params | dict(relative_bias=table), x, layer_key=key, **fields).output[:, 0].sum()
+    assert np.abs(jax.grad(loss)(params["relative_bias"])).max() > 1e-4
+
+
+@pytest.mark.parametrize(("buckets", "distance"), [(7, 9), (2, 9), (16, 4)])
+def test_buckets_that_cannot_be_are_an_error(params, x, buckets, distance):
+    with pytest.raises(UserError, match=f"encoder.relative_buckets={buckets} and encoder.relative_distance={distance}"):
+        run(params, x, relative_buckets=buckets, relative_distance=distance)
 
 
 def test_layer_drop_of_all_layers_leaves_the_input_and_of_none_the_model(plain, params, x):

@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.ops import random as noises
-from w2v_jax.ops.attention import attention
+from w2v_jax.ops.attention import GatedBias, attention
 
 B, F, H = 2, 12, 2
 LENGTHS = jnp.asarray([F, 7])
@@ -23,12 +23,22 @@ def heads():
     return [jax.random.normal(jax.random.key(i), (B, F, H, 4)) for i in range(3)]
 
 
-def test_attention_is_that_of_numpy(heads):
-    ours = attention(*heads, LENGTHS, implementation="xla")
+@pytest.fixture(scope="module")
+def bias():
+    return GatedBias(
+        jax.random.normal(jax.random.key(4), (B, F, H)), jax.random.normal(jax.random.key(5), (H, 2 * F - 1))
+    )
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_attention_is_that_of_numpy(heads, bias, biased):
+    ours = attention(*heads, LENGTHS, bias=bias if biased else None, implementation="xla")
     q, k, v = (np.asarray(a, np.float64) for a in heads)
     for b, h in np.ndindex(B, H):
         n = int(LENGTHS[b])
         logits = q[b, :, h] @ k[b, :n, h].T / 2.0
+        for i, j in np.ndindex(F, n) if biased else ():
+            logits[i, j] += bias.gates[b, i, h] * bias.by_distance[h, j - i + F - 1]
         probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         np.testing.assert_allclose(ours[b, :, h], probs @ v[b, :n, h], atol=1e-5)
 
@@ -42,30 +52,35 @@ def test_attention_without_any_valid_key_is_finite(heads):
     assert all(np.isfinite(g).all() for g in gradients)
 
 
-@pytest.mark.parametrize("block", [1, 2 * F * F, 2**21])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_attention_in_blocks_equals_the_whole_with_its_gradients(heads, dropout, block, monkeypatch):
+BLOCKS = [(block, dropout, False) for block in (1, 2 * F * F, 2**21) for dropout in (0.0, 0.3)]
+
+
+@pytest.mark.parametrize(("block", "dropout", "biased"), [*BLOCKS, (1, 0.3, True), (2**21, 0.0, True)])
+def test_attention_in_blocks_equals_the_whole_with_its_gradients(heads, bias, block, dropout, biased, monkeypatch):
     for name in ("CPU_BLOCK", "GPU_BLOCK"):
         monkeypatch.setattr(f"w2v_jax.ops.attention.{name}", block)
     noise, lengths = noises.row_noise(jax.random.key(0), jnp.arange(B)), LENGTHS.at[0].set(0)
     target = jax.random.normal(jax.random.key(9), heads[0].shape)
 
     def found(implementation):
-        call = lambda *x: attention(*x, lengths, dropout=dropout, noise=noise, implementation=implementation)
-        out, back = jax.vjp(jax.jit(call), *heads)
-        return out, *back(target)
+        settings = dict(dropout=dropout, noise=noise, implementation=implementation)
+        call = lambda bias, *x: attention(*x, lengths, bias=bias, **settings)
+        out, back = jax.vjp(jax.jit(call), bias if biased else None, *heads)
+        return jax.tree.leaves((out, back(target)))
 
     for blocks, whole in zip(found("blocks"), found("xla"), strict=True):
         np.testing.assert_allclose(blocks, whole, atol=2e-6)
 
 
-def test_attention_in_blocks_holds_no_matrix_of_all_scores():
-    heads = jax.ShapeDtypeStruct((4, 1024, 8, 16), jnp.float32)
+@pytest.mark.parametrize("biased", [False, True])
+def test_attention_in_blocks_holds_no_matrix_of_all_scores(biased):
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+    heads, bias = shape(4, 1024, 8, 16), GatedBias(shape(4, 1024, 8), shape(8, 2047)) if biased else None
     whole = 4 * 8 * 1024 * 1024 * 4
 
     def bytes_of(implementation):
-        total = lambda *x: attention(*x, jnp.full(4, 1024), implementation=implementation).sum()
-        program = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(heads, heads, heads).compile()
+        total = lambda bias, *x: attention(*x, jnp.full(4, 1024), bias=bias, implementation=implementation).sum()
+        program = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3))).lower(bias, heads, heads, heads).compile()
         return program.memory_analysis().temp_size_in_bytes
 
     assert bytes_of("blocks") < 0.5 * whole < whole < bytes_of("xla")
@@ -81,7 +96,7 @@ def test_attention_auto_on_cpu_is_blocks_on_one_device_and_xla_on_a_mesh(heads):
         np.testing.assert_array_equal(given(), given(implementation="xla"))
 
 
-def test_attention_errors_name_the_setting(heads):
+def test_attention_errors_name_the_setting(heads, bias):
     half = [a.astype(jnp.bfloat16) for a in heads]
     noise = noises.row_noise(jax.random.key(0), jnp.arange(B))
     with pytest.raises(UserError, match="encoder.attention is 'flash'"):
@@ -90,6 +105,15 @@ def test_attention_errors_name_the_setting(heads):
         attention(*heads, LENGTHS, implementation="cudnn")
     with pytest.raises(UserError, match="train.dtype='bfloat16' and encoder.attention_dropout=0"):
         attention(*half, LENGTHS, dropout=0.1, noise=noise, implementation="cudnn")
+    with pytest.raises(UserError, match="cannot add the gated bias of encoder.relative_buckets; 'auto', 'blocks' and"):
+        attention(*half, LENGTHS, bias=bias, implementation="cudnn")
+
+
+def test_attention_auto_with_a_bias_is_never_cudnn(heads, bias, monkeypatch):
+    half = [a.astype(jnp.bfloat16) for a in heads]
+    monkeypatch.setattr("w2v_jax.ops.attention.platform", lambda: "gpu")
+    monkeypatch.setattr("w2v_jax.ops.attention._cudnn", lambda *_: pytest.fail("cuDNN cannot add a bias"))
+    assert attention(*half, LENGTHS, bias=bias).dtype == jnp.bfloat16
 
 
 ODD = 11, jnp.asarray([11, 6])

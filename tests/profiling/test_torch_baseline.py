@@ -13,7 +13,8 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import load
 from w2v_jax.interop import huggingface
 from w2v_jax.interop.tensor_mapping import TensorPair, dense_pairs, import_tensors
-from w2v_jax.methods import hubert, wav2vec2
+from w2v_jax.methods import wav2vec2
+from w2v_jax.nn import unit_prediction
 from w2v_jax.profiling import random_batch, torch_baseline
 from w2v_jax.training import sharding
 
@@ -69,8 +70,9 @@ def test_the_other_hubert_has_our_loss():
     tensors |= {name: x.detach().numpy() for name, x in model.named_parameters() if not name.startswith("hubert.")}
     pairs += [TensorPair("label_embeddings", "label_embs_concat")]
     params, _ = import_tensors(tensors, pairs, config, source="the other side")
-    prediction = hubert.Hubert(config).apply({"params": params}, batch, jax.numpy.asarray(masked.numpy()))
-    _, metrics = hubert.objective(config, batch, jax.numpy.asarray(masked.numpy()), prediction)
+    hidden = jax.numpy.asarray(masked.numpy())
+    prediction = unit_prediction.UnitPredictor(config).apply({"params": params}, batch, hidden)
+    _, metrics = unit_prediction.objective(config, batch, hidden, prediction)
     assert float(metrics["loss"].value()) == pytest.approx(printed.item(), rel=1e-4)
 
 

@@ -150,6 +150,19 @@ def test_units_without_recordings_and_speeds_are_refused(letters, tiny_corpus, t
         open_data(config, 8, 8, path=tmp_path)
 
 
+def test_rows_are_mixed_in_training_alone_and_limits_in_the_wrong_order_are_refused(letters, tmp_path):
+    config = letters()
+    assert open_data(config, 8, 8, path=tmp_path).train_plan.step(0).mix is None
+    with config.unlocked():
+        config.data.update(mix_prob=1.0, mix_decibels=(-5.0, 5.0))
+    data = open_data(config, 8, 8, path=tmp_path)
+    assert (data.train_plan.step(0).mix.others >= 0).all() and data.eval_plan.step(0).mix is None
+    with config.unlocked():
+        config.data.mix_decibels = (5.0, -5.0)
+    with pytest.raises(UserError, match=r"data.mix_decibels=\(5, -5\): needs the lowest and the highest"):
+        open_data(config, 8, 8, path=tmp_path)
+
+
 def data_of(form=WAVE, labels=None) -> Data:
     """Data of a form, without rows and plans."""
     source = SimpleNamespace(form=form)

@@ -88,6 +88,8 @@ COMMON = {"method", "seed"} | keys_of(
 OPTIONAL: dict[str, Any] = {
     "acoustic.clean_steps": 0,
     "data.labels": "",
+    "data.mix_decibels": (0.0, 0.0),
+    "data.mix_prob": 0.0,
     "data.speeds": (1.0, 1.0),
     "data.targets": None,  # learns no units that were made before
     "encoder.frozen": False,
@@ -122,7 +124,7 @@ ELEMENTS = {
 }
 """What an element of a tuple is like, for the keys whose tuple may be empty."""
 
-LENGTHS = {"data.speeds": 2, "optim.betas": 2, "optim.stages": 3, "quantizer.temperature": 3}
+LENGTHS = {"data.mix_decibels": 2, "data.speeds": 2, "optim.betas": 2, "optim.stages": 3, "quantizer.temperature": 3}
 """How many numbers a tuple has, for the keys whose numbers have a meaning each."""
 
 
@@ -283,12 +285,13 @@ NOT_NEGATIVE = keys_of(
     {
         "acoustic": "clean_steps",
         "data": "workers",
+        "encoder": "relative_buckets relative_distance",
         "loss": "offset extra_classes masked_weight unmasked_weight",
         "sharding": "data fsdp slices",
         "train": "patience",
     }
 )
-KEYS_OF_SHARES = ("data.eval_share", "masking.prob")
+KEYS_OF_SHARES = ("data.eval_share", "data.mix_prob", "masking.prob")
 """Keys that must be above 0, at least 0, and from 0 to 1. Whatever ends in dropout or _drop must be below 1."""
 KEYS_OF_LAYERS = ("encoder.conv_layers", "encoder.context_kernels", "acoustic.conv_layers")
 """Keys whose tuples hold whole numbers above 0."""
@@ -366,7 +369,7 @@ def flatten(config: Mapping[str, Any] | Config, prefix: str = "") -> dict[str, A
     return flat
 
 
-CONFIG_VERSION = 5
+CONFIG_VERSION = 6
 """Of `config.json`: raised when a key is added, with a line in ADDED."""
 ADDED = (
     (2, "init.run", "", "seed"),
@@ -383,6 +386,8 @@ ADDED = (
     (3, "acoustic.clean_steps", 0, "acoustic.head_dropout"),
     (4, "acoustic.residual", False, "acoustic.conv_layers"),
     (5, "data.targets_model", "", "data.targets"),
+    (6, "encoder.relative_buckets", 0, "encoder.conv_grad_scale"),
+    (6, "encoder.relative_distance", 0, "encoder.conv_grad_scale"),
 )
 """(version that added a key, the key, what runs without it meant, a key of the configs that have it)."""
 

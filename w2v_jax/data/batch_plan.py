@@ -24,14 +24,35 @@ from w2v_jax.core.units import SAMPLE_RATE, unit_rows
 
 FILLER = -1
 """The row number that fills up an incomplete batch."""
+NO_OTHER = -1
+"""The number of the other row where none is mixed in."""
 _MAX_CYCLE = 1 << 20
 _SCHEDULE, _ORDER, _CROP, _CHOICE, _SPEED = range(5)  # separate streams of one seed
+_MIX, _MIX_OTHER, _MIX_LENGTH, _MIX_FROM, _MIX_TO, _MIX_DECIBELS = range(5, 11)
+
+
+class Mix(NamedTuple):
+    """What is mixed into each row of a batch [n] (`augment.mixed`).
+
+    others: the number in the batch of the row of which a part is added, NO_OTHER for none. lengths, froms, tos: shares
+    in [0, 1) of the largest length of that part, and of the last place in the other row and in this one where it may
+    begin. decibels: by how much this row is louder.
+    """
+
+    others: np.ndarray
+    lengths: np.ndarray
+    froms: np.ndarray
+    tos: np.ndarray
+    decibels: np.ndarray
+
+    __repr__ = short_repr
 
 
 class Step(NamedTuple):
     """One global batch: rows [n] int64 (FILLER where there is none), starts [n] int64 in 16 kHz samples.
 
-    Every row is `length` samples long. speeds [n]: how many times faster than it was recorded each row is played.
+    Every row is `length` samples long. speeds [n]: how many times faster than it was recorded each row is played. mix:
+    None in a plan that mixes nothing.
     """
 
     rows: np.ndarray
@@ -39,6 +60,7 @@ class Step(NamedTuple):
     length: int
     epoch: float
     speeds: np.ndarray
+    mix: Mix | None = None
 
     __repr__ = short_repr
 
@@ -87,9 +109,11 @@ class TrainPlan(Plan):
         *,
         seed: int,
         speeds: tuple[float, float],
+        mix_prob: float,
+        mix_decibels: tuple[float, float],
     ):
         super().__init__(num_samples, buckets, units)
-        self.seed, self.speeds = seed, speeds
+        self.seed, self.speeds, self.mix_prob, self.mix_decibels = seed, speeds, mix_prob, mix_decibels
         self.steps_per_epoch = sum(len(b.rows) / b.batch for b in buckets)
         self._schedule, self._visits, self._steps_in_cycle = _schedule([len(b.rows) / b.batch for b in buckets], seed)
         self._lock = threading.Lock()
@@ -113,7 +137,8 @@ class TrainPlan(Plan):
         num_samples = self.num_samples[rows]
         starts = _crops(num_samples - bucket.length, rows, epochs, self.seed)
         speeds = _speeds(num_samples / bucket.length, rows, epochs, self.seed, self.speeds)
-        return Step(rows, starts, bucket.length, step / self.steps_per_epoch, speeds)
+        mix = _mixes(rows, epochs, self.seed, self.mix_prob, self.mix_decibels) if self.mix_prob else None
+        return Step(rows, starts, bucket.length, step / self.steps_per_epoch, speeds, mix)
 
     def _permutation(self, number: int, epoch: int) -> np.ndarray:
         rows = self.buckets[number].rows
@@ -150,6 +175,8 @@ def train_plan(
     unit_seconds: float,
     crop: bool = True,
     speeds: tuple[float, float] = (1.0, 1.0),
+    mix_prob: float = 0.0,
+    mix_decibels: tuple[float, float] = (0.0, 0.0),
 ) -> TrainPlan:
     """The endless plan over recordings of `num_samples` [N] samples (16 kHz), with `units` units in every batch.
 
@@ -158,7 +185,9 @@ def train_plan(
     If the longest is still too small, its rows are cropped into the next shorter one; without `crop`, which would part
     a recording from its transcript, it takes the longest rows of the next shorter one instead, or all of them. speeds:
     the lowest and the highest speed at which a recording is played, drawn anew each epoch; none becomes longer than its
-    row, and one that is cropped keeps its speed. Raises UserError where the recordings do not fill one batch.
+    row, and one that is cropped keeps its speed. mix_prob: the share of rows into which a part of another row of the
+    batch is mixed; mix_decibels: by how much they are louder at least and at most. Raises UserError where the
+    recordings do not fill one batch.
     """
     num_samples = np.asarray(num_samples, np.int64)
     buckets = _merge_up(_assign(num_samples, np.arange(len(num_samples)), bucket_samples, units, unit_seconds))
@@ -166,7 +195,9 @@ def train_plan(
         buckets = _merge_down(buckets) if crop else _fill_longest(buckets, num_samples)
     if not buckets or len(buckets[0].rows) < buckets[0].batch:
         raise UserError(_too_few_message(num_samples, buckets, units, unit_seconds))
-    return TrainPlan(num_samples, buckets, units, seed=seed, speeds=speeds)
+    return TrainPlan(
+        num_samples, buckets, units, seed=seed, speeds=speeds, mix_prob=mix_prob, mix_decibels=mix_decibels
+    )
 
 
 def eval_plan(
@@ -283,6 +314,22 @@ def _speeds(
     lowest, highest = np.clip(filled, *limits), limits[1]
     share = _words_of(rows, epochs, seed, _SPEED) / 2.0**64
     return np.where(filled > 1, 1.0, lowest + share * (highest - lowest))
+
+
+def _mixes(rows: np.ndarray, epochs: np.ndarray, seed: int, prob: float, decibels: tuple[float, float]) -> Mix | None:
+    """The mix of a batch: of each row a function of (seed, epoch, row), and of the other rows of its batch.
+
+    None in a batch of one row.
+    """
+    count, own = len(rows), np.arange(len(rows))
+    if count < 2:
+        return None
+    uniform = lambda stream: (_words_of(rows, epochs, seed, stream) >> np.uint64(11)) / 2.0**53
+    others = (_words_of(rows, epochs, seed, _MIX_OTHER) % np.uint64(count - 1)).astype(np.int64)
+    others = np.where(uniform(_MIX) < prob, others + (others >= own), NO_OTHER)
+    lowest, highest = decibels
+    louder = lowest + uniform(_MIX_DECIBELS) * (highest - lowest)
+    return Mix(others, uniform(_MIX_LENGTH), uniform(_MIX_FROM), uniform(_MIX_TO), louder)
 
 
 def _words_of(rows: np.ndarray, epochs: np.ndarray, seed: int, stream: int) -> np.ndarray:

@@ -22,8 +22,8 @@ import numpy as np
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import NO_TARGET
-from w2v_jax.data.augment import at_speed
-from w2v_jax.data.batch_plan import FILLER, Plan
+from w2v_jax.data.augment import at_speed, mixed
+from w2v_jax.data.batch_plan import FILLER, NO_OTHER, Plan, Step
 from w2v_jax.data.index import WAVE, ReadError, Source
 from w2v_jax.data.io.audio import check_finite, is_silent
 from w2v_jax.data.io.tf_import import import_tensorflow
@@ -169,19 +169,18 @@ class _Reader:
         targets = np.full((count, *shape), NO_TARGET, np.int32)
         reasons = np.zeros(count, object)
         silent = np.zeros(count, bool)
-        where = zip(planned.rows[members], planned.starts[members], planned.speeds[members], strict=True)
-        for i, (row, start, speed) in enumerate(where):
+        for i, number in enumerate(range(members.start, members.stop)):
+            row, start = int(planned.rows[number]), int(planned.starts[number])
             reasons[i] = b""
             if row == FILLER:
                 continue
             try:
-                content = self._row(int(row), int(start), planned.length)
-                content = content if speed == 1 else at_speed(content, speed)[: planned.length]
+                content = self._played(planned, number)
                 if self.targets is not None:
-                    targets[i] = self.targets.read(int(row), int(start), planned.length)
-                elements[i, : len(content)] = content
-                num_samples[i] = len(content) * form.hop
+                    targets[i] = self.targets.read(row, start, planned.length)
                 silent[i] = self._is_silent(content)
+                elements[i, : len(content)] = self._mixed(content, planned, number)
+                num_samples[i] = len(content) * form.hop
             except Exception as error:  # whatever a codec raises, one row must not end the run
                 reason = str(error) if isinstance(error, ReadError) else f"{type(error).__name__}: {error}"
                 reasons[i] = reason.encode()
@@ -190,6 +189,23 @@ class _Reader:
     def _is_silent(self, content: np.ndarray) -> bool:
         gain = EPSILON**-0.5 if isinstance(self.source, _Normalized) else 1.0  # the most that silence is amplified by
         return self.source.form == WAVE and is_silent(content.min() / gain, content.max() / gain)
+
+    def _played(self, planned: Step, number: int) -> np.ndarray:
+        """Row `number` of the batch, at its speed."""
+        content = self._row(int(planned.rows[number]), int(planned.starts[number]), planned.length)
+        speed = planned.speeds[number]
+        return content if speed == 1 else at_speed(content, speed)[: planned.length]
+
+    def _mixed(self, content: np.ndarray, planned: Step, number: int) -> np.ndarray:
+        """The content of a row with what the plan mixes into it; as it is where the other row cannot be read."""
+        if planned.mix is None or (other := int(planned.mix.others[number])) == NO_OTHER:
+            return content
+        _, length, start, place, decibels = (float(each[number]) for each in planned.mix)
+        try:
+            part = self._played(planned, other)
+        except Exception:  # it is named where its own row is read
+            return content
+        return mixed(content, part, length, start, place, decibels=decibels)
 
     def _row(self, row: int, start: int, length: int) -> np.ndarray:
         content = self.source.read(row, start, length)

@@ -1,5 +1,7 @@
 """Checkpoints of fairseq (`.pt` files): wav2vec, vq-wav2vec, HuBERT, and wav2vec 2.0 pretrained or fine-tuned by CTC.
 
+WavLM, as Microsoft's unilm released it, has files of the same form: the settings are `cfg` itself, not a part of it.
+
 Reading needs no fairseq, and runs nothing in the file (`torch_file.py`). The settings are in the checkpoint, as `args`
 (old) or `cfg` (new). The letters of a fine-tuned model are not: they come from its dictionary (dict.ltr.txt).
 Optimizer, schedule and data are not read: a run that starts from the checkpoint has its own.
@@ -44,6 +46,8 @@ SPECIAL_CLASSES = 4
 HUBERT: dict[str, Any] = dict(activation_fn="gelu", layer_type="transformer", pos_conv_depth=1, target_glu=False)
 HUBERT |= dict(skip_masked=False, skip_nomask=False)
 """The settings of HuBERT for which only one value is supported."""
+WAVLM: dict[str, Any] = dict(relative_position_embedding=True, gru_rel_pos=True)
+"""The same of WavLM."""
 IGNORED = {r"(^|\.)_ema$": "a teacher's copy", r"(^|\.)num_updates$": "a counter", r"\.version$": "a version number"}
 """Pattern of a tensor's name -> why the tensor is left out."""
 
@@ -55,6 +59,9 @@ WAV2VEC2_NAMES = (
     (r"encoder\.pos_conv_embed\.conv\.parametrizations\.weight\.original0", "encoder.pos_conv.0.weight_g"),
     (r"encoder\.pos_conv_embed\.conv\.parametrizations\.weight\.original1", "encoder.pos_conv.0.weight_v"),
     (r"encoder\.pos_conv_embed\.conv\.", "encoder.pos_conv.0."),
+    (r"encoder\.layers\.(\d+)\.attention\.rel_attn_embed\.", r"encoder.layers.\1.self_attn.relative_attention_bias."),
+    (r"encoder\.layers\.(\d+)\.attention\.gru_rel_pos_linear\.", r"encoder.layers.\1.self_attn.grep_linear."),
+    (r"encoder\.layers\.(\d+)\.attention\.gru_rel_pos_const", r"encoder.layers.\1.self_attn.grep_a"),
     (r"encoder\.layers\.(\d+)\.attention\.", r"encoder.layers.\1.self_attn."),
     (r"encoder\.layers\.(\d+)\.layer_norm\.", r"encoder.layers.\1.self_attn_layer_norm."),
     (r"encoder\.layers\.(\d+)\.feed_forward\.intermediate_dense\.", r"encoder.layers.\1.fc1."),
@@ -104,6 +111,9 @@ def read_fairseq(path: pathlib.Path, dictionary: pathlib.Path | None = None) -> 
         settings["classes"] = _classes(settings, tensors, path)
         config = _config_of(hubert_config, path, settings)
         pairs = hubert_pairs(config)
+    elif settings.get("relative_position_embedding"):
+        config = _config_of(wavlm_config, path, settings)
+        pairs = wav2vec2_pairs(config, "", "encoder")
     elif "post_extract_proj.weight" in tensors or any(name.startswith("encoder.layers.") for name in tensors):
         config = _config_of(wav2vec2_config, path, settings)
         pairs = wav2vec2_pairs(config, "", "pretraining")
@@ -112,7 +122,9 @@ def read_fairseq(path: pathlib.Path, dictionary: pathlib.Path | None = None) -> 
         pairs = wav2vec_pairs(config)
     else:
         shown = ", ".join(sorted(tensors)[:3])
-        raise UserError(f"{path} is neither wav2vec, vq-wav2vec, wav2vec 2.0 nor HuBERT; its tensors include {shown}")
+        raise UserError(
+            f"{path} is neither wav2vec, vq-wav2vec, wav2vec 2.0, HuBERT nor WavLM; its tensors include {shown}"
+        )
     params, table = import_tensors(tensors, pairs, config, source=str(path))
     return Imported(config, params, alphabet, notes, table)
 
@@ -138,6 +150,8 @@ def settings_of(saved: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
         cfg = {"model": torch_file.plain(saved["args"])}
     else:
         raise UserError(f"{path} has neither 'cfg' nor 'args', so its settings are unknown")
+    if "relative_position_embedding" in cfg:  # WavLM's
+        cfg = {"model": cfg}
     model, task, criterion = (cfg.get(key) or {} for key in ("model", "task", "criterion"))
     pretraining, labels = model.get("w2v_args"), task.get("labels") or model.get("labels")
     if isinstance(pretraining, dict):
@@ -337,6 +351,19 @@ def _classes(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], pat
     if sets != 1:
         raise UserError(f"{path}: a HuBERT of {sets} label sets is not supported, because it does not say their sizes")
     return (rows,)
+
+
+# WavLM
+
+
+def wavlm_config(settings: Mapping[str, Any]) -> Config:
+    """The sections of the config that the method reads. Released models have no heads of pretraining."""
+    check_supported(settings, WAVLM)
+    trunk = wav2vec2_config(settings)
+    encoder = trunk.encoder.to_dict() | dict(relative_buckets=int(settings.get("num_buckets", 320)))
+    encoder |= dict(relative_distance=int(settings.get("max_distance", 1280)))
+    length, normalize = trunk.masking.length, settings["normalize"]
+    return huggingface_config.wavlm_encoder(encoder, length=length, normalize=normalize)
 
 
 # wav2vec and vq-wav2vec

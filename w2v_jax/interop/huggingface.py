@@ -1,4 +1,4 @@
-"""Checkpoints of Hugging Face's transformers: wav2vec 2.0, HuBERT and data2vec-audio of every size, in and out.
+"""Checkpoints of Hugging Face's transformers: wav2vec 2.0, HuBERT, WavLM and data2vec-audio, in and out.
 
 Reading needs neither torch nor transformers. The files are config.json, preprocessor_config.json, vocab.json, and the
 weights: safetensors or PyTorch's files, in one file or in shards. `read_huggingface` returns what
@@ -25,7 +25,10 @@ from w2v_jax.interop.huggingface_config import (
     DATA2VEC,
     DEFAULTS,
     HEADS,
+    WAVLM,
     check_settings,
+    family_of,
+    is_relative,
     is_stack,
     our_config,
     read_json,
@@ -80,6 +83,13 @@ def tensor_pairs(config: Config, prefix: str, head: str) -> list[TensorPair]:
             pairs += module_pairs(
                 f"encoder/transformer/layers/{ours}", f"{prefix}encoder.layers.{layer}.{theirs}", layer
             )
+        if is_relative(config):
+            ours, theirs = "encoder/transformer/layers/gate", f"{prefix}encoder.layers.{layer}.attention.gru_rel_pos"
+            pairs += dense_pairs(ours, f"{theirs}_linear", layer)
+            pairs.append(TensorPair(f"{ours}/scale", f"{theirs}_const", "per head", layer))
+    if is_relative(config):
+        table = f"{prefix}encoder.layers.0.attention.rel_attn_embed.weight"
+        pairs.append(TensorPair("encoder/transformer/relative_bias", table))
     if head == "pretraining":
         pairs.append(TensorPair("quantizer/codebook", "quantizer.codevectors", "codebook"))
         pairs += dense_pairs("quantizer/weight_proj", "quantizer.weight_proj")
@@ -99,7 +109,7 @@ def read_huggingface(path: pathlib.Path, *, encoder_only: bool = False) -> Impor
     """
     folder = path if path.is_dir() else path.parent
     saved = read_json(folder / "config.json")
-    settings = DEFAULTS | (DATA2VEC if saved.get("model_type") == "data2vec-audio" else {}) | saved
+    settings = DEFAULTS | {"data2vec-audio": DATA2VEC, "wavlm": WAVLM}.get(str(saved.get("model_type")), {}) | saved
     check_settings(settings, folder)
     tensors, notes = read_tensors(path)
     without_prefix = "encoder.layer_norm.weight" in tensors
@@ -282,5 +292,5 @@ def tensors_of(config: Config, params: PyTree, head: str) -> dict[str, np.ndarra
     """Their tensors of a run's parameters for one of HEADS. Raises UserError for what they cannot represent."""
     if head == "encoder":
         params = {"encoder": params["encoder"]}
-    family = "data2vec_audio." if is_stack(config) else "wav2vec2."
-    return export_tensors(params, tensor_pairs(config, "" if head == "encoder" else family, head))
+    prefix = "" if head == "encoder" else f"{family_of(config).replace('-', '_')}."
+    return export_tensors(params, tensor_pairs(config, prefix, head))

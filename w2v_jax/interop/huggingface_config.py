@@ -2,7 +2,8 @@
 
 There are two architectures, as in the papers: group norm in the first convolution with post-norm blocks, or layer norm
 with pre-norm blocks (`do_stable_layer_norm`). Convolutions may have biases. XLS-R is wav2vec 2.0 in other sizes.
-data2vec-audio has layer norm, post-norm blocks, and a stack of convolutions for the positions.
+data2vec-audio has layer norm, post-norm blocks, and a stack of convolutions for the positions. WavLM has a gated bias
+of the distance in attention.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ DEFAULTS |= dict(mask_feature_prob=0.0, mask_feature_length=10, pad_token_id=0)
 """The defaults of Wav2Vec2Config: the values of keys that a config.json lacks."""
 DATA2VEC: dict[str, Any] = dict(feat_extract_norm="layer", num_conv_pos_embeddings=5, conv_pos_kernel_size=19)
 """The defaults of Data2VecAudioConfig that differ. Its num_conv_pos_embeddings is a number of convolutions."""
-FAMILIES = ("wav2vec2", "hubert", "data2vec-audio")
+WAVLM: dict[str, Any] = dict(num_buckets=320, max_bucket_distance=800)
+"""The defaults that WavLMConfig has in addition: the buckets of its bias, and the distance of the last one."""
+FAMILIES = ("wav2vec2", "hubert", "data2vec-audio", "wavlm")
 SUPPORTED: dict[str, Any] = dict(hidden_act="gelu", feat_extract_activation="gelu", layer_norm_eps=1e-5)
 SUPPORTED |= dict(add_adapter=False, adapter_attn_dim=None, feat_proj_layer_norm=True, conv_pos_batch_norm=False)
 """The settings for which only one value is supported."""
 REFUSED = {
-    "wavlm": "its attention has a gated relative position bias",
     "wav2vec2-conformer": "its blocks are Conformers",
     "wav2vec2-bert": "its blocks are Conformers over log-mel features",
     "unispeech-sat": "its heads are different",
@@ -57,15 +59,22 @@ def is_stack(config: Config) -> bool:
     return config.encoder.pos_layers > 1
 
 
+def is_relative(config: Config) -> bool:
+    """Whether attention has a gated bias of the distance, as in WavLM."""
+    return config.encoder.relative_buckets > 0
+
+
+def family_of(config: Config) -> str:
+    """The `model_type` in transformers of a run's encoder."""
+    if is_stack(config):
+        return "data2vec-audio"
+    return "wavlm" if is_relative(config) else "hubert" if config.method == "hubert" else "wav2vec2"
+
+
 def their_class(config: Config, head: str) -> str:
     """The name of the class in transformers for a run with one of HEADS."""
-    names = {"data2vec-audio": "Data2VecAudio", "hubert": "Hubert", "wav2vec2": "Wav2Vec2"}
-    return names[model_type(config)] + HEADS[head]
-
-
-def model_type(config: Config) -> str:
-    """What transformers call the family of a run's model."""
-    return "data2vec-audio" if is_stack(config) else "hubert" if config.method == "hubert" else "wav2vec2"
+    names = {"data2vec-audio": "Data2VecAudio", "wavlm": "WavLM", "hubert": "Hubert", "wav2vec2": "Wav2Vec2"}
+    return names[family_of(config)] + HEADS[head]
 
 
 # From transformers
@@ -106,8 +115,8 @@ def check_supported(settings: Mapping[str, Any], supported: Mapping[str, Any], *
 
 def check_ranges(settings: Mapping[str, Any], source: str) -> None:
     """Raises UserError, which starts with `source`, for a setting of the wrong type, out of range, or inconsistent."""
-    optional = ("conv_pos_kernel_size", "vocab_size", "pad_token_id")  # not all models need them
-    for key, default in (DEFAULTS | {"conv_pos_kernel_size": 19, "vocab_size": 32}).items():
+    optional = ("conv_pos_kernel_size", "vocab_size", "pad_token_id", *WAVLM)  # not all models need them
+    for key, default in (DEFAULTS | {"conv_pos_kernel_size": 19, "vocab_size": 32} | WAVLM).items():
         if key in optional and settings.get(key) is None:
             continue
         value, least = settings[key], 0 if key in ("pad_token_id", "mask_time_min_masks") else 1
@@ -144,6 +153,8 @@ def our_config(settings: Mapping[str, Any], head: str, *, normalize: bool, outpu
         pos_layers=settings["num_conv_pos_embeddings"] if "conv_pos_kernel_size" in settings else 1,
     )
     encoder |= dict(dropout=0.0, attention_dropout=0.0, mlp_dropout=0.0, input_dropout=0.0, layer_drop=0.0)
+    encoder |= dict(relative_buckets=settings.get("num_buckets", 0))
+    encoder |= dict(relative_distance=settings.get("max_bucket_distance", 0))
     encoder |= dict(attention="auto", positional="auto", stack="auto", convolution="auto")
     encoder |= dict(remat_frontend="none", remat_layers="none")
     encoder |= {ours: settings[theirs] for theirs, ours in ENCODER.items()}
@@ -154,6 +165,8 @@ def our_config(settings: Mapping[str, Any], head: str, *, normalize: bool, outpu
         encoder |= dict(kind="wav2vec2", frozen=False, frozen_steps=0)
         config["acoustic"] = dict(kind="linear", input="context", standardise=False, head_dropout=0.0, outputs=outputs)
         config["masking"] = {ours: settings[theirs] for theirs, ours in CTC_MASKING.items()}
+    elif head == "encoder" and encoder["relative_buckets"]:
+        return wavlm_encoder(encoder, length=settings["mask_time_length"], normalize=normalize)
     else:
         config["quantizer"] = {ours: settings[theirs] for theirs, ours in QUANTIZER.items()}
         config["quantizer"] |= dict(temperature=(2.0, 0.5, 0.999995), input_dropout=0.0)
@@ -165,6 +178,17 @@ def our_config(settings: Mapping[str, Any], head: str, *, normalize: bool, outpu
     return as_config(config)
 
 
+def wavlm_encoder(encoder: Mapping[str, Any], *, length: int, normalize: bool) -> Config:
+    """The config of WavLM without the heads of its training, which released models lack, for the section `encoder`."""
+    data = dict(unit_seconds=1.0, bucket_seconds=(1.0,), normalize=normalize)
+    config = dict(method="wavlm", seed=1, encoder=dict(encoder), train=dict(dtype="float32"))
+    config["data"] = data | dict(targets=(), targets_model="", targets_hop=320)
+    config["masking"] = dict(prob=0.8, length=length, min_spans=2)
+    config["loss"] = dict(proj=256, classes=(), extra_classes=4, untied=True, temperature=0.1)
+    config["loss"] |= dict(masked_weight=1.0, unmasked_weight=0.0, penalty_weight=10.0)
+    return as_config(config)
+
+
 # To transformers
 
 
@@ -173,10 +197,16 @@ def check_export(config: Config, head: str) -> None:
     e = config.encoder
     if config.method == "hubert" and head != "encoder":
         raise UserError("transformers has no model for the heads of HuBERT: --encoder-only exports its encoder")
-    if config.method not in ("wav2vec2", "ctc", "hubert") or (config.method == "ctc" and e.kind != "wav2vec2"):
+    exported = ("wav2vec2", "wavlm", "hubert", "ctc")
+    if config.method not in exported or (config.method == "ctc" and e.kind != "wav2vec2"):
         raise UserError(
-            f"transformers has no model for method {config.method!r}; only wav2vec 2.0, CTC on it, and "
-            "HuBERT can be exported"
+            f"transformers has no model for method {config.method!r}; only wav2vec 2.0, WavLM, CTC on them, and HuBERT "
+            "can be exported"
+        )
+    if is_relative(config) and (is_stack(config) or head == "pretraining"):
+        raise UserError(
+            "encoder.relative_buckets above 0 is WavLM in transformers. That has one positional convolution and no "
+            "heads for pretraining. --encoder-only exports an encoder of that kind"
         )
     if is_stack(config) and (e.conv_norm != "layer" or e.pre_norm or head == "pretraining"):
         raise UserError(
@@ -199,7 +229,7 @@ def transformers_config(config: Config, head: str) -> dict[str, Any]:
     channels, kernels, strides = zip(*e.conv_layers, strict=True)
     settings: dict[str, Any] = dict(
         architectures=[their_class(config, head)],
-        model_type=model_type(config),
+        model_type=family_of(config),
         dtype="float32",
         hidden_act="gelu",
         layer_norm_eps=1e-5,
@@ -219,6 +249,8 @@ def transformers_config(config: Config, head: str) -> dict[str, Any]:
     if is_stack(config):
         del settings["feat_extract_norm"], settings["do_stable_layer_norm"]
         settings |= dict(num_conv_pos_embeddings=e.pos_layers, conv_pos_kernel_size=e.pos_kernel)
+    if is_relative(config):
+        settings |= dict(num_buckets=e.relative_buckets, max_bucket_distance=e.relative_distance)
     masking = CTC_MASKING if "time_prob" in m else MASKING
     settings |= {theirs: m[ours] for theirs, ours in masking.items()}
     if not settings["mask_time_prob"] and not settings.get("mask_feature_prob", 0.0):

@@ -63,6 +63,7 @@ LAYOUTS: dict[str, tuple[Callable, Callable]] = {
     "same": (lambda x, shape: x, lambda x: x),
     "transposed": (lambda x, shape: x.transpose(), lambda x: x.transpose()),
     "per tap": (lambda x, shape: x.reshape(-1), lambda x: x.reshape(1, 1, -1)),
+    "per head": (lambda x, shape: x.reshape(-1), lambda x: x.reshape(1, -1, 1, 1)),
     "codebook": (lambda x, shape: _reshaped(x, shape), lambda x: x.reshape(1, -1, x.shape[-1])),
     "entries": (lambda x, shape: x.transpose(1, 0, 2), lambda x: x.transpose(1, 0, 2)),
     "grouped": (

@@ -1,8 +1,9 @@
 """The context network of wav2vec 2.0 and of BERT: a position embedding and Transformer blocks.
 
 Post-norm (Base) and pre-norm (Large) of Baevski et al. 2020, section 2, with convolutional positions; with learned
-ones, post-norm, it is the encoder of BERT and RoBERTa. All layers are one module with stacked parameters
-[L ...], compiled once (`stack="scan"`) or layer by layer ("unroll"); the parameters are the same either way.
+ones, post-norm, it is the encoder of BERT and RoBERTa. With `relative_buckets` the attention has WavLM's gated bias of
+the distance. All layers are one module with stacked parameters [L ...], compiled once (`stack="scan"`) or layer by
+layer ("unroll"); the parameters are the same either way.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from w2v_jax.core.display import short_repr
 from w2v_jax.nn.conditional import not_a_broadcast, unless_dropped
 from w2v_jax.nn.layers import Dense, LayerNorm, gathered, gelu, part, rematerialised, symmetric_uniform
 from w2v_jax.ops import random as noises
-from w2v_jax.ops.attention import attention
+from w2v_jax.ops.attention import GatedBias, attention
 from w2v_jax.ops.devices import one_device, platform
 from w2v_jax.ops.frames import valid_frames
-from w2v_jax.ops.matmul import plus
+from w2v_jax.ops.matmul import plus, product
 from w2v_jax.ops.random import Stream
+from w2v_jax.ops.relative_bias import by_distance, gate
 
 
 class PositionalConv(nn.Module):
@@ -112,6 +114,28 @@ class Context(NamedTuple):
     __repr__ = short_repr
 
 
+class RelativeGate(nn.Module):
+    """The gates of the bias of the distance, from the input of attention (not from its queries), cut into heads.
+
+    All heads share a linear layer to eight numbers, each head has a scale (Chen et al. 2021). Every device
+    of the mesh axis "tensor" computes the gates of all heads: cut by heads, the gradient would cut the channels of x.
+    """
+
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B F D] -> [B F H] float32."""
+        x = nn.with_logical_constraint(x, ("batch", "frames", None))
+        x = x.reshape(*x.shape[:-1], self.heads, -1).astype(self.dtype)  # [B F H K]
+        kernel = self.param("kernel", part(nn.initializers.normal(0.02), ("kv", None)), (x.shape[-1], 8))
+        bias = self.param("bias", part(nn.initializers.zeros, (None,)), (8,))
+        scale = self.param("scale", part(nn.initializers.ones, (None,)), (self.heads,))
+        gates = gate(plus(product(x, kernel.astype(self.dtype)), bias), scale)
+        return nn.with_logical_constraint(gates, ("batch", "frames", None))
+
+
 class Block(nn.Module):
     """One Transformer layer: self-attention and a feed-forward network, pre- or post-norm.
 
@@ -130,18 +154,22 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, layer, num_frames, noise):
-        """x [B F D]; layer (number, keep): LayerDrop leaves x as it is where keep is False -> (x, x if collect)."""
+    def __call__(self, x, layer, num_frames, noise, bias):
+        """x [B F D]; layer (number, keep): LayerDrop leaves x as it is where keep is False -> (x, x if collect).
+
+        bias: None, or that of attention by head and distance [H 2F-1].
+        """
         number, keep = layer
         if self.remat is not None and not self.is_initializing():
             bare = self.clone(parent=None, remat=None, collect=False)
-            apply = lambda params, x, *others: bare.apply({"params": params}, x, *others)[0]
-            y = unless_dropped(self.remat(apply), keep, self.variables["params"], x, layer, num_frames, noise)
+            apply = lambda learned, x, *others: bare.apply({"params": learned[0]}, x, *others, learned[1])[0]
+            learned = self.variables["params"], bias  # what has a gradient besides x
+            y = unless_dropped(self.remat(apply), keep, learned, x, layer, num_frames, noise)
             return y, (y if self.collect else None)
         streams = [noises.fold(noises.fold(noise, number), i) for i in range(4)]
         norm = functools.partial(LayerNorm, dtype=self.dtype)
         y = norm(name="attention_norm")(x) if self.pre_norm else x
-        y = x + noises.dropout(self._attend(y, num_frames, streams[0]), self.dropout, streams[1])
+        y = x + noises.dropout(self._attend(y, num_frames, streams[0], bias), self.dropout, streams[1])
         y = y if self.pre_norm else norm(name="attention_norm")(y)
         z = norm(name="mlp_norm")(y) if self.pre_norm else y
         z = gelu(self._dense(self.mlp, ("embed", "mlp"), "mlp_in")(z))
@@ -152,14 +180,23 @@ class Block(nn.Module):
         y = nn.with_logical_constraint(y, ("batch", "frames", None))
         return y, (y if self.collect else None)
 
-    def _attend(self, x: jax.Array, num_frames: jax.Array, noise: jax.Array | None) -> jax.Array:
+    def _attend(
+        self, x: jax.Array, num_frames: jax.Array, noise: jax.Array | None, bias: jax.Array | None
+    ) -> jax.Array:
         batch, frames, width = x.shape
         split = (batch, frames, self.heads, width // self.heads)
         query, key, value = (
             self._dense(width, ("embed", "heads"), n)(x).reshape(split) for n in ("query", "key", "value")
         )
         y = attention(
-            query, key, value, num_frames, dropout=self.attention_dropout, noise=noise, implementation=self.attention
+            query,
+            key,
+            value,
+            num_frames,
+            dropout=self.attention_dropout,
+            noise=noise,
+            bias=None if bias is None else GatedBias(RelativeGate(self.heads, self.dtype, name="gate")(x), bias),
+            implementation=self.attention,
         )
         return self._dense(width, ("heads", "embed"), "out")(y.reshape(x.shape))
 
@@ -175,6 +212,8 @@ class Transformer(nn.Module):
     "learned" has a vector for each of max_frames positions. stack: "scan" compiles one layer and stacks the arrays that
     the gradient needs. "unroll" compiles every layer, which is faster in bfloat16 on CPU. "auto" unrolls training in
     bfloat16 on a single CPU device without remat, and scans elsewhere. remat: a policy of `rematerialised`, per layer.
+    relative_buckets: 0, or the buckets of the distances up to relative_distance frames, in which all layers have the
+    same bias of attention and gates of their own (`ops/relative_bias.py`).
     """
 
     layers: int
@@ -195,6 +234,8 @@ class Transformer(nn.Module):
     positions: str = "conv"
     pos_layers: int = 1
     max_frames: int = 0
+    relative_buckets: int = 0
+    relative_distance: int = 0
 
     @nn.compact
     def __call__(self, x, num_frames, noise, layer_key, *, collect: bool = False) -> Context:
@@ -208,7 +249,8 @@ class Transformer(nn.Module):
         if layer_key is not None and self.layer_drop > 0.0:
             keep, drops = jax.random.uniform(layer_key, (self.layers,)) > self.layer_drop, True
         first, layers = x, (jnp.arange(self.layers), keep)
-        x, outputs = self._stack(collect, noise is not None, drops)(x, layers, num_frames, noise)
+        bias = self._relative(x.shape[1]) if self.relative_buckets else None
+        x, outputs = self._stack(collect, noise is not None, drops)(x, layers, num_frames, noise, bias)
         hidden = jnp.concatenate([first[None], outputs]) if collect else None
         if self.pre_norm:
             x = LayerNorm(dtype=self.dtype, name="norm")(x)
@@ -234,6 +276,17 @@ class Transformer(nn.Module):
         table = self.param("position_table", init, (self.max_frames, x.shape[-1]))
         return gathered(table, ("frames", "embed"))[: x.shape[1]].astype(self.dtype)
 
+    def _relative(self, frames: int) -> jax.Array:
+        """The bias [H 2F-1] of the distances between so many frames: made here, so that LayerDrop cannot lose it."""
+        buckets, distance = self.relative_buckets, self.relative_distance
+        if buckets % 2 or buckets < 4 or distance <= buckets // 4:
+            raise UserError(
+                f"encoder.relative_buckets={buckets} and encoder.relative_distance={distance}: the buckets must be an "
+                "even number of at least 4, and the distance above a quarter of it"
+            )
+        init = part(nn.initializers.normal(0.02), (None, "heads"))
+        return by_distance(self.param("relative_bias", init, (buckets, self.heads)), frames, distance)
+
     def _stack(self, collect: bool, training: bool, drops: bool):
         if self.stack not in ("auto", "scan", "unroll"):
             raise UserError(f"encoder.stack is {self.stack!r}; it is one of 'auto', 'scan', 'unroll'")
@@ -247,7 +300,7 @@ class Transformer(nn.Module):
             Block if drops else remat(Block),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=self.layers,
             unroll=self.layers if unrolled else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},

@@ -1,13 +1,15 @@
 """Scaled dot-product attention over the frames of an utterance, by the formulation that suits the platform.
 
 All compute softmax(q k^T / sqrt(K)) v over the valid keys, with dropout of the probabilities (Vaswani et al. 2017,
-section 3.2.1) and the softmax in float32; "xla" and "blocks" drop the same ones.
+section 3.2.1) and the softmax in float32; "xla" and "blocks" drop the same ones, and can add a gated bias of the
+distance to the logits (`relative_bias.py`).
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +18,19 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.ops import random as noises
 from w2v_jax.ops.devices import one_device, platform
 from w2v_jax.ops.frames import valid_frames
+from w2v_jax.ops.relative_bias import add_gated
 
 ATTENTION = ("auto", "xla", "blocks", "cudnn")
 CPU_BLOCK, GPU_BLOCK = 2**20, 2**26
 """Scores that "blocks" holds at once, of all of [B H F F]: on a CPU 4 MB, so that they stay in the cache, and two heads
 at least. A GPU needs many at once; 256 MB took 0.9 of the time of 64 MB (docs/performance.md)."""
+
+
+class GatedBias(NamedTuple):
+    """What is added to the logits: gates [B F H] of the queries times the bias [H 2F-1] of the distance to the key."""
+
+    gates: jax.Array
+    by_distance: jax.Array
 
 
 @jax.named_scope("attention")
@@ -32,22 +42,28 @@ def attention(
     *,
     dropout: float = 0.0,
     noise: jax.Array | None = None,
+    bias: GatedBias | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
     """Scaled dot-product attention over the first num_frames [B] keys: [B F H K] each -> [B F H K].
 
-    implementation: "cudnn" is flash attention on NVIDIA GPUs, in bfloat16 or float16 and without attention dropout.
-    "blocks" computes some heads at a time and keeps no scores for the gradient. "xla" computes all heads at once, on
-    any mesh. "auto" is cudnn where it can work, blocks on a single CPU and, with dropout, on a single GPU, and
-    xla elsewhere. Rows without keys give finite values.
+    implementation: "cudnn" is flash attention on NVIDIA GPUs, in bfloat16 or float16, without attention dropout and
+    without a bias. "blocks" computes some heads at a time and keeps no scores for the gradient. "xla" computes all
+    heads at once, on any mesh. "auto" is cudnn where it can work, blocks on a single CPU and, with dropout or a bias,
+    on a single GPU, and xla elsewhere. Rows without keys give finite values.
     """
     if implementation not in ATTENTION:
         raise UserError(f"encoder.attention is {implementation!r}; it is one of {ATTENTION}")
     drops = noise is not None and dropout > 0.0
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     if implementation == "auto":
-        implementation = _best(half, drops)
+        implementation = _best(half, drops or bias is not None)
     if implementation == "cudnn":
+        if bias is not None:
+            raise UserError(
+                "encoder.attention='cudnn' cannot add the gated bias of encoder.relative_buckets; 'auto', 'blocks' and "
+                "'xla' can"
+            )
         if drops or not half:
             raise UserError("encoder.attention='cudnn' needs train.dtype='bfloat16' and encoder.attention_dropout=0")
         if platform() != "gpu":
@@ -58,19 +74,30 @@ def attention(
     if implementation == "blocks":
         rows = tuple(x.reshape(batch * heads, *x.shape[2:]) for x in (query, key, value))
         words = noises.bits(noise, heads).reshape(-1) if noise is not None and drops else None
-        out: jax.Array = _blocks(dropout, *rows, jnp.repeat(num_frames, heads), words)
+        out: jax.Array = _blocks(dropout, *rows, jnp.repeat(num_frames, heads), words, _row_bias(bias, batch))
         return out.reshape(query.shape).swapaxes(1, 2)
     valid = valid_frames(num_frames, key.shape[2])[:, None, None]
     logits = jnp.einsum("bhqd,bhkd->bhqk", query / math.sqrt(query.shape[-1]), key, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits = add_gated(logits, bias.gates.swapaxes(1, 2), bias.by_distance)
     probs = jax.nn.softmax(jnp.where(valid, logits, -1e9), axis=-1).astype(query.dtype)
     probs = noises.dropout(probs, dropout, noise)
     return jnp.einsum("bhqk,bhkd->bhqd", probs, value).swapaxes(1, 2)
 
 
-def _best(half: bool, drops: bool) -> str:
-    if platform() == "gpu" and half and not drops:
+def _best(half: bool, more: bool) -> str:
+    """more: whether there is something that cudnn lacks, dropout or a bias."""
+    if platform() == "gpu" and half and not more:
         return "cudnn"
-    return "blocks" if one_device("cpu") or (drops and one_device("gpu")) else "xla"
+    return "blocks" if one_device("cpu") or (more and one_device("gpu")) else "xla"
+
+
+def _row_bias(bias: GatedBias | None, batch: int) -> tuple[jax.Array, jax.Array] | None:
+    """Of the heads of all utterances: gates [B*H F] and the bias by distance [B*H 2F-1]."""
+    if bias is None:
+        return None
+    gates = bias.gates.swapaxes(1, 2)
+    return gates.reshape(-1, gates.shape[2]), jnp.tile(bias.by_distance, (batch, 1))
 
 
 def _cudnn(query, key, value, num_frames) -> jax.Array:
@@ -91,14 +118,14 @@ def _cudnn(query, key, value, num_frames) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blocks(rate, query, key, value, num_frames, words) -> jax.Array:
-    """[R F K]; words [R] uint32 or None: the noise of dropout."""
-    return _forward(rate, query, key, value, num_frames, words)[0]
+def _blocks(rate, query, key, value, num_frames, words, bias) -> jax.Array:
+    """[R F K]; words [R] uint32 or None: the noise of dropout; bias (gates [R F], by distance [R 2F-1]) or None."""
+    return _forward(rate, query, key, value, num_frames, words, bias)[0]
 
 
-def _forward(rate, query, key, value, num_frames, words):
-    def block(query, key, value, num_frames, words):
-        scores = _scores(query, key, num_frames)
+def _forward(rate, query, key, value, num_frames, words, bias):
+    def block(query, key, value, num_frames, words, bias):
+        scores = _scores(query, key, num_frames, bias)
         most = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - most)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -106,34 +133,44 @@ def _forward(rate, query, key, value, num_frames, words):
         out = jnp.einsum("rqk,rkd->rqd", kept, value, preferred_element_type=jnp.float32) / total
         return out.astype(value.dtype), most, total
 
-    inputs = (query, key, value, num_frames, words)
+    inputs = (query, key, value, num_frames, words, bias)
     out, most, total = _by_block(block, inputs)
     return out, (*inputs, out, most, total)
 
 
 def _backward(rate, kept, gradient):
-    def block(query, key, value, num_frames, words, out, most, total, gradient):
-        probs = jnp.exp(_scores(query, key, num_frames) - most) / total
+    def block(query, key, value, num_frames, words, bias, out, most, total, gradient):
+        probs = jnp.exp(_scores(query, key, num_frames, bias) - most) / total
         of_probs = jnp.einsum("rqd,rkd->rqk", gradient, value, preferred_element_type=jnp.float32)
         mean = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
         valid = valid_frames(num_frames, key.shape[1])[:, None]
-        of_scores = jnp.where(valid, probs * (noises.dropout(of_probs, rate, words) - mean), 0).astype(query.dtype)
+        of_logits = jnp.where(valid, probs * (noises.dropout(of_probs, rate, words) - mean), 0)
+        of_bias = None if bias is None else _bias_gradient(bias, of_logits)
+        of_scores = of_logits.astype(query.dtype)
         scale = 1.0 / math.sqrt(query.shape[-1])
         of_query = jnp.einsum("rqk,rkd->rqd", of_scores, key) * scale
         of_key = jnp.einsum("rqk,rqd->rkd", of_scores, query) * scale
         of_value = jnp.einsum("rqk,rqd->rkd", noises.dropout(probs, rate, words).astype(value.dtype), gradient)
-        return of_query, of_key, of_value
+        return of_query, of_key, of_value, of_bias
 
-    return *_by_block(block, (*kept, gradient)), None, None
+    *of_products, of_bias = _by_block(block, (*kept, gradient))
+    return *of_products, None, None, of_bias
 
 
 _blocks.defvjp(_forward, _backward)
 
 
-def _scores(query, key, num_frames):
+def _scores(query, key, num_frames, bias):
     """[R F F] float32, very small for keys beyond the utterance."""
     scores = jnp.einsum("rqd,rkd->rqk", query / math.sqrt(query.shape[-1]), key, preferred_element_type=jnp.float32)
+    if bias is not None:
+        scores = add_gated(scores, *bias)
     return jnp.where(valid_frames(num_frames, key.shape[1])[:, None], scores, -1e9)
+
+
+def _bias_gradient(bias, of_logits):
+    """The gradient of (gates, bias by distance) from that of the logits [R F F]."""
+    return jax.vjp(lambda bias: add_gated(jnp.zeros_like(of_logits), *bias), bias)[1](of_logits)[0]
 
 
 def _by_block(function, arrays):

@@ -50,8 +50,8 @@ class Stream(enum.Enum):
     RANDOM_CODES = "a row of BERT", 3
     CODE_NETWORK = "a row of BERT", 6
 
-    HIDDEN_UNITS = "a row of HuBERT", 1
-    UNIT_NETWORK = "a row of HuBERT", 6
+    HIDDEN_UNITS = "a row of HuBERT or WavLM", 1
+    UNIT_NETWORK = "a row of HuBERT or WavLM", 6
 
     SPEC_AUGMENT = "a row of CTC", 0
     FINE_TUNED_ENCODER = "a row of CTC", 6

@@ -100,6 +100,11 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
         held_out, eval_labels = read(held_out, where=key)
         labels = train_labels, eval_labels
     speeds = playing_speeds(config, train.form)
+    mix_prob, (quietest, loudest) = setting(config, "data.mix_prob"), setting(config, "data.mix_decibels")
+    if mix_prob and train.form != WAVE:
+        raise UserError(f"data.mix_prob is for audio; the data are {train.form.name}: --config.data.mix_prob=0")
+    if quietest > loudest:
+        raise UserError(f"data.mix_decibels=({quietest:g}, {loudest:g}): needs the lowest and the highest")
     if setting(config, "data.targets") is not None:
         if speeds != (1, 1):
             raise UserError("data.speeds would part the recordings from their data.targets: --config.data.speeds=1,1")
@@ -116,6 +121,8 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
             seed=config.seed,
             crop=labels[0] is None,
             speeds=speeds,
+            mix_prob=mix_prob,
+            mix_decibels=(quietest, loudest),
         )
     except UserError as error:  # perhaps for want of what was skipped
         raise TooFew(str(error), train.index.skipped) from None

@@ -1,0 +1,169 @@
+r"""WavLM Large (Chen et al. 2021, arXiv 2110.13900): 317 M parameters, 94k h, 700k updates.
+
+    python -m w2v_jax.train --config=configs/wavlm_large.py --workdir=runs/wavlm_large \
+        --config.data.root=librilight,gigaspeech,voxpopuli --config.data.targets=units/layer9
+
+The data are 60k h of Libri-light, 10k h of GigaSpeech and 24k h of VoxPopuli. The labels are clusters of layer 9 of
+HuBERT Base, iteration 2. Expected after fine-tuning, with a language model, WER on test-other: 6.6 with 1 h of labels,
+5.5 with 10 h, 4.6 with 100 h (as the paper of data2vec lists them). An effective batch as HuBERT's on 128 GPUs (2.0 h
+of audio) is kept on any number of devices by accumulation. The batch, the learning rate and all other numbers without a
+note are those of HuBERT Large: the paper's training was not released. Differs: some of what the paper mixes in is
+noise; here all of it is speech. The updates are those of notes about the paper; warm-up has the same share of them as
+in HuBERT.
+
+Variants: `:demo` learns on a self-made corpus in minutes on two CPU cores; `:tiny` is for tests.
+"""
+
+from ml_collections import ConfigDict
+
+CONV = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = ConfigDict(dict(method="wavlm", seed=1))
+    config.init = dict(
+        run="",  # another run of this method to start from, or what `convert` made
+        step="",  # its checkpoint: a number, "best", or empty for the newest
+        fresh=(),  # regular expressions on the paths of parameters that start anew all the same
+    )
+    config.data = dict(
+        name="folder",  # a file of w2v_jax/data/sources: folder tsv jsonl tfds synthetic speak
+        root=(),  # one or more folders, manifests or dataset names
+        eval_root=(),  # held-out data; empty: eval_share of root's rows
+        eval_share=0.01,
+        eval_hours=1.0,  # at most so much audio is scored per evaluation
+        train_hours=0.0,  # above 0: train on so much of root only, chosen by a hash of the ids
+        split="train",  # tfds only
+        hours=0.0,  # self-made corpora only: how much to make
+        language="en",  # speak only
+        loader="tfdata",  # or "threads", which needs no TensorFlow
+        workers=0,  # decoding threads; 0: one per core
+        batch_hours=128 * 56.25 / 3600,  # audio per update: 128 GPUs x 0.9 M samples
+        unit_seconds=56.25,  # rows whose units are counted together: one GPU's 0.9 M samples
+        device_seconds=56.25,  # audio that one device holds at once; raise it where memory allows
+        bucket_seconds=(4.0, 8.0, 12.0, 15.625),  # the static lengths; longer recordings are cropped
+        min_seconds=2.0,
+        targets=(),  # folders of speech units; empty: the letters of a self-made corpus
+        targets_model="",  # the model that made them, where it must be a certain one
+        targets_hop=320,  # 16 kHz samples per unit: 320 for those of a layer, 160 for those of MFCC
+        normalize=True,  # zero mean and unit variance per utterance
+        mix_prob=0.2,  # the share of utterances into which a part of another one is mixed; labels stay
+        mix_decibels=(-5.0, 5.0),  # by how much the mean power of the utterance is above that of the other one
+    )
+    config.encoder = dict(
+        conv_layers=CONV,  # (channels, kernel, stride)
+        conv_norm="layer",
+        conv_bias=False,
+        conv_grad_scale=1.0,
+        padding_aware=True,  # False: padding enters the penalty, as in fairseq
+        width=1024,
+        layers=24,
+        heads=16,
+        mlp=4096,
+        pre_norm=True,
+        pos_kernel=128,
+        pos_layers=1,  # 5 with a kernel of 19: data2vec's positions
+        pos_groups=16,
+        relative_buckets=320,  # of the distances in the gated bias of attention
+        relative_distance=800,  # frames; larger distances share the last bucket
+        dropout=0.0,
+        attention_dropout=0.0,
+        mlp_dropout=0.0,
+        input_dropout=0.0,
+        layer_drop=0.0,
+        attention="auto",  # "xla", "blocks" or the better one; "cudnn" cannot add the bias
+        positional="auto",  # "grouped", "split" or the better one
+        stack="auto",  # "scan", "unroll" or the better one
+        convolution="auto",  # "xla", "products", "patches" or the best one
+        remat_frontend="auto",  # "none", "products", "full" or the better one
+        remat_layers="none",  # or "products", "full"
+    )
+    config.masking = dict(prob=0.8, length=10, min_spans=2)  # prob / length = 0.08 of frames start a span
+    config.loss = dict(
+        proj=768,
+        classes=(500,),  # clusters of each label set
+        extra_classes=4,  # classes that are never right, as in fairseq: its dictionary's special symbols
+        untied=True,  # a projection of its own for each label set
+        temperature=0.1,
+        masked_weight=1.0,
+        unmasked_weight=0.0,
+        penalty_weight=10.0,
+    )
+    config.optim = dict(
+        schedule="polynomial",  # or cosine, tri_stage
+        peak=1.5e-3,
+        start=0.0,
+        end=0.0,
+        warmup=56_000,
+        power=1.0,
+        stages=(0.03, 0.9, 0.07),  # tri_stage only: shares of warm-up, hold and decay
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        weight_decay=0.01,
+        clip_norm=1.0,  # 0: never clip
+        rules=(),  # (regex on the parameter's path, learning-rate scale, weight decay), first match
+    )
+    config.probe = dict(
+        every=0,  # updates between linear probes of the context features, drawn into the curves; 0: never
+        root=(),  # recordings with labels, read as data.name says
+        test_root=(),  # those to score; empty: a fifth of root
+        label="letter",  # or transcript (of the recording as a whole), speaker
+        hours=0.2,  # at most so much of each
+    )
+    config.sharding = dict(
+        data=0,  # 0: all remaining devices
+        fsdp=1,  # devices that share one copy of the state; 0: the fewest whose memory it fits
+        tensor=1,  # devices that share heads and feed-forward width
+        slices=0,  # groups of devices with a slow network between them; 0: found (TPU slices)
+    )
+    config.train = dict(
+        steps=700_000,
+        dtype="bfloat16",
+        log_every=100,
+        eval_every=5_000,
+        checkpoint_every=1_000,
+        keep_latest=2,
+        keep_best=1,
+        best="loss",  # the metric of the held-out data by which the best checkpoint is kept
+        patience=0,  # updates without a better one after which the run ends; 0: never
+        log_rows=False,
+        watchdog="warn",  # "stop" ends a dead run, "off"
+        on_config_change="refuse",  # "accept" goes on in a workdir made with another config
+        compile_cache="",  # folder; empty: JAX_COMPILATION_CACHE_DIR, else WORKDIR/compile_cache
+    )
+    config.lock()  # a variant changes keys and adds none
+    if variant:
+        small = {"demo": demo, "tiny": tiny}.get(variant)
+        if small is None:
+            raise ValueError(f"there is no variant {variant!r}; there are demo and tiny")
+        small(config)
+    return config
+
+
+def demo(config: ConfigDict) -> None:
+    """Half an hour of a self-made language, 0.9 M parameters, minutes on two CPU cores. The labels are its letters.
+
+    Departs from the paper in another learning rate, and in having no penalty.
+    """
+    tiny(config)
+    config.data.update(hours=0.5, root=("data/synthetic",), batch_hours=2 * 12 / 3600, unit_seconds=12.0)
+    config.data.update(bucket_seconds=(3.0,), device_seconds=24.0, eval_share=0.05, eval_hours=0.03, normalize=True)
+    widths = (32, 32, 64, 64, 64, 96, 96)
+    config.encoder.update(conv_layers=tuple((c, k, s) for c, (_, k, s) in zip(widths, CONV)), width=128, layers=4)
+    config.encoder.update(mlp=512, pos_kernel=32, pos_groups=16, layer_drop=0.0)
+    config.encoder.update(dropout=0.0, attention_dropout=0.0, input_dropout=0.0)
+    config.loss.update(proj=64, penalty_weight=0.0)
+    config.optim.update(peak=1e-3, warmup=100)
+    config.train.update(steps=1000, log_every=10, eval_every=100, checkpoint_every=100)
+
+
+def tiny(config: ConfigDict) -> None:
+    """Seconds, without downloads: every part of a real run at the smallest size."""
+    config.data.update(name="synthetic", root=("data/synthetic-tiny",), hours=0.02, min_seconds=0.5, eval_share=0.2)
+    config.data.update(batch_hours=8 * 2 / 3600, unit_seconds=2.0, device_seconds=16.0, bucket_seconds=(2.0,))
+    config.encoder.update(conv_layers=tuple((32, k, s) for _, k, s in CONV), width=32, layers=2, heads=4, mlp=64)
+    config.encoder.update(pos_kernel=16, pos_groups=4, relative_buckets=32, relative_distance=40)
+    config.encoder.update(remat_frontend="none")
+    config.loss.update(proj=16, classes=(21,))  # letters and the pause
+    config.optim.update(peak=1e-3, warmup=5)
+    config.train.update(steps=20, dtype="float32", log_every=1, eval_every=10, checkpoint_every=10)
