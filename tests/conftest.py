@@ -31,7 +31,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(8 << 30))  # any lim
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # other workers take the time as well
 hypothesis.settings.load_profile("untimed")
-gc.set_threshold(100_000, 20, 50)  # tracing makes many objects, few of them garbage: a tenth of the time
+gc.set_threshold(50_000, 10, 10)  # tracing makes many objects, few of them garbage: a tenth of the time
 
 
 LONGEST = "contract extract export finetune ctc estimate probe scaling train bench meshes".split()
