@@ -30,6 +30,7 @@ SHAPES = {  # (theirs, ours) of each layout
     "entries": ((3, 2, 4), (2, 3, 4)),
     "grouped": ((6, 4, 1), (2, 4, 3)),
     "steps": ((5, 4, 1, 3), (3, 5, 4)),
+    "per head": ((1, 4, 1, 1), (4,)),
 }
 PAIRS = [*dense_pairs("head", "proj"), *(p for i in (0, 1) for p in norm_pairs("layers/norm", f"layers.{i}.norm", i))]
 

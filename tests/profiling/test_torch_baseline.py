@@ -46,28 +46,30 @@ def test_the_other_model_has_as_many_parameters_as_ours(name):
 
 
 @pytest.mark.parity
-def test_the_other_hubert_has_as_many_parameters_as_ours():
+@pytest.mark.parametrize(("config", "parameters"), [("hubert_base", 94_697_600), ("wavlm_base", 94_707_824)])
+def test_the_other_encoder_and_its_head_have_as_many_parameters_as_ours(config, parameters):
     torch = pytest.importorskip("torch", reason="torch or transformers is not installed (extra `parity`)")
     pytest.importorskip("transformers", reason="torch or transformers is not installed (extra `parity`)")
     with torch.device("meta"):
-        model, _ = torch_baseline.hubert_baseline(torch, load("configs/hubert_base.py"))
-    assert sum(p.numel() for p in model.parameters()) == 94_697_600
+        model, _ = torch_baseline.unit_baseline(torch, load(f"configs/{config}.py"))
+    assert sum(p.numel() for p in model.parameters()) == parameters
 
 
 @pytest.mark.parity
-def test_the_other_hubert_has_our_loss():
+@pytest.mark.parametrize("name", ["hubert_large", "wavlm_large"])
+def test_the_other_side_has_our_loss_of_units(name):
     """Two label sets at twice the rate, tied, with all frames counted: the same weights and masks."""
     torch = pytest.importorskip("torch", reason="torch or transformers is not installed (extra `parity`)")
     pytest.importorskip("transformers", reason="torch or transformers is not installed (extra `parity`)")
     changes = {"loss.classes": "7,5", "data.targets_hop": "160", "loss.untied": "false", "loss.penalty_weight": "0"}
-    config = load("configs/hubert_large.py:tiny", list(changes.items()))
+    config = load(f"configs/{name}.py:tiny", list(changes.items()))
     batch = random_batch.random_batch(config, 2, 16_000)
-    model, loss = torch_baseline.hubert_baseline(torch, config)
+    model, loss = torch_baseline.unit_baseline(torch, config)
     masked, _ = next(torch_baseline._masks(config, batch["wave"], torch))
     _, printed = loss({name: torch.from_numpy(x) for name, x in batch.items()})
-    tensors = {f"encoder.{name}": x.detach().numpy() for name, x in model.hubert.eval().named_parameters()}
+    tensors = {f"encoder.{name}": x.detach().numpy() for name, x in model.encoder.eval().named_parameters()}
     pairs = huggingface.tensor_pairs(config, "encoder.", "encoder") + dense_pairs("final_proj", "final_proj")
-    tensors |= {name: x.detach().numpy() for name, x in model.named_parameters() if not name.startswith("hubert.")}
+    tensors |= {name: x.detach().numpy() for name, x in model.named_parameters() if not name.startswith("encoder.")}
     pairs += [TensorPair("label_embeddings", "label_embs_concat")]
     params, _ = import_tensors(tensors, pairs, config, source="the other side")
     hidden = jax.numpy.asarray(masked.numpy())

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from w2v_jax.core.display import short_repr
+from w2v_jax.ops.random import Stream
 
 
 class Nearest(NamedTuple):
@@ -102,7 +103,7 @@ def plus_plus(key: jax.Array, x: jax.Array, count: int) -> jax.Array:
         best = closer.sum(axis=-1).argmin()
         return rows.at[i].set(drawn[best].astype(jnp.int32)), closer[best]
 
-    first = jax.random.randint(jax.random.fold_in(key, 0), (), 0, len(x), jnp.int32)
+    first = jax.random.randint(jax.random.fold_in(key, Stream.FIRST_CENTER.number), (), 0, len(x), jnp.int32)
     rows = jnp.zeros(count, jnp.int32).at[0].set(first)
     rows, _ = jax.lax.fori_loop(1, count, add, (rows, distances(first[None])[0]))
     return rows

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from w2v_jax.core.cli import UserError
+from w2v_jax.core.display import short_repr
 from w2v_jax.ops import random as noises
 from w2v_jax.ops.devices import one_device, platform
 from w2v_jax.ops.frames import valid_frames
@@ -31,6 +32,8 @@ class GatedBias(NamedTuple):
 
     gates: jax.Array
     by_distance: jax.Array
+
+    __repr__ = short_repr
 
 
 @jax.named_scope("attention")

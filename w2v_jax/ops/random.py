@@ -59,6 +59,8 @@ class Stream(enum.Enum):
     TIME_SPANS = "SpecAugment", 0
     CHANNEL_SPANS = "SpecAugment", 1
 
+    FIRST_CENTER = "a start of k-means", 0  # the others fold their number in
+
     TRANSFORMER_INPUT = "a network", 1 << 16
     NETWORK_INPUT = "a network", 1 << 17
     NETWORK_OUTPUT = "a network", 1 << 18

@@ -32,6 +32,7 @@ DESCRIPTIONS = {
     "hubert": "transformers HubertModel in training mode with the same sizes, dropouts and LayerDrop, and fairseq's "
     "formulation of the loss: the right class beside all classes by cosine_similarity, masked and other frames apart; "
     "masks are drawn outside the timed part; no feature penalty",
+    "wavlm": "as for hubert, with transformers WavLMModel; no recordings are mixed on either side",
     "ctc": "transformers Wav2Vec2ForCTC in training mode with the same sizes, dropouts, LayerDrop and masks, which it "
     "draws in NumPy within the step",
 }
@@ -65,7 +66,8 @@ def torch_side(config: Config, batch: dict[str, np.ndarray], *, compiled: bool) 
     builders = {
         "wav2vec2": wav2vec2_baseline,
         "ctc": ctc_baseline,
-        "hubert": hubert_baseline,
+        "hubert": unit_baseline,
+        "wavlm": unit_baseline,
         "cpc": torch_models.cpc,
         "bert_codes": torch_models.bert,
     }
@@ -124,18 +126,20 @@ def wav2vec2_baseline(torch: Any, config: Config) -> tuple[Any, torch_models.Tor
     return model, loss
 
 
-def hubert_baseline(torch: Any, config: Config) -> tuple[Any, torch_models.TorchLoss]:
-    """Hugging Face's encoder, and fairseq's loss per masked frame. The printed loss is per label set."""
+def unit_baseline(torch: Any, config: Config) -> tuple[Any, torch_models.TorchLoss]:
+    """Hugging Face's HuBERT or WavLM, and fairseq's loss per masked frame. The printed loss is per label set."""
     import transformers
 
     settings, options = huggingface_config.transformers_config(config, "encoder"), config.loss
     rows = [options.extra_classes + clusters for clusters in options.classes]
     model = torch.nn.Module()
-    model.hubert = transformers.HubertModel(transformers.HubertConfig.from_dict(settings))
+    family = {"hubert": "Hubert", "wavlm": "WavLM"}[config.method]
+    sizes = getattr(transformers, f"{family}Config").from_dict(settings)
+    model.encoder = getattr(transformers, f"{family}Model")(sizes)
     outputs = options.proj * (len(rows) if options.untied else 1)
     model.final_proj = torch.nn.Linear(config.encoder.width, outputs)
     model.label_embs_concat = torch.nn.Parameter(torch.rand(sum(rows), options.proj))
-    model.config = model.hubert.config
+    model.config = model.encoder.config
     draws = None
 
     def cross_entropy(x: Any, labels: Any) -> Any:
@@ -155,7 +159,7 @@ def hubert_baseline(torch: Any, config: Config) -> tuple[Any, torch_models.Torch
         nonlocal draws
         draws = draws or _masks(config, batch["wave"], torch)
         masked, count = next(draws)
-        x = model.hubert(batch["wave"], mask_time_indices=masked).last_hidden_state
+        x = model.encoder(batch["wave"], mask_time_indices=masked).last_hidden_state
         step = batch["targets"].shape[2] // x.shape[1] or 1
         labels = batch["targets"].long()[:, :, ::step][:, :, : x.shape[1]].transpose(1, 2)
         hidden, shown = (cross_entropy(x[frames], labels[frames]) for frames in (masked, ~masked))
