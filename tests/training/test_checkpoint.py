@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, the newest never lost, restorable anywhere, every failure injected once."""
 
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -296,6 +297,14 @@ def test_disk_that_refuses_the_bytes_fails_loudly_and_keeps_the_previous(tmp_pat
     assert "the checkpoint of step 1 is whole" in told and "Free some space" in told
     rest = output.split("left:")[1].split("\n")
     assert rest == [" ['1']", "restored: 1", "told later: the checkpoint of step 3", "finally: ['4']", ""]
+
+
+def test_other_arrays_of_a_failed_save_leave_no_trace_and_other_faults_do(tmp_path, caplog):
+    manager_at(tmp_path).close()
+    log = logging.getLogger("asyncio").error
+    log("_GatheringFuture exception was never retrieved\nfuture: ValueError('Error writing in OCDBT database')")
+    log("Task exception was never retrieved\nfuture: ValueError('of the caller')")
+    assert ["of the caller" in record.getMessage() for record in caplog.records] == [True]
 
 
 @pytest.mark.parametrize("tail", ["", " [os_error_code='27']"], ids=["last", "then the code"])

@@ -358,6 +358,7 @@ def _quieten_orbax() -> None:
     logger = logging.getLogger("absl")
     if not any(getattr(f, "__name__", "") == "_not_from_orbax" for f in logger.filters):
         logger.addFilter(_not_from_orbax)
+        logging.getLogger("asyncio").addFilter(_not_of_a_failed_save)
     if not hasattr(sys.unraisablehook, "former"):
         sys.unraisablehook = _without_late_callbacks(sys.unraisablehook)
 
@@ -379,6 +380,12 @@ def _without_late_callbacks(former: Callable[[Any], Any]) -> Callable[[Any], Any
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname or record.levelno >= logging.CRITICAL
+
+
+def _not_of_a_failed_save(record: logging.LogRecord) -> bool:
+    """False for what the event loop says, at last, of the other arrays of a save whose first failure was raised."""
+    text = record.getMessage()
+    return not ("exception was never retrieved" in text and "OCDBT" in text)
 
 
 # Restoring
