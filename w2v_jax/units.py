@@ -27,6 +27,7 @@ from w2v_jax.core.cli import (
     duration,
     expand_home,
     path_argument,
+    positive,
     run_command,
     some_of,
     step_argument,
@@ -132,7 +133,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     patience = "end after N batches without a better inertia (default: %(default)s)"
     add("--patience", type=_at_least_one, default=d.patience, metavar="N", help=patience)
     memory = "of frames at once, in GB (default: 2); more are computed anew in each pass"
-    add("--memory", type=_positive, default=2.0, metavar="GB", help=memory)
+    add("--memory", type=positive, default=2.0, metavar="GB", help=memory)
     add("--min-seconds", type=float, default=0.0, metavar="S", help="leave shorter recordings out")
     _add_reading(parser)
 
@@ -146,7 +147,7 @@ def _add_label(parser: argparse.ArgumentParser) -> None:
     forms = "numpy, which training reads (default), or for other programs text, jsonl or parquet"
     add("--format", choices=tuple(UNIT_FORMATS), default="numpy", help=forms)
     add("--collapse", action="store_true", help="leave repeats out and write durations, in frames")
-    add("--part-hours", type=_positive, default=0.5, metavar="H", help="audio per part (default: 0.5)")
+    add("--part-hours", type=positive, default=0.5, metavar="H", help="audio per part (default: 0.5)")
     add("--min-seconds", type=float, default=0.0, metavar="S", help="skip shorter recordings")
     _add_reading(parser)
 
@@ -178,19 +179,12 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     cut = "of recordings above 100 s, for a run: as HuBERT's recipe (default), or even, which loses no frame"
     add("--cut", choices=CUTS, default="recipe", help=cut)
-    add("--batch-seconds", type=_positive, default=BATCH_SECONDS, metavar="S", help="audio at once (default: 160)")
+    add("--batch-seconds", type=positive, default=BATCH_SECONDS, metavar="S", help="audio at once (default: 160)")
     add("--workers", type=count_argument, default=0, metavar="N", help="threads that read (default: one per core)")
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
-    return value
-
-
 def _share(text: str) -> float:
-    value = _positive(text)
+    value = positive(text)
     if value > 1:
         raise argparse.ArgumentTypeError(f"{text}: a share is at most 1")
     return value
