@@ -25,7 +25,7 @@ import numpy as np
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import Config
 from w2v_jax.core.display import short_repr
-from w2v_jax.core.types import Batch, Encoded, Levels, Mean, TargetBatch
+from w2v_jax.core.types import Batch, Encoded, Levels, Mean, Method, PyTree, TargetBatch
 from w2v_jax.core.units import NO_TARGET, num_units
 from w2v_jax.nn.encoders import wav2vec2_encoder
 from w2v_jax.nn.layers import gathered, linear, part
@@ -216,3 +216,34 @@ def levels(config: Config) -> Levels:
         "loss_chance": sum(map(math.log, clusters)) / len(clusters),
         "accuracy_chance": sum(1.0 / count for count in clusters) / len(clusters),
     }
+
+
+def unit_method(config: Config) -> Method:
+    """The method of a config around `UnitPredictor`. Without `loss.classes` it is the encoder alone.
+
+    Raises UserError for classes or labels that do not fit.
+    """
+    model, encoder = UnitPredictor(config), wav2vec2_encoder(config, jnp.dtype(config.train.dtype))
+    has_heads = bool(config.loss.classes)
+    if has_heads:
+        check_labels(config)
+
+    def init(key: jax.Array, batch: TargetBatch) -> tuple[PyTree, PyTree]:
+        if not has_heads:
+            return model.init(key, batch, method=UnitPredictor.features)["params"], {}
+        return model.init(key, batch, draw(config, batch, key))["params"], {}
+
+    def loss(params, extra, batch, key, step, *, train):
+        if not has_heads:
+            raise UserError("loss.classes=() is an encoder alone, which has no loss; start from it with init.run")
+        masked = draw(config, batch, key)
+        noise = noises.fold(noises.row_noise(key, batch["row"]), Stream.UNIT_NETWORK) if train else None
+        layer_key = jax.random.fold_in(key, Stream.LAYER_DROP.number) if train else None
+        prediction: Any = model.apply({"params": params}, batch, masked, noise, layer_key)
+        total, metrics = objective(config, batch, masked, prediction)
+        return total, (extra, metrics)
+
+    def predict(params, extra, batch):
+        return model.apply({"params": params}, batch, method=UnitPredictor.features)
+
+    return Method(init, loss, predict, lambda: levels(config), encoder.frames, encoder)
