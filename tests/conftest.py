@@ -21,6 +21,7 @@ os.environ["XLA_FLAGS"] = flags
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda pytest runs the same tests on a GPU
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # each worker has one core: waiting threads of NumPy would spin
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all workers and the commands that they start
     PROGRAMS = tempfile.mkdtemp(prefix="programs-")

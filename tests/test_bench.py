@@ -25,6 +25,7 @@ def test_the_updates_that_train_the_encoder_are_timed_unless_others_are_asked_fo
     assert config.encoder.frozen_steps == frozen and samples == 160_000
 
 
+@pytest.mark.slow
 def test_a_profiler_that_fails_does_not_lose_the_measurement(monkeypatch, capsys):
     def fails(folder):
         raise RuntimeError("Only one profile may be run at a time.")

@@ -39,6 +39,7 @@ def command(run, *extra):
     return ["--run", str(run / "run"), *root, "--out", str(run / "out"), *extra]
 
 
+@pytest.mark.slow
 def test_probe_of_every_layer_from_end_to_end(run, capsys):
     assert probe.main(command(run, "--layer", "all", "--segments", "1")) == 0
     about = json.loads((run / "out" / "probe.json").read_text())

@@ -86,6 +86,7 @@ def test_program_takes_at_least_the_state_and_the_batch(parts):
     assert found["memory"] >= found["arguments"] and found["temporaries"] > 0 and found["seconds"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "base", "words"),
     [
