@@ -2,8 +2,10 @@
 
 import pathlib
 import re
+import shutil
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "w2v_jax" / "__init__.py").read_text()).group(1)
@@ -37,6 +39,16 @@ FEATURES = ["pyarrow>=18", "h5py>=3.12"]
 DEMO = ["espeakng-loader>=0.2.4"]
 TEST = ["pytest>=8", "pytest-xdist", "pytest-timeout", "hypothesis"]
 
+
+class BuildWithConfigs(build_py):
+    """Installs `configs/` as data of the package, w2v_jax/configs/: `--config=w2v2_base.py` needs no clone."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree(HERE / "configs", pathlib.Path(self.build_lib) / "w2v_jax" / "configs", dirs_exist_ok=True)
+
+
 setup(
     name="w2v-jax",
     version=VERSION,
@@ -46,6 +58,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["w2v_jax", "w2v_jax.*"]),
+    package_data={"w2v_jax": ["py.typed"]},
+    cmdclass={"build_py": BuildWithConfigs},
+    entry_points={"console_scripts": ["w2v-jax = w2v_jax.__main__:script"]},
     install_requires=CORE,
     extras_require={
         "gpu": ["jax[cuda13]"],

@@ -74,7 +74,7 @@ def dotted(path: pathlib.Path) -> str:
 def room(path: pathlib.Path) -> str:
     """The folder of a file, "command" for what lies beside the rooms, "package" for the package's own face."""
     parts = path.relative_to(PACKAGE).parts
-    return parts[0] if len(parts) > 1 else "package" if path.stem == "__init__" else "command"
+    return parts[0] if len(parts) > 1 else "package" if path.stem in ("__init__", "__main__") else "command"
 
 
 def imports(tree: ast.AST, package: str, *, top_only: bool = False) -> set[str]:

@@ -1,4 +1,4 @@
-"""`python -m w2v_jax.evaluate --run RUN --root DIR --out DIR`: word and character error rates of a recogniser.
+"""`python -m w2v_jax.evaluate --run RUN --root DIR --out DIR`: measures word and character error rates of a recogniser.
 
 Transcripts are compared in the form that the run learnt: Unicode NFC, the casing and removed characters of its
 alphabet, single spaces. Recordings without a transcript do not enter the rates; the report names them. A transcript of

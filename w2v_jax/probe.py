@@ -1,4 +1,4 @@
-"""`python -m w2v_jax.probe`: how well a linear classifier recognises labels in frozen features.
+"""`python -m w2v_jax.probe`: measures how well a linear classifier recognises labels in frozen features.
 
 For keywords and speakers, the features of each recording are pooled over time: mean and standard deviation of the
 recording, and of each of four equal stretches (`--segments`). Letters are classified frame by frame. The same model

@@ -1,4 +1,4 @@
-"""`python -m w2v_jax.train --config=FILE[:variant] --workdir=DIR`: the loop of every method.
+"""`python -m w2v_jax.train --config=FILE[:variant] --workdir=DIR`: trains a model of any method.
 
 Builds method, data and state, restores the newest checkpoint of the workdir, and then: read, step, log, evaluate,
 save. It knows neither the method nor the data source; both are named in the config. Step n's batch and randomness

@@ -1,4 +1,4 @@
-"""`python -m w2v_jax.units fit | label | measure`: speech units by k-means, for HuBERT and for language models.
+"""`python -m w2v_jax.units fit | label | measure`: makes speech units by k-means, for HuBERT and for language models.
 
 `fit` clusters MFCC or a layer of a run, `label` writes the unit of every frame, and `measure` says what the units tell
 about phones or letters in time. `discrete/` holds what they do. They train no network.

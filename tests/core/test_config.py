@@ -175,6 +175,19 @@ def test_wrong_overrides_are_answered_with_the_right_key(key, text, message):
         configs.load(BASE, [(key, text)])
 
 
+@pytest.mark.parametrize("path", ["w2v2_base.py:tiny", "configs/w2v2_base.py:tiny"])
+def test_a_config_of_the_project_is_found_from_any_folder_unless_a_file_stands_there(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    assert configs.load(path) == configs.load(BASE + ":tiny")
+    with pytest.raises(UserError, match="does not exist"):
+        configs.load(f"elsewhere/{path}")
+    own = tmp_path / path.partition(":")[0]
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("def get_config(variant):\n    raise ValueError('this one is read')\n", encoding="utf-8")
+    with pytest.raises(UserError, match="this one is read"):
+        configs.load(path)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [(BASE + ":huge", "are demo and tiny"), (BASE.replace("base", "bse"), "w2v2_base.py"), ("", "does not exist")],

@@ -40,13 +40,10 @@ else:
 def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     """The locked config of `FILE[:variant]` with `(dotted key, text)` overrides applied.
 
-    Raises UserError when the file, the variant or a key does not exist, or a value has the wrong type.
+    A file of the project's own is found by its name from any folder, `w2v2_base.py` or `configs/w2v2_base.py`. Raises UserError when the file, the variant or a key does not exist, or a value has the wrong type.
     """
     path, _, variant = expand_home(spec).partition(":")
-    file = pathlib.Path(path)
-    if not file.is_file():
-        near = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        raise UserError(f"config file {path!r} does not exist.{did_you_mean(path, near, cutoff=0.5)}")
+    file = _file(path)
     module_spec = importlib.util.spec_from_file_location(f"w2v_jax_config_{file.stem}", file)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
@@ -65,6 +62,24 @@ def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
         override(config, key, text)
     _expand_paths(config, expand_home)
     return config.lock()
+
+
+PACKAGE = pathlib.Path(__file__).parents[1]
+PUBLISHED = next((f for f in (PACKAGE / "configs", PACKAGE.parent / "configs") if f.is_dir()), PACKAGE / "configs")
+"""The folder of the project's own configs: in the package where it was installed, beside it in a clone."""
+
+
+def _file(path: str) -> pathlib.Path:
+    """The config file `path`, else the project's own one where `path` is NAME.py or configs/NAME.py."""
+    file = pathlib.Path(path)
+    if file.is_file():
+        return file
+    own = file.parent in (pathlib.Path(), pathlib.Path("configs"))
+    if own and (PUBLISHED / file.name).is_file():
+        return PUBLISHED / file.name
+    near = {str(p) for p in file.parent.glob("*.py")}
+    near |= {str(file.parent / p.name) for p in PUBLISHED.glob("*.py") if own}
+    raise UserError(f"config file {path!r} does not exist.{did_you_mean(path, sorted(near), cutoff=0.5)}")
 
 
 def keys_of(sections: Mapping[str, str]) -> frozenset[str]:
