@@ -75,7 +75,7 @@ def test_the_program_names_what_its_parts_are_for(config):
     batch = step.zeros_like(random_batch.random_batch(config, 2, 32_000))
     tx, rate = step.make_optimizer(config, method, key, batch=batch)
     state = sharding.bare(jax.eval_shape(lambda: step.init_state(method, tx, key, batch=batch)))
-    update = jax.jit(lambda state, x: step.train_step(method, tx, rate, state, x, key))
+    update = jax.jit(lambda state, x: step.train_step(state, x, key, method=method, tx=tx, rate=rate))
     text = update.lower(state, jax.tree.map(lambda x: x[None], batch)).as_text(debug_info=True)
     for scope in ("draws", "jvp(loss)", "transpose(jvp(loss))", "optimizer"):
         assert f"/{scope}/" in text.replace("jvp(draws)", "draws"), scope

@@ -136,7 +136,7 @@ class Run:
 
         def update(state, batches, key):
             self.traces += 1
-            return step.train_step(job.single_method, job.tx, job.rate, state, batches, key)
+            return step.train_step(state, batches, key, method=job.single_method, tx=job.tx, rate=job.rate)
 
         with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
             _, shapes = step.create_state(job.single_method, job.tx, job.key, batch=make_batch(), mesh=mesh)

@@ -69,7 +69,7 @@ class Case:
 
     def loss(self, params, batch, masked):
         prediction = self.model.apply({"params": params}, batch, masked, collect=True)
-        total, metrics = unit_prediction.objective(self.config, batch, masked, prediction)
+        total, metrics = unit_prediction.objective(self.config, batch, masked=masked, prediction=prediction)
         return total.total, (total, metrics, prediction)
 
     def log(self, name: str) -> float:

@@ -64,7 +64,7 @@ class Case:
         self.frames = self.arrays["out/feature_extractor"].shape[2]
         self.quantizes = path.stem.startswith("vq_")
         self.distractors = self.reference_distractors(rows)
-        self.tau = temperature(jnp.asarray(self.reference["updates"]), *self.config.quantizer.temperature)
+        self.tau = temperature(jnp.asarray(self.reference["updates"]), self.config.quantizer.temperature)
         both = jax.jit(jax.value_and_grad(self.loss, has_aux=True))
         (_, (self.total, self.metrics, self.outputs)), self.grads = both(self.params("param/"))
 
@@ -91,7 +91,7 @@ class Case:
         if not self.quantizes:
             encoded, predictions = FutureModel(self.config).apply({"params": params}, self.batch)
             total, metrics = future_prediction.objective(
-                self.config, self.batch, encoded.local, predictions, self.distractors
+                self.config, self.batch, targets=encoded.local, predictions=predictions, distractors=self.distractors
             )
             outputs = {"feature_extractor": encoded.local, "feature_aggregator": encoded.context}
             return total.total, (total, metrics, outputs)
@@ -99,8 +99,10 @@ class Case:
         if gumbel is not None:
             gumbel = gumbel.reshape(len(self.batch["wave"]), self.frames, self.config.quantizer.groups, -1)
         model = vq_wav2vec.VQWav2Vec(self.config)
-        encoded, quantized, predictions = model.apply({"params": params}, self.batch, self.tau, gumbel)
-        total, metrics = vq_wav2vec.objective(self.config, self.batch, quantized, predictions, self.distractors)
+        encoded, quantized, predictions = model.apply({"params": params}, self.batch, tau=self.tau, gumbel=gumbel)
+        total, metrics = vq_wav2vec.objective(
+            self.config, self.batch, quantized=quantized, predictions=predictions, distractors=self.distractors
+        )
         outputs = {
             "feature_extractor": encoded.local,
             "vector_quantizer": quantized.vectors,

@@ -62,7 +62,7 @@ class Case:
             row=jnp.arange(rows),
         )
         self.params = self.mapped(self.part("param/"))
-        self.tau = temperature(jnp.asarray(reference["updates"]), *reference["latent_temp"])
+        self.tau = temperature(jnp.asarray(reference["updates"]), reference["latent_temp"])
         self.draws = self.reference_draws(reference)
         self.model = wav2vec2.Wav2Vec2(self.config)
         both = jax.jit(jax.value_and_grad(self.loss, has_aux=True))
@@ -95,7 +95,7 @@ class Case:
 
     def loss(self, params):
         prediction = self.model.apply({"params": params}, self.batch, self.draws, self.tau)
-        total, metrics = wav2vec2.objective(self.config, self.batch, self.draws, prediction)
+        total, metrics = wav2vec2.objective(self.config, self.batch, draws=self.draws, prediction=prediction)
         return total.total, (total, metrics, prediction)
 
 

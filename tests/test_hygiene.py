@@ -193,6 +193,62 @@ def test_no_import_initialises_a_device():
     assert result.returncode == 0, result.stderr
 
 
+# Signatures
+
+
+MOST_BY_POSITION = 3
+BY_POSITION = {
+    "loss": "`Method` in core/types.py says its arguments",
+    "Block.__call__": "flax.linen.scan hands a layer its arguments by position",
+    "_Tensor.__init__": "pickle calls it",
+}
+"""Functions whose caller is not ours to change. What has a gradient of its own (custom_vjp) is found without a name."""
+
+
+def functions(node: ast.AST, inside: str = "") -> list[tuple[str, ast.FunctionDef]]:
+    """All functions beneath a node; the name of a method begins with its class."""
+    found = []
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef):
+            found += [(inside + child.name, child), *functions(child)]
+        else:
+            found += functions(child, f"{child.name}." if isinstance(child, ast.ClassDef) else inside)
+    return found
+
+
+def with_own_gradient(tree: ast.AST) -> set[str]:
+    """The functions that JAX calls by position: those with custom_vjp, and what is given to `defvjp`."""
+    decorated = {name for name, f in functions(tree) if "custom_vjp" in "".join(map(ast.unparse, f.decorator_list))}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    given = [call.args for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "defvjp"]
+    return decorated | {ast.unparse(argument) for arguments in given for argument in arguments}
+
+
+def too_many_by_position(text: str, classes: set[str]) -> list[str]:
+    """What takes, or gives one of our classes, more arguments by position than three; self and cls do not count."""
+    tree = ast.parse(text)
+    exempt, found = with_own_gradient(tree) | set(BY_POSITION), []
+    for name, function in functions(tree):
+        names = [a.arg for a in (*function.args.posonlyargs, *function.args.args)]
+        if name not in exempt and len(names) - (names[:1] in (["self"], ["cls"])) > MOST_BY_POSITION:
+            found.append(f"line {function.lineno}: def {name}")
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and len(call.args) > MOST_BY_POSITION:
+            if ast.unparse(call.func).rpartition(".")[2] in classes:
+                found.append(f"line {call.lineno}: {ast.unparse(call.func)}(...)")
+    return found
+
+
+def test_nothing_takes_more_than_three_arguments_by_position():
+    """Nor is a class of ours, a Linen module above all, made with more."""
+    texts = {path: path.read_text() for path in modules()}
+    classes = {c.name for text in texts.values() for c in ast.walk(ast.parse(text)) if isinstance(c, ast.ClassDef)}
+    found = {dotted(path): too_many_by_position(text, classes) for path, text in texts.items()}
+    assert not {name: lines for name, lines in found.items() if lines}
+    text = "class C:\n    def m(self, a, b, c): ...\n    def n(self, a, b, c, d): ...\nC(1, 2, 3)\nx.C(1, 2, 3, 4)\n"
+    assert too_many_by_position(text, {"C"}) == ["line 3: def C.n", "line 5: x.C(...)"]
+
+
 # What is tracked
 
 

@@ -50,12 +50,14 @@ class Pooling(nn.Module):
         total = self.frames(wave.shape[1])
         places = jnp.arange(total)[:, None] * 320 + jnp.arange(400)
         energy = jnp.log(jnp.square(wave[:, places]).mean(axis=-1, keepdims=True) + 1e-6)
-        local = linear(self.width, 1, ("conv", "embed"), jnp.float32, "projection")(energy)
+        local = linear(self.width, 1, ("conv", "embed"), dtype=jnp.float32, name="projection")(energy)
         x = local if masked is None else jnp.where(masked[..., None], 0.0, local)
         kernel = self.param("kernel", part(nn.initializers.normal(0.3), (None, "embed")), (3, self.width))
         padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
         context = jnp.tanh(sum(padded[:, i : i + total] * kernel[i] for i in range(3)))
-        return Encoded(energy, local, context, context[None], self.frames(num_samples))
+        return Encoded(
+            energy, local=local, context=context, hidden=context[None], num_frames=self.frames(num_samples)
+        )
 
 
 class Model(nn.Module):
@@ -63,7 +65,7 @@ class Model(nn.Module):
 
     def setup(self):
         self.encoder = make_encoder(self.config, jnp.float32)
-        self.head = linear(1, self.config.encoder.width, ("embed", None), jnp.float32)
+        self.head = linear(1, self.config.encoder.width, ("embed", None), dtype=jnp.float32)
 
     def __call__(self, batch, masked=None):
         encoded = self.encoder(batch["wave"], batch["num_samples"], masked=masked)
@@ -92,7 +94,7 @@ def make(config):
     def predict(params, extra, batch):
         return model.apply({"params": params}, batch)[0].record()
 
-    return Method(init, loss, predict, lambda: {}, encoder.frames, encoder)
+    return Method(init, loss, predict, levels=lambda: {}, output_frames=encoder.frames, encoder=encoder)
 '''
 
 CONFIG = '''

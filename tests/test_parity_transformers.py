@@ -138,7 +138,7 @@ class Case:
 
         def loss(params):
             prediction = model.apply({"params": params}, batch, draws, jnp.float32(TEMPERATURE))
-            total, metrics = wav2vec2.objective(self.config, batch, draws, prediction)
+            total, metrics = wav2vec2.objective(self.config, batch, draws=draws, prediction=prediction)
             return total.total, (metrics, prediction)
 
         def hidden(params):

@@ -351,9 +351,9 @@ def test_a_bucket_is_not_taken_for_a_folder(tmp_path, monkeypatch):
 def test_no_retrace_after_the_first_step_of_each_bucket(shared, tmp_path, monkeypatch, capsys):
     traces, real = [], train.step.train_step
 
-    def counted(*arguments):
-        traces.append(arguments[-2]["wave"].shape)
-        return real(*arguments)
+    def counted(state, batches, key, **of_run):
+        traces.append(batches["wave"].shape)
+        return real(state, batches, key, **of_run)
 
     monkeypatch.setattr(train.step, "train_step", counted)
     buckets = load(

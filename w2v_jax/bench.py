@@ -222,7 +222,15 @@ def our_side(config: Config, batch: dict[str, np.ndarray]) -> Side:
     parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
     m = program.memory_analysis()
     used = m and m.temp_size_in_bytes + m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
-    return Side(OURS, first_seconds, run, parameters, compile_seconds, used, lambda: program.as_text() or "")
+    return Side(
+        OURS,
+        first_seconds,
+        run,
+        parameters=parameters,
+        compile_seconds=compile_seconds,
+        program_bytes=used,
+        text=lambda: program.as_text() or "",
+    )
 
 
 def comparison_text(result: dict[str, Any]) -> str:

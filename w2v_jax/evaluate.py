@@ -77,14 +77,14 @@ def main(argv: Sequence[str]) -> int:
     untranscribed = [_skipped(source, row, NO_TRANSCRIPT) for row, text in enumerate(texts) if is_missing(text)]
     source = subset(source, np.array([row for row, text in enumerate(texts) if not is_missing(text)]))
     unread: list[dict[str, str]] = []
-    frames = _frames(recognizer, source, args, unread)
+    frames = _frames(recognizer, source, args=args, unread=unread)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         if args.tune and search is not None:
             with tempfile.TemporaryFile(dir=args.out) as file:
                 search, scored = tune(Spool(file, frames), source, alphabet, search=search, args=args)
         else:
-            scored = _score(frames, source, alphabet, decoder)
+            scored = _score(frames, source, alphabet=alphabet, decoder=decoder)
         result = score_summary(scored, source, alphabet)
         result |= {"run": str(recognizer.run.path), "step": recognizer.run.step, "unread": len(unread)}
         result |= {"without_transcript": [entry["id"] for entry in untranscribed], "not_listed": len(lost)}
@@ -137,7 +137,7 @@ class Spool:
 
 
 def _frames(
-    recognizer: recognizers.Recognizer, source: Source, args: argparse.Namespace, unread: list[dict[str, str]]
+    recognizer: recognizers.Recognizer, source: Source, *, args: argparse.Namespace, unread: list[dict[str, str]]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(row, log-probabilities) of each recording, with progress. Adds the recordings that cannot be read to `unread`.
 
@@ -155,7 +155,7 @@ def _frames(
 
 
 def _score(
-    frames: Iterable[tuple[int, np.ndarray]], source: Source, alphabet: Alphabet, decoder: recognizers.Decoder
+    frames: Iterable[tuple[int, np.ndarray]], source: Source, *, alphabet: Alphabet, decoder: recognizers.Decoder
 ) -> list[Scored]:
     """Decodes and scores each recording. The result is in the order of the source."""
     scored = []
@@ -163,8 +163,8 @@ def _score(
         reference = alphabet.clean(str(source.index.transcripts[row]))
         n_best = [_as_dict(hypothesis, alphabet) for hypothesis in decoder(frame_log_probs)]
         text = alphabet.clean(n_best[0]["text"])
-        errors = word_errors(reference, text), character_errors(reference, text)
-        scored.append(Scored(row, reference, text, *errors, n_best))
+        words, characters = word_errors(reference, text), character_errors(reference, text)
+        scored.append(Scored(row, reference, text, words=words, characters=characters, n_best=n_best))
     return sorted(scored, key=lambda s: s.row)
 
 
@@ -195,7 +195,7 @@ def tune(
             weight, score = (round(float(rng.uniform(*limits)), 2) for limits in (LM_WEIGHTS, WORD_SCORES))
             tried = dataclasses.replace(search, lm_weight=weight, word_score=score)
         decoder = recognizers.decoder_of(tried, alphabet, args.decoder)
-        scored = _score(frames, source, alphabet, decoder)
+        scored = _score(frames, source, alphabet=alphabet, decoder=decoder)
         rate = total([s.words for s in scored]).rate
         tries.append({"lm_weight": tried.lm_weight, "word_score": tried.word_score, "wer": rate})
         if best is None or rate < best[0]:

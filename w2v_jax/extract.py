@@ -175,8 +175,8 @@ def make_job(args: argparse.Namespace, run: Run, quantizer: Run | None, *, sourc
     settings |= dict(part_hours=args.part_hours, min_seconds=args.min_seconds, max_seconds=args.max_seconds)
     settings |= dict(hop=(quantizer or run).geometry[1], groups=groups, codes=codes)
     parts = cut_into_parts(source.index.num_samples, args.part_hours)
-    work = PartJob(args.out, source, parts, settings, "extraction", FORMATS[args.format])
-    job = Extraction(args, run, quantizer, work)
+    work = PartJob(args.out, source, parts=parts, settings=settings, noun="extraction", suffix=FORMATS[args.format])
+    job = Extraction(args, run, quantizer=quantizer, work=work)
     job.encode(np.zeros(0, np.int64), lambda row, reason: None)  # checks that they fit
     return job
 

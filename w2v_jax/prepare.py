@@ -286,7 +286,7 @@ def draw_sheet(source: Source, rows: Sequence[int] | np.ndarray, path: pathlib.P
         base = 1 - top - (number + 1) * height
         wave_axes = figure.add_axes((0.045, base + 0.12 * height, 0.40, 0.56 * height))
         mel_axes = figure.add_axes((0.50, base + 0.12 * height, 0.445, 0.56 * height))
-        image = _draw_row(source, int(row), wave_axes, mel_axes) or image
+        image = _draw_row(source, int(row), wave_axes=wave_axes, mel_axes=mel_axes) or image
         if number == len(rows) - 1:
             wave_axes.set_xlabel("seconds", fontsize=8, color=GREY)
             mel_axes.set_xlabel("seconds", fontsize=8, color=GREY)
@@ -302,7 +302,7 @@ def draw_sheet(source: Source, rows: Sequence[int] | np.ndarray, path: pathlib.P
             figure.savefig(partial, format="png")
 
 
-def _draw_row(source: Source, row: int, wave_axes: Any, mel_axes: Any) -> Any:
+def _draw_row(source: Source, row: int, *, wave_axes: Any, mel_axes: Any) -> Any:
     """Plots one recording. Returns the image of its spectrum; None where the recording cannot be read."""
     from matplotlib.patches import Rectangle
 
@@ -315,7 +315,7 @@ def _draw_row(source: Source, row: int, wave_axes: Any, mel_axes: Any) -> Any:
     try:
         wave = source.read(row, 0, SHEET_SECONDS * SAMPLE_RATE)
         problems = _draw_wave(wave_axes, wave, shown_seconds)
-        image = _draw_mel(mel_axes, wave, shown_seconds, rate)
+        image = _draw_mel(mel_axes, wave, seconds=shown_seconds, rate=rate)
         facts.append(f"peak {_decibels(np.abs(wave).max())} dB, RMS {_decibels(np.sqrt(np.mean(wave**2)))} dB")
     except ReadError as error:
         problems, image = [f"cannot be read: {error}"], None
@@ -356,7 +356,7 @@ def _draw_wave(axes: Any, wave: np.ndarray, seconds: float) -> list[str]:
     return problems
 
 
-def _draw_mel(axes: Any, wave: np.ndarray, seconds: float, rate: int) -> Any:
+def _draw_mel(axes: Any, wave: np.ndarray, *, seconds: float, rate: int) -> Any:
     """Plots 80 mel bins in dB. A dashed line marks half the file's own rate where that is below 8 kHz."""
     import librosa
 

@@ -133,7 +133,9 @@ def make_inputs(args: argparse.Namespace) -> list[Input]:
             for what, layer in layers_of(run, args.layer):
                 name = f"{pathlib.Path(path).name} {what if layer is None else f'layer {layer}'}{suffix}"
                 reads_codes = run.form != WAVE
-                inputs.append(Input(name, run, what, layer, quantizer if reads_codes else None, **lengths))
+                inputs.append(
+                    Input(name, run, what=what, layer=layer, quantizer=quantizer if reads_codes else None, **lengths)
+                )
     return inputs
 
 

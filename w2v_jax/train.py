@@ -143,7 +143,7 @@ def run(config: Config, path: pathlib.Path) -> int:
                 is_new_shape = meter.is_new_shape(batch, info)
                 placed = sharding.put_batch(batch, training.mesh, training.parts)
                 state, metrics = training.updates(n)(state, placed, key)
-                log.started(n, batch, info, metrics)
+                log.started(n, batch, info=info, metrics=metrics)
                 due = due_after(n, config)
                 if preemption.reached(n) and n < train.steps:
                     stopped = "SIGTERM"
@@ -190,9 +190,24 @@ def set_up(config: Config, path: pathlib.Path) -> Iterator[Training]:
         if active:
             rows = start_up(config, path, mesh, data=data, params=shapes.params, parts=parts) | memory
             print(table(rows, f"w2v_jax: {config.method}"), flush=True)
-        updates, score = step.updates(method, tx, rate, shapes), jax.jit(functools.partial(step.eval_step, method))
+        updates, score = (
+            step.updates(method, tx, rate, state=shapes),
+            jax.jit(functools.partial(step.eval_step, method=method)),
+        )
         probe = LiveProbe(config, data.train.form) if configs.setting(config, "probe.every") else None
-        yield Training(config, path, mesh, data, parts, method, make_state, shapes, updates, score, probe)
+        yield Training(
+            config,
+            path,
+            mesh=mesh,
+            data=data,
+            parts=parts,
+            method=method,
+            make_state=make_state,
+            shapes=shapes,
+            updates=updates,
+            score=score,
+            probe=probe,
+        )
 
 
 def choose_mesh(config: Config) -> tuple[Any, dict[str, str]]:
@@ -225,7 +240,7 @@ def pause(training: Training, log: RunLog, manager: Any, *, state: State, n: int
         log.probed(n, training.probe.measure(state.params, state.extra, n))
     scores = log.evaluation(n, evaluation(training, state)) if "eval" in due else {}
     if "save" in due or log.ended:
-        log.save(manager, n, state, scores)
+        log.save(manager, n, state, metrics=scores)
 
 
 def complete(training: Training, step: int) -> int:

@@ -216,7 +216,16 @@ def fit(args: argparse.Namespace) -> int:
     given = _given_centers(args, features)
     clusters, passes = (args.clusters, args.passes) if given is None else (given.shape[1], 0)
     pool = max(int(args.memory * 1e9 / (4 * features.width)), 3 * max(args.batch, clusters))
-    settings = fits.Settings(clusters, args.codebooks, args.seed, args.batch, args.starts, passes, args.patience, pool)
+    settings = fits.Settings(
+        clusters,
+        codebooks=args.codebooks,
+        seed=args.seed,
+        batch=args.batch,
+        starts=args.starts,
+        passes=passes,
+        patience=args.patience,
+        pool=pool,
+    )
     if features.width % settings.codebooks:
         raise UserError(f"--codebooks {settings.codebooks} does not divide the {features.width} numbers of a frame")
     field, hop = features.geometry
@@ -228,7 +237,7 @@ def fit(args: argparse.Namespace) -> int:
         if _is_done(args.out, about):
             print(f"{args.out} is finished already: {_in_brief(UnitModel.load(args.out))}", flush=True)
             return 0
-        model, skipped = _fitted(args, features, source, settings, given, about)
+        model, skipped = _fitted(args, features, source, settings=settings, given=given, about=about)
         write_skipped(args.out / SKIPPED, [*source.index.skipped, *skipped])
         model.save(args.out)
         (args.out / STATE).unlink(missing_ok=True)
@@ -273,6 +282,7 @@ def _fitted(
     args: argparse.Namespace,
     features: FrameFeatures,
     source: Source,
+    *,
     settings: fits.Settings,
     given: np.ndarray | None,
     about: dict[str, Any],
@@ -306,7 +316,7 @@ def _fitted(
         clock = _Clock(f"{args.out}: start")
         progress = fits.begin(pools, settings, report=lambda n: clock.show(n, settings.starts, ""))
     saved = time.monotonic()
-    show = _pass_reporter(f"{args.out}: pass", settings, len(pools), progress.batches)
+    show = _pass_reporter(f"{args.out}: pass", settings=settings, pools=len(pools), first=progress.batches)
     for _ in fits.passes(pools, settings, progress):
         show(progress)
         if time.monotonic() - saved > SAVE_SECONDS:
@@ -327,7 +337,7 @@ def _save_state(path: pathlib.Path, progress: fits.Progress) -> None:
         np.savez(file, allow_pickle=False, **progress.arrays())
 
 
-def _pass_reporter(name: str, settings: fits.Settings, pools: int, first: int) -> Callable[[fits.Progress], None]:
+def _pass_reporter(name: str, *, settings: fits.Settings, pools: int, first: int) -> Callable[[fits.Progress], None]:
     """A function that shows the progress of passes now and then; `first` batches were done before."""
     clock = _Clock(name)
 
@@ -389,7 +399,7 @@ def label(args: argparse.Namespace) -> int:
         model,
         features,
         _open_source(args),
-        args.out,
+        out=args.out,
         form=args.format,
         collapse=args.collapse,
         part_hours=args.part_hours,
@@ -444,7 +454,7 @@ def measure(args: argparse.Namespace) -> int:
         print(f"  skipped {len(without):,} recordings without labels in time ({some_of(without)})", flush=True)
     results = qualities(metadata, {u.id: x for u, x in zip(utterances, units)}, labels)
     print(_report(results, metadata, len(utterances) - len(without)), flush=True)
-    abx = _abx(metadata, utterances, units, labels) if args.abx else None
+    abx = _abx(metadata, utterances=utterances, units=units, labels=labels) if args.abx else None
     if abx:
         within, across = ("none" if error is None else f"{error:.4f}" for error in abx)
         print(f"  ABX error       within speakers {within}, across {across} (by chance 0.5)", flush=True)
@@ -466,7 +476,7 @@ def qualities(metadata: dict[str, Any], units: dict[str, np.ndarray], labels: Ti
 
 
 def _abx(
-    metadata: dict[str, Any], utterances: Sequence[Utterance], units: Sequence[np.ndarray], labels: TimeLabels
+    metadata: dict[str, Any], *, utterances: Sequence[Utterance], units: Sequence[np.ndarray], labels: TimeLabels
 ) -> list[float | None]:
     """The ABX errors within and across speakers; None where there is no triple, as of a single speaker.
 

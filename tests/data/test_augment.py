@@ -82,11 +82,12 @@ def oracle(wave, other, length, start, place, decibels):
 def test_mixing_is_that_of_a_loop(size, of_other, share):
     rng = np.random.default_rng(0)
     wave, other = rng.normal(size=size).astype(np.float32), 3 * rng.normal(size=of_other).astype(np.float32)
-    for draws in ((share, 0.5, 0.9), (0.8, share, 0.1), (0.8, 0.3, share)):
-        ours = mixed(wave, other, *draws, decibels=-4.0)
+    for length, start, place in ((share, 0.5, 0.9), (0.8, share, 0.1), (0.8, 0.3, share)):
+        draws = dict(length=length, start=start, place=place)
+        ours = mixed(wave, other, **draws, decibels=-4.0)
         assert ours.dtype == np.float32
-        np.testing.assert_allclose(ours, oracle(wave, other, *draws, decibels=-4.0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(mixed(wave, 0 * other, 0.8, 0.3, 0.1, decibels=0.0), wave)
+        np.testing.assert_allclose(ours, oracle(wave, other, **draws, decibels=-4.0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(mixed(wave, 0 * other, length=0.8, start=0.3, place=0.1, decibels=0.0), wave)
 
 
 def mixing_plan(units=2, seed=1):
@@ -128,10 +129,11 @@ def test_both_loaders_and_any_host_read_the_same_mix():
     for n, batch in enumerate(whole):
         step = plan.step(n)
         for i, row in enumerate(step.rows):
-            other, *draws, decibels = (x[i] for x in step.mix)
+            other, length, start, place, decibels = (x[i] for x in step.mix)
+            draws = dict(length=length, start=start, place=place)
             expected = waves[row]
             if other != NO_OTHER:
-                expected = mixed(expected, waves[step.rows[other]], *draws, decibels=decibels)
+                expected = mixed(expected, waves[step.rows[other]], **draws, decibels=decibels)
             np.testing.assert_array_equal(batch["wave"][i], expected)
     for other, (batch, _) in zip(whole, batches(source, plan, stop=4, loader="tfdata"), strict=True):
         np.testing.assert_array_equal(batch["wave"], other["wave"])

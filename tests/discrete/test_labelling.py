@@ -28,7 +28,7 @@ def model_of(features, source, codes=24, groups=1) -> UnitModel:
 
 def label(model, features, source, rows=(0, 1, 2, 3), **reading):
     skipped: dict[int, str] = {}
-    found = labelled(model, features, source, np.array(rows), on_skip=skipped.__setitem__, **reading)
+    found = labelled(model, features, source, rows=np.array(rows), on_skip=skipped.__setitem__, **reading)
     return {row: (codes, tally) for row, codes, tally in found}, skipped
 
 
@@ -81,7 +81,7 @@ def test_recordings_whose_features_are_not_finite_are_named(source):
 def test_the_metadata_say_what_training_needs_to_know(features, source, tmp_path):
     model = model_of(features, source)
     about = dict(form="numpy", collapse=False, part_hours=0.5, about_source=dict(source="folder"))
-    settings = make_labelling(model, features, source, tmp_path, **about).work.settings
+    settings = make_labelling(model, features, source, out=tmp_path, **about).work.settings
     field, hop = features.geometry
     expected = dict(what="units", model=model.digest, hop=hop, field=field, groups=1, codes=24, dtype="uint16")
     assert settings.items() >= (expected | features.identity | features.cutting).items()

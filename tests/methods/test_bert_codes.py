@@ -196,9 +196,11 @@ def test_what_the_model_says_of_visible_frames_has_no_part_in_the_loss(model):
     draws = model.draw(batch)
     logits = jax.random.normal(KEY, (*draws.slots.shape, model.config.data.vocab_size))
     counts = jnp.zeros(model.config.data.vocab_size)
-    a, b = (bert_codes.objective(model.config, x, draws, logits, counts)[0] for x in (batch, other))
+    a, b = (bert_codes.objective(model.config, x, draws=draws, logits=logits, counts=counts)[0] for x in (batch, other))
     assert float(a.total) == float(b.total)
-    gradient = jax.grad(lambda x: bert_codes.objective(model.config, batch, draws, x, counts)[0].total)(logits)
+    gradient = jax.grad(
+        lambda x: bert_codes.objective(model.config, batch, draws=draws, logits=x, counts=counts)[0].total
+    )(logits)
     np.testing.assert_array_equal(np.any(np.asarray(gradient), axis=-1), draws.used)
 
 

@@ -121,7 +121,7 @@ def test_gradient_equals_that_of_gathered_distractors():
         return jnp.where(pairs, losses.info_nce(logits).loss, 0.0).sum()
 
     def counted(local, predictions):
-        return cpc.objective(config, batch, local, predictions, index)[0].total
+        return cpc.objective(config, batch, local=local, predictions=predictions, distractors=index)[0].total
 
     ours, theirs = (
         jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(encoded.local, predictions) for f in (counted, gathered)

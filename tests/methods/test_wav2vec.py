@@ -56,7 +56,9 @@ def test_the_local_features_are_what_is_predicted():
     (config, _, params, loss), (encoded, predictions) = case(), outputs()
     key = jax.random.key(1)
     distractors = future_prediction.draw(config, BATCH, key)
-    expected, _ = future_prediction.objective(config, BATCH, encoded.local, predictions, distractors)
+    expected, _ = future_prediction.objective(
+        config, BATCH, targets=encoded.local, predictions=predictions, distractors=distractors
+    )
     total, _ = loss(params, key, train=True)
     np.testing.assert_allclose(total.total, expected.total, rtol=1e-5)
     assert total.weight == expected.weight > 0

@@ -16,4 +16,4 @@ def x() -> jax.Array:
 @pytest.fixture(scope="module")
 def params(x):
     """Parameters that fit every Transformer of the plain sizes."""
-    return random_params(Transformer(**PLAIN), x, LENGTHS, None, None, scale=0.3)
+    return random_params(Transformer(**PLAIN), x, LENGTHS, scale=0.3)

@@ -95,7 +95,7 @@ def test_dropout_is_drawn_per_row_and_in_training_only(kind):
     x, frames = np.ones((2, 12, 5), np.float32), jnp.asarray([12, 12])
     params = model.init(jax.random.key(0), x, frames)
     noise = jnp.asarray([1, 2], jnp.uint32)
-    dropped = model.apply(params, x, frames, noise)[0]
+    dropped = model.apply(params, x, frames, noise=noise)[0]
     assert not np.allclose(dropped[0], dropped[1])
     np.testing.assert_allclose(*model.apply(params, x, frames)[0], atol=1e-6)
 

@@ -23,13 +23,13 @@ def test_layers_that_may_be_dropped_keep_no_more_for_the_gradient_than_others(st
 
     def loss(rate, params):
         model = Transformer(**(PLAIN | dict(dropout=0.2, mlp=64, stack=stack, remat=remat, layer_drop=rate)))
-        return (model.apply({"params": params}, x, LENGTHS, noise, key).output ** 2).sum()
+        return (model.apply({"params": params}, x, LENGTHS, noise=noise, layer_key=key).output ** 2).sum()
 
     def kept(rate):
         leaves = jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(functools.partial(loss, rate), p)[1], wide))
         return sum(each.size * each.dtype.itemsize for each in leaves)
 
-    wide = random_params(Transformer(**(PLAIN | dict(mlp=64))), x, LENGTHS, None, None, scale=0.3)
+    wide = random_params(Transformer(**(PLAIN | dict(mlp=64))), x, LENGTHS, scale=0.3)
     rare = 1e-6
     assert bool((jax.random.uniform(key, (L,)) > rare).all())
     flags = 64 * L
@@ -44,7 +44,7 @@ def test_a_dropped_layer_is_not_computed(params, x):
 
     def products(rate):
         model = Transformer(**(PLAIN | dict(layer_drop=rate)))
-        loss = lambda p: model.apply({"params": p}, x, LENGTHS, None, jax.random.key(0)).output.sum()
+        loss = lambda p: model.apply({"params": p}, x, LENGTHS, layer_key=jax.random.key(0)).output.sum()
         program = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
         return outside(program)
 

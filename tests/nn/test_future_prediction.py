@@ -108,7 +108,11 @@ def test_objective_is_that_of_loops_over_real_frames(kind, balanced):
     targets = rng.normal(size=(B, F, C)).astype(np.float32)
     index = rng.integers(0, FRAMES[:, None, None], (B, F, N))
     found, metrics = future_prediction.objective(
-        config(kind=kind, balanced=balanced), batch(), targets, predictions, jnp.asarray(index)
+        config(kind=kind, balanced=balanced),
+        batch(),
+        targets=targets,
+        predictions=predictions,
+        distractors=jnp.asarray(index),
     )
     total, right, pairs = loop_loss(kind, 1 / N if balanced else 1.0, predictions, targets, index)
     np.testing.assert_allclose(found.total, total, rtol=1e-5)
@@ -123,8 +127,8 @@ def test_objective_is_that_of_loops_over_real_frames(kind, balanced):
 def test_unknown_kind_of_loss_is_named():
     with pytest.raises(UserError, match="loss.kind is 'mse'"):
         future_prediction.objective(
-            config(kind="mse"), batch(), jnp.ones((B, F, C)), jnp.ones((B, F, S, C)),
-            jnp.zeros((B, F, N), int),
+            config(kind="mse"), batch(), targets=jnp.ones((B, F, C)), predictions=jnp.ones((B, F, S, C)),
+            distractors=jnp.zeros((B, F, N), int),
         )  # fmt: skip
 
 

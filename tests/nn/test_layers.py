@@ -106,7 +106,7 @@ def test_activations_are_gelu_and_relu_and_others_are_named():
 
 def test_linear_layers_start_as_in_pytorch():
     """Kernel and bias are uniform within 1 / sqrt(fan in)."""
-    params = nn.unbox(linear(256, 64, ("embed", "mlp"), jnp.float32).init(jax.random.key(0), jnp.ones((1, 64))))[
+    params = nn.unbox(linear(256, 64, ("embed", "mlp"), dtype=jnp.float32).init(jax.random.key(0), jnp.ones((1, 64))))[
         "params"
     ]
     assert params["kernel"].shape == (64, 256)

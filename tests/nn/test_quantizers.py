@@ -151,10 +151,10 @@ def test_unit_perplexities_pool_the_used_frames_of_each_unit():
     ],
 )
 def test_temperature_follows_the_published_law(step, end, expected):
-    np.testing.assert_allclose(temperature(jnp.int32(step), 2.0, end, 0.999995), expected, rtol=5e-4)
+    np.testing.assert_allclose(temperature(jnp.int32(step), (2.0, end, 0.999995)), expected, rtol=5e-4)
 
 
 def test_temperature_in_float32_keeps_to_the_law_over_a_whole_run():
     steps = np.arange(0, 600_001, 50_000)
-    ours = temperature(jnp.asarray(steps), 2.0, 0.0, 0.999995)
+    ours = temperature(jnp.asarray(steps), (2.0, 0.0, 0.999995))
     np.testing.assert_allclose(ours, 2.0 * 0.999995**steps, rtol=1e-5)

@@ -17,7 +17,9 @@ from w2v_jax.ops import random as noises
 
 def run(params, x, lengths=LENGTHS, noise=None, layer_key=None, collect=False, **fields):
     model = Transformer(**(PLAIN | fields))
-    return jax.jit(lambda p, x: model.apply({"params": p}, x, lengths, noise, layer_key, collect=collect))(params, x)
+    return jax.jit(
+        lambda p, x: model.apply({"params": p}, x, lengths, noise=noise, layer_key=layer_key, collect=collect)
+    )(params, x)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["post_norm", "pre_norm"])
@@ -50,10 +52,10 @@ def test_padding_changes_nothing_on_valid_frames(plain, params, x):
 @pytest.mark.parametrize("positional", ["split", "grouped"])
 def test_padding_never_enters_a_stack_of_positional_convolutions(x, positional):
     model = Transformer(**(PLAIN | dict(pre_norm=False, pos_layers=3, positional=positional)))
-    params = model.init(jax.random.key(0), x, LENGTHS, None, None)["params"]
-    together = model.apply({"params": params}, x, LENGTHS, None, None).output
+    params = model.init(jax.random.key(0), x, LENGTHS)["params"]
+    together = model.apply({"params": params}, x, LENGTHS).output
     for row, length in enumerate(LENGTHS.tolist()):
-        alone = model.apply({"params": params}, x[row : row + 1, :length], LENGTHS[row : row + 1], None, None).output
+        alone = model.apply({"params": params}, x[row : row + 1, :length], LENGTHS[row : row + 1]).output
         np.testing.assert_allclose(together[row, :length], alone[0], atol=1e-5)
 
 
@@ -64,7 +66,7 @@ RELATIVE = dict(relative_buckets=8, relative_distance=5)
 @pytest.fixture(scope="module", params=[{}, RELATIVE], ids=["plain", "relative"])
 def kind(request, x):
     """(fields, parameters that fit them)"""
-    return request.param, random_params(Transformer(**(PLAIN | request.param)), x, LENGTHS, None, None, scale=0.3)
+    return request.param, random_params(Transformer(**(PLAIN | request.param)), x, LENGTHS, scale=0.3)
 
 
 def gradient_of(params, x, noise, layer_key, **fields):
@@ -72,7 +74,7 @@ def gradient_of(params, x, noise, layer_key, **fields):
     model = Transformer(**(PLAIN | dict(dropout=0.2, attention_dropout=0.2, mlp_dropout=0.2, layer_drop=0.5) | fields))
 
     def loss(params):
-        context = model.apply({"params": params}, x, LENGTHS, noise, layer_key, collect=True)
+        context = model.apply({"params": params}, x, LENGTHS, noise=noise, layer_key=layer_key, collect=True)
         return (jnp.where(VALID[..., None], context.output, 0.0) * jnp.arange(D)).sum(), context
 
     (_, context), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -108,7 +110,7 @@ def test_stacks_policies_and_positional_convolutions_agree(kind, x):
 def test_padding_changes_nothing_on_valid_frames_with_a_bias_of_the_distance(x, pre_norm):
     """In each formulation of attention, which agree; and the bias is not without effect."""
     fields = PLAIN | RELATIVE | dict(pre_norm=pre_norm)
-    params = random_params(Transformer(**fields), x, LENGTHS, None, None, scale=0.3)
+    params = random_params(Transformer(**fields), x, LENGTHS, scale=0.3)
     whole = run(params, x, **fields).output
     longer = jnp.pad(jnp.where(VALID[..., None], x, 1e3), ((0, 0), (0, 5), (0, 0)), constant_values=-50.0)
     for attention in ("xla", "blocks"):
@@ -122,7 +124,7 @@ def test_padding_changes_nothing_on_valid_frames_with_a_bias_of_the_distance(x, 
 def test_every_layer_has_the_bias_whichever_layers_are_dropped(x, kept):
     """Of a bias that one layer made, nothing would be left where that layer is dropped."""
     fields = PLAIN | RELATIVE | dict(layer_drop=0.5)
-    params = random_params(Transformer(**fields), x, LENGTHS, None, None, scale=0.3)
+    params = random_params(Transformer(**fields), x, LENGTHS, scale=0.3)
     draws = (jax.random.uniform(jax.random.key(n), (L,)) > 0.5 for n in range(100))
     key = jax.random.key(next(n for n, keep in enumerate(draws) if keep.tolist() == [i == kept for i in range(L)]))
     loss = lambda table: run(params | dict(relative_bias=table), x, layer_key=key, **fields).output[:, 0].sum()
@@ -192,7 +194,7 @@ def test_layers_are_unrolled_where_that_pays_and_scanned_elsewhere(params, x):
 
     def scanned(stack, noise=words, **fields):
         model = Transformer(**(PLAIN | dict(dtype=jnp.bfloat16, stack=stack) | fields))
-        lowered = jax.jit(lambda p, x: model.apply({"params": p}, x, LENGTHS, noise, None)).lower(params, x)
+        lowered = jax.jit(lambda p, x: model.apply({"params": p}, x, LENGTHS, noise=noise)).lower(params, x)
         return "stablehlo.while" in lowered.as_text()
 
     assert [scanned(stack) for stack in ("scan", "unroll", "auto")] == [True, False, False]

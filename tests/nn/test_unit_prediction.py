@@ -72,7 +72,7 @@ def test_loss_is_the_cross_entropy_over_all_classes_of_each_set_and_the_penalty(
             cosines = tables[i] @ z / np.linalg.norm(tables[i], axis=1) / np.linalg.norm(z)
             right = batch["targets"][b, i, f * 320 // hop] + 4
             sums[bool(masked[b, f])] += np.log(np.exp(cosines / 0.1).sum()) - cosines[right] / 0.1
-    total, metrics = unit_prediction.objective(config, batch, jnp.asarray(masked), prediction)
+    total, metrics = unit_prediction.objective(config, batch, masked=jnp.asarray(masked), prediction=prediction)
     assert float(total.weight) == size
     expected = sums[True] + unmasked_weight * sums[False] + config.loss.penalty_weight * penalty
     np.testing.assert_allclose(total.total, expected, rtol=1e-5)
@@ -96,13 +96,17 @@ def test_frames_without_a_label_in_every_set_do_not_count():
     batch, masked, prediction, _ = case_of(config)
     holes = np.random.default_rng(1).random((4, 2, FRAMES)) < 0.3
     batch["targets"] = np.where(holes, NO_TARGET, batch["targets"])
-    total, metrics = unit_prediction.objective(config, batch, jnp.asarray(masked), prediction)
+    total, metrics = unit_prediction.objective(config, batch, masked=jnp.asarray(masked), prediction=prediction)
     counted = [(b, f) for b, f in frames_of(batch, prediction) if masked[b, f] and not holes[b, :, f].any()]
     assert float(total.weight) == len(counted) and np.isfinite(total.total)
-    full, _ = unit_prediction.objective(config, batch, jnp.asarray(masked & ~holes.any(axis=1)), prediction)
+    full, _ = unit_prediction.objective(
+        config, batch, masked=jnp.asarray(masked & ~holes.any(axis=1)), prediction=prediction
+    )
     np.testing.assert_allclose(total.total, full.total, rtol=1e-6)
     everywhere = {"targets": np.full_like(batch["targets"], NO_TARGET)}
-    total, metrics = unit_prediction.objective(config, batch | everywhere, jnp.asarray(masked), prediction)
+    total, metrics = unit_prediction.objective(
+        config, batch | everywhere, masked=jnp.asarray(masked), prediction=prediction
+    )
     assert float(total.total) == float(total.weight) == 0
     assert all(np.isfinite(mean.value()) for mean in metrics.values())
 
@@ -117,8 +121,8 @@ def test_label_that_is_no_cluster_makes_the_loss_nan_unless_it_is_in_padding(lab
         unit_prediction.objective(
             config,
             batch,
-            masked,
-            prediction._replace(logits=unit_prediction.cosine_logits(config, vectors, case_of(config)[3])),
+            masked=masked,
+            prediction=prediction._replace(logits=unit_prediction.cosine_logits(config, vectors, case_of(config)[3])),
         )[0].total
     )
     assert np.isfinite(loss(prediction.vectors))
@@ -132,7 +136,7 @@ def test_right_means_the_highest_logit_and_not_all_alike():
     batch, _, prediction, _ = case_of(config)
     masked, logits = jnp.ones((4, FRAMES), bool), np.zeros((4, FRAMES, 1, 9), np.float32)
     accuracy = lambda: unit_prediction.objective(
-        config, batch, masked, prediction._replace(logits=jnp.asarray(logits))
+        config, batch, masked=masked, prediction=prediction._replace(logits=jnp.asarray(logits))
     )[1]
     assert float(accuracy()["accuracy"].total) == 0, "a dead model is not right"
     logits[0, 0, 0, 4 + batch["targets"][0, 0, 0]] = 1.0
@@ -147,5 +151,5 @@ def test_entropy_of_the_labels_is_that_of_the_frames_of_a_unit():
     config = config_of(loss__classes=(8,), data__unit_seconds=SAMPLES / 16_000)
     batch, masked, prediction, _ = case_of(config, lengths=(4_000, 4_000), weight=(1, 1))
     batch["targets"] = np.stack([np.full((1, 12), 3), np.arange(12)[None] % 4]).astype(np.int32)
-    _, metrics = unit_prediction.objective(config, batch, jnp.asarray(masked), prediction)
+    _, metrics = unit_prediction.objective(config, batch, masked=jnp.asarray(masked), prediction=prediction)
     assert float(metrics["label_entropy"].value()) == pytest.approx(math.log(4) / 2, abs=1e-4)

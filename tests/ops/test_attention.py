@@ -32,7 +32,7 @@ def bias():
 
 @pytest.mark.parametrize("biased", [False, True])
 def test_attention_is_that_of_numpy(heads, bias, biased):
-    ours = attention(*heads, LENGTHS, bias=bias if biased else None, implementation="xla")
+    ours = attention(*heads, num_frames=LENGTHS, bias=bias if biased else None, implementation="xla")
     q, k, v = (np.asarray(a, np.float64) for a in heads)
     for b, h in np.ndindex(B, H):
         n = int(LENGTHS[b])
@@ -45,7 +45,7 @@ def test_attention_is_that_of_numpy(heads, bias, biased):
 
 def test_attention_without_any_valid_key_is_finite(heads):
     def total(*heads):
-        return attention(*heads, jnp.asarray([0, F])).sum()
+        return attention(*heads, num_frames=jnp.asarray([0, F])).sum()
 
     value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*heads)
     assert np.isfinite(value)
@@ -64,7 +64,7 @@ def test_attention_in_blocks_equals_the_whole_with_its_gradients(heads, bias, bl
 
     def found(implementation):
         settings = dict(dropout=dropout, noise=noise, implementation=implementation)
-        call = lambda bias, *x: attention(*x, lengths, bias=bias, **settings)
+        call = lambda bias, *x: attention(*x, num_frames=lengths, bias=bias, **settings)
         out, back = jax.vjp(jax.jit(call), bias if biased else None, *heads)
         return jax.tree.leaves((out, back(target)))
 
@@ -79,7 +79,9 @@ def test_attention_in_blocks_holds_no_matrix_of_all_scores(biased):
     whole = 4 * 8 * 1024 * 1024 * 4
 
     def bytes_of(implementation):
-        total = lambda bias, *x: attention(*x, jnp.full(4, 1024), bias=bias, implementation=implementation).sum()
+        total = lambda bias, *x: attention(
+            *x, num_frames=jnp.full(4, 1024), bias=bias, implementation=implementation
+        ).sum()
         program = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3))).lower(bias, heads, heads, heads).compile()
         return program.memory_analysis().temp_size_in_bytes
 
@@ -90,7 +92,7 @@ def test_attention_in_blocks_holds_no_matrix_of_all_scores(biased):
 def test_attention_auto_on_cpu_is_blocks_on_one_device_and_xla_on_a_mesh(heads):
     half = [a.astype(jnp.bfloat16) for a in heads]
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
-    given = functools.partial(attention, *half, LENGTHS)
+    given = functools.partial(attention, *half, num_frames=LENGTHS)
     np.testing.assert_array_equal(given(), given(implementation="blocks"))
     with jax.set_mesh(mesh):
         np.testing.assert_array_equal(given(), given(implementation="xla"))
@@ -100,20 +102,20 @@ def test_attention_errors_name_the_setting(heads, bias):
     half = [a.astype(jnp.bfloat16) for a in heads]
     noise = noises.row_noise(jax.random.key(0), jnp.arange(B))
     with pytest.raises(UserError, match="encoder.attention is 'flash'"):
-        attention(*heads, LENGTHS, implementation="flash")
+        attention(*heads, num_frames=LENGTHS, implementation="flash")
     with pytest.raises(UserError, match="train.dtype='bfloat16' and encoder.attention_dropout=0"):
-        attention(*heads, LENGTHS, implementation="cudnn")
+        attention(*heads, num_frames=LENGTHS, implementation="cudnn")
     with pytest.raises(UserError, match="train.dtype='bfloat16' and encoder.attention_dropout=0"):
-        attention(*half, LENGTHS, dropout=0.1, noise=noise, implementation="cudnn")
+        attention(*half, num_frames=LENGTHS, dropout=0.1, noise=noise, implementation="cudnn")
     with pytest.raises(UserError, match="cannot add the gated bias of encoder.relative_buckets; 'auto', 'blocks' and"):
-        attention(*half, LENGTHS, bias=bias, implementation="cudnn")
+        attention(*half, num_frames=LENGTHS, bias=bias, implementation="cudnn")
 
 
 def test_attention_auto_with_a_bias_is_never_cudnn(heads, bias, monkeypatch):
     half = [a.astype(jnp.bfloat16) for a in heads]
     monkeypatch.setattr("w2v_jax.ops.attention.platform", lambda: "gpu")
-    monkeypatch.setattr("w2v_jax.ops.attention._cudnn", lambda *_: pytest.fail("cuDNN cannot add a bias"))
-    assert attention(*half, LENGTHS, bias=bias).dtype == jnp.bfloat16
+    monkeypatch.setattr("w2v_jax.ops.attention._cudnn", lambda *_, **__: pytest.fail("cuDNN cannot add a bias"))
+    assert attention(*half, num_frames=LENGTHS, bias=bias).dtype == jnp.bfloat16
 
 
 ODD = 11, jnp.asarray([11, 6])
@@ -125,7 +127,7 @@ def half_precision(implementation):
     rng = jax.random.key(3)
     query, key, value, target = jax.random.normal(rng, (4, B, frames, H, 8)).astype(jnp.bfloat16)
     valid = (jnp.arange(frames)[None] < lengths[:, None])[..., None, None]
-    call = lambda *x: jnp.where(valid, attention(*x, lengths, implementation=implementation), 0)
+    call = lambda *x: jnp.where(valid, attention(*x, num_frames=lengths, implementation=implementation), 0)
     out, back = jax.vjp(call, query, key, value)
     return [x.astype(jnp.float32) for x in (out, *back(target))]
 
@@ -155,4 +157,4 @@ def test_cudnn_gets_an_even_number_of_frames_and_no_key_of_them_counts(monkeypat
 def test_cudnn_attention_on_cpu_is_a_clear_error(heads):
     half = [a.astype(jnp.bfloat16) for a in heads]
     with pytest.raises(UserError, match="encoder.attention='cudnn' needs an NVIDIA GPU"):
-        attention(*half, LENGTHS, implementation="cudnn")
+        attention(*half, num_frames=LENGTHS, implementation="cudnn")

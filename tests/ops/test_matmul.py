@@ -76,7 +76,7 @@ def test_strided_convolutions_and_their_gradients_are_those_of_xla(length, taps,
 @pytest.mark.parametrize(("channels", "formulation"), [(1, "xla"), (1, "patches"), (6, "xla"), (6, "products")])
 def test_a_formulation_that_is_named_is_that_of_all_platforms(channels, formulation):
     def both(x, kernel):
-        return jax.grad(lambda *a: (strided_conv(*a, 5, formulation) ** 2).sum(), (0, 1))(x, kernel)
+        return jax.grad(lambda *a: (strided_conv(*a, stride=5, formulation=formulation) ** 2).sum(), (0, 1))(x, kernel)
 
     for dtype in (jnp.float32, jnp.bfloat16):
         shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape in ((2, 31, channels), (10, channels, 8))]
@@ -87,12 +87,12 @@ def test_a_formulation_that_is_named_is_that_of_all_platforms(channels, formulat
 
 def test_unknown_formulation_is_an_error():
     with pytest.raises(UserError, match="encoder.convolution is 'fast'"):
-        strided_conv(*draw((2, 31, 1), (10, 1, 8)), 5, "fast")
+        strided_conv(*draw((2, 31, 1), (10, 1, 8)), stride=5, formulation="fast")
 
 
 def test_formulations_of_cpu_are_for_cpu_alone():
     def gradients(x, kernel, weight):
-        return jax.grad(lambda *a: product(strided_conv(*a[:2], 2), a[2]).sum(), (0, 1, 2))(x, kernel, weight)
+        return jax.grad(lambda *a: product(strided_conv(*a[:2], stride=2), a[2]).sum(), (0, 1, 2))(x, kernel, weight)
 
     for dtype, of_cpu in ((jnp.float32, 1), (jnp.bfloat16, 0)):  # float32 keeps the convolution forward
         shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape in ((2, 11, 6), (3, 6, 8), (8, 4))]
@@ -116,10 +116,10 @@ for rows, width, outputs in ((1, 2, 1), (33, 7, 6), (500, 256, 1), (500, 256, 25
         for out in jax.jit(lambda *a: [after(y) for y in gradients(product, *a)])(x, kernel):
             assert np.isfinite(np.asarray(out, np.float32)).all()
     x, kernel = jnp.ones((2, rows + 3, width), jnp.bfloat16), jnp.ones((3, width, outputs), jnp.bfloat16)
-    for out in jax.jit(lambda *a: [y.T for y in gradients(lambda x, k: strided_conv(x, k, 2), *a)])(x, kernel):
+    for out in jax.jit(lambda *a: [y.T for y in gradients(lambda x, k: strided_conv(x, k, stride=2), *a)])(x, kernel):
         assert np.isfinite(np.asarray(out, np.float32)).all()
     x, kernel = jnp.ones((2, 5 * rows + 8, 1), jnp.bfloat16), jnp.ones((10, 1, outputs), jnp.bfloat16)
-    patches = lambda x, k: strided_conv(x, k, 5, "patches")
+    patches = lambda x, k: strided_conv(x, k, stride=5, formulation="patches")
     for out in jax.jit(lambda *a: [y.T for y in gradients(patches, *a)])(x, kernel):
         assert np.isfinite(np.asarray(out, np.float32)).all()
 print("all computed")

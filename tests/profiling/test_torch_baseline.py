@@ -74,7 +74,7 @@ def test_the_other_side_has_our_loss_of_units(name):
     params, _ = import_tensors(tensors, pairs, config, source="the other side")
     hidden = jax.numpy.asarray(masked.numpy())
     prediction = unit_prediction.UnitPredictor(config).apply({"params": params}, batch, hidden)
-    _, metrics = unit_prediction.objective(config, batch, hidden, prediction)
+    _, metrics = unit_prediction.objective(config, batch, masked=hidden, prediction=prediction)
     assert float(metrics["loss"].value()) == pytest.approx(printed.item(), rel=1e-4)
 
 

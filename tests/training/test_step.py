@@ -45,7 +45,7 @@ def batches_of(parts: int) -> dict[str, jax.Array]:
 
 
 def update(state: State, parts: int = 1):
-    return step.train_step(TOY, DOWNHILL, lambda n: 0.25 * (n + 1), state, batches_of(parts), KEY)
+    return step.train_step(state, batches_of(parts), KEY, method=TOY, tx=DOWNHILL, rate=lambda n: 0.25 * (n + 1))
 
 
 def gradient_of_the_mean(state: State) -> np.ndarray:
@@ -79,7 +79,7 @@ def test_every_step_draws_anew_and_the_same_when_it_is_done_again(state):
 
 
 def test_an_evaluation_is_no_training_and_draws_the_same_at_every_step(state):
-    first, later = (step.eval_step(TOY, state.replace(step=jnp.int32(n)), batches_of(1), KEY) for n in (0, 7))
+    first, later = (step.eval_step(state.replace(step=jnp.int32(n)), batches_of(1), KEY, method=TOY) for n in (0, 7))
     assert first["train"].value() == 0 and first["objective"].weight == 5
     assert first["draw"].value() == later["draw"].value() == jax.random.normal(KEY)
 
@@ -105,7 +105,7 @@ def test_early_updates_have_the_loss_of_their_own(state):
 
     method = TOY._replace(early=((2, scaled(3.0)), (3, scaled(2.0))))
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    program = step.updates(method, DOWNHILL, lambda n: 0.25 * (n + 1), one)
+    program = step.updates(method, DOWNHILL, lambda n: 0.25 * (n + 1), state=one)
     expected = gradient_of_the_mean(state)
     for n, by in ((1, 3.0), (2, 3.0), (3, 2.0), (4, 1.0), (100, 1.0)):
         new, _ = program(n)(jax.tree.map(jnp.copy, state), batches_of(1), KEY)

@@ -8,7 +8,7 @@ from w2v_jax.core.units import SAMPLE_RATE
 
 
 def mixed(
-    wave: np.ndarray, other: np.ndarray, length: float, start: float, place: float, *, decibels: float
+    wave: np.ndarray, other: np.ndarray, *, length: float, start: float, place: float, decibels: float
 ) -> np.ndarray:
     """The wave [T] with a part of another one [T'] added to it: [T] float32.
 

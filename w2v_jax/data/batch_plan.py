@@ -135,10 +135,14 @@ class TrainPlan(Plan):
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             rows[epochs == epoch] = self._cached_permutation(number, epoch)[positions[epochs == epoch]]
         num_samples = self.num_samples[rows]
-        starts = _crops(num_samples - bucket.length, rows, epochs, self.seed)
-        speeds = _speeds(num_samples / bucket.length, rows, epochs, self.seed, self.speeds)
-        mix = _mixes(rows, epochs, self.seed, self.mix_prob, self.mix_decibels) if self.mix_prob else None
-        return Step(rows, starts, bucket.length, step / self.steps_per_epoch, speeds, mix)
+        starts = _crops(num_samples - bucket.length, rows=rows, epochs=epochs, seed=self.seed)
+        speeds = _speeds(num_samples / bucket.length, rows=rows, epochs=epochs, seed=self.seed, limits=self.speeds)
+        mix = (
+            _mixes(rows, epochs, seed=self.seed, prob=self.mix_prob, decibels=self.mix_decibels)
+            if self.mix_prob
+            else None
+        )
+        return Step(rows, starts, bucket.length, epoch=step / self.steps_per_epoch, speeds=speeds, mix=mix)
 
     def _permutation(self, number: int, epoch: int) -> np.ndarray:
         rows = self.buckets[number].rows
@@ -163,7 +167,7 @@ class EvalPlan(Plan):
         rows[: len(chosen)] = chosen
         starts = np.zeros(bucket.batch, np.int64)
         starts[: len(chosen)] = np.maximum(self.num_samples[chosen] - bucket.length, 0) // 2
-        return Step(rows, starts, bucket.length, step / self.steps_per_epoch, np.ones(bucket.batch))
+        return Step(rows, starts, bucket.length, epoch=step / self.steps_per_epoch, speeds=np.ones(bucket.batch))
 
 
 def train_plan(
@@ -190,11 +194,19 @@ def train_plan(
     recordings do not fill one batch.
     """
     num_samples = np.asarray(num_samples, np.int64)
-    buckets = _merge_up(_assign(num_samples, np.arange(len(num_samples)), bucket_samples, units, unit_seconds))
+    buckets = _merge_up(
+        _assign(
+            num_samples,
+            np.arange(len(num_samples)),
+            bucket_samples=bucket_samples,
+            units=units,
+            unit_seconds=unit_seconds,
+        )
+    )
     while len(buckets) > 1 and len(buckets[-1].rows) < buckets[-1].batch:
         buckets = _merge_down(buckets) if crop else _fill_longest(buckets, num_samples)
     if not buckets or len(buckets[0].rows) < buckets[0].batch:
-        raise UserError(_too_few_message(num_samples, buckets, units, unit_seconds))
+        raise UserError(_too_few_message(num_samples, buckets, units=units, unit_seconds=unit_seconds))
     return TrainPlan(
         num_samples, buckets, units, seed=seed, speeds=speeds, mix_prob=mix_prob, mix_decibels=mix_decibels
     )
@@ -215,12 +227,14 @@ def eval_plan(
         total = np.cumsum(np.minimum(num_samples[order], max(bucket_samples)))
         count = np.searchsorted(total, max_hours * 3600 * SAMPLE_RATE, side="right")
         chosen = np.sort(order[: max(count, 1)])
-    buckets = _merge_up(_assign(num_samples, chosen, bucket_samples, units, unit_seconds))
+    buckets = _merge_up(
+        _assign(num_samples, chosen, bucket_samples=bucket_samples, units=units, unit_seconds=unit_seconds)
+    )
     return EvalPlan(num_samples, buckets, units)
 
 
 def _assign(
-    num_samples: np.ndarray, chosen: np.ndarray, bucket_samples: Sequence[int], units: int, unit_seconds: float
+    num_samples: np.ndarray, chosen: np.ndarray, *, bucket_samples: Sequence[int], units: int, unit_seconds: float
 ) -> list[Bucket]:
     """The buckets that the chosen rows fall into, shortest first, without empty ones."""
     lengths = np.array(sorted({int(n) for n in bucket_samples}), np.int64)
@@ -260,7 +274,7 @@ def _fill_longest(buckets: list[Bucket], num_samples: np.ndarray) -> list[Bucket
     return [*rest, *([shorter._replace(rows=np.sort(rows[:stay]))] if stay else []), longest]
 
 
-def _too_few_message(num_samples: np.ndarray, buckets: list[Bucket], units: int, unit_seconds: float) -> str:
+def _too_few_message(num_samples: np.ndarray, buckets: list[Bucket], *, units: int, unit_seconds: float) -> str:
     recordings = f"{len(num_samples):,} recordings ({num_samples.sum() / SAMPLE_RATE / 3600:.3f} h)"
     if not buckets:
         return f"data: there are {recordings} to train on; add audio to data.root"
@@ -298,25 +312,27 @@ def _random_words(count: int, seed: int, *stream: int) -> np.ndarray:
     return np.random.Philox(np.random.SeedSequence(entropy)).random_raw(count)
 
 
-def _crops(spare: np.ndarray, rows: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
+def _crops(spare: np.ndarray, *, rows: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
     """Uniform offsets in 0 .. spare of each row, a function of (seed, epoch, row). 0 where the row is not cropped."""
-    mixed = _words_of(rows, epochs, seed, _CROP)
+    mixed = _words_of(rows, epochs, seed=seed, stream=_CROP)
     return (mixed % (np.maximum(spare, 0) + 1).astype(np.uint64)).astype(np.int64)
 
 
 def _speeds(
-    filled: np.ndarray, rows: np.ndarray, epochs: np.ndarray, seed: int, limits: tuple[float, float]
+    filled: np.ndarray, *, rows: np.ndarray, epochs: np.ndarray, seed: int, limits: tuple[float, float]
 ) -> np.ndarray:
     """Uniform speeds within the limits, a function of (seed, epoch, row).
 
     `filled` is the recording's share of its row. At no speed is a recording longer than the row; 1 where it is cropped.
     """
     lowest, highest = np.clip(filled, *limits), limits[1]
-    share = _words_of(rows, epochs, seed, _SPEED) / 2.0**64
+    share = _words_of(rows, epochs, seed=seed, stream=_SPEED) / 2.0**64
     return np.where(filled > 1, 1.0, lowest + share * (highest - lowest))
 
 
-def _mixes(rows: np.ndarray, epochs: np.ndarray, seed: int, prob: float, decibels: tuple[float, float]) -> Mix | None:
+def _mixes(
+    rows: np.ndarray, epochs: np.ndarray, *, seed: int, prob: float, decibels: tuple[float, float]
+) -> Mix | None:
     """The mix of a batch: of each row a function of (seed, epoch, row), and of the other rows of its batch.
 
     None in a batch of one row.
@@ -324,15 +340,15 @@ def _mixes(rows: np.ndarray, epochs: np.ndarray, seed: int, prob: float, decibel
     count, own = len(rows), np.arange(len(rows))
     if count < 2:
         return None
-    uniform = lambda stream: (_words_of(rows, epochs, seed, stream) >> np.uint64(11)) / 2.0**53
-    others = (_words_of(rows, epochs, seed, _MIX_OTHER) % np.uint64(count - 1)).astype(np.int64)
+    uniform = lambda stream: (_words_of(rows, epochs, seed=seed, stream=stream) >> np.uint64(11)) / 2.0**53
+    others = (_words_of(rows, epochs, seed=seed, stream=_MIX_OTHER) % np.uint64(count - 1)).astype(np.int64)
     others = np.where(uniform(_MIX) < prob, others + (others >= own), NO_OTHER)
     lowest, highest = decibels
     louder = lowest + uniform(_MIX_DECIBELS) * (highest - lowest)
-    return Mix(others, uniform(_MIX_LENGTH), uniform(_MIX_FROM), uniform(_MIX_TO), louder)
+    return Mix(others, lengths=uniform(_MIX_LENGTH), froms=uniform(_MIX_FROM), tos=uniform(_MIX_TO), decibels=louder)
 
 
-def _words_of(rows: np.ndarray, epochs: np.ndarray, seed: int, stream: int) -> np.ndarray:
+def _words_of(rows: np.ndarray, epochs: np.ndarray, *, seed: int, stream: int) -> np.ndarray:
     """A random uint64 of each row in its epoch."""
     key = _random_words(1, seed, stream)
     return _mix(_mix(key + rows.astype(np.uint64)) + epochs.astype(np.uint64))

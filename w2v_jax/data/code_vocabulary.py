@@ -100,7 +100,7 @@ class Vocabulary:
                 )
             types = np.array(content["types"], np.int64).reshape(-1, content["groups"])
             counts = np.array(content["counts"], np.int64)
-            vocabulary = Vocabulary(types, counts, content["codes"], content["model"], content["step"])
+            vocabulary = Vocabulary(types, counts, codes=content["codes"], model=content["model"], step=content["step"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a vocabulary of w2v_jax ({error})") from None
         if len(counts) != len(types) or vocabulary.size != content["size"]:
@@ -129,7 +129,9 @@ class CodeCounter:
         keys = np.array([key for key, _ in pairs], np.int64)
         powers = self.codes ** np.arange(self.groups - 1, -1, -1, dtype=np.int64)
         types = keys[:, None] // powers % self.codes
-        return Vocabulary(types, np.array([count for _, count in pairs], np.int64), self.codes, model, step)
+        return Vocabulary(
+            types, np.array([count for _, count in pairs], np.int64), codes=self.codes, model=model, step=step
+        )
 
 
 def code_text(codes: np.ndarray) -> str:

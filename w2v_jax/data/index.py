@@ -216,7 +216,18 @@ def make_index(rows: Iterable[Row], skipped: Sequence[Skip] = ()) -> Index:
     renamed = _make_unique(ids)
     notes = [f"{renamed:,} repeated ids were made unique by a number, e.g. id#2"] if renamed else []
     num_samples = frames * SAMPLE_RATE // np.maximum(rates, 1)
-    return Index(ids, paths, offsets, frames, rates, num_samples, speakers, transcripts, list(skipped), notes)
+    return Index(
+        ids,
+        paths,
+        offsets,
+        frames=frames,
+        rates=rates,
+        num_samples=num_samples,
+        speakers=speakers,
+        transcripts=transcripts,
+        skipped=list(skipped),
+        notes=notes,
+    )
 
 
 def usable(index: Index, where: str, min_seconds: float) -> Index:
@@ -272,7 +283,7 @@ def some_hours(index: Index, hours: float) -> np.ndarray:
 
 def subset(source: Source, rows: np.ndarray) -> Source:
     """The source of only these rows, numbered from 0."""
-    return _Subset(source, np.asarray(rows, np.int64), source.index.select(rows), source.form)
+    return _Subset(source, np.asarray(rows, np.int64), index=source.index.select(rows), form=source.form)
 
 
 @dataclasses.dataclass(eq=False)

@@ -99,8 +99,8 @@ def batches(
     stop = plan.steps if stop is None else stop
     reader = _Reader(normalized(source) if normalize else source, plan, targets)
     run = _tfdata if loader == "tfdata" else _threads
-    parts = run(reader, start, stop, units, workers or os.cpu_count() or 1)
-    iterator = _assemble(reader, parts, start, units, labels)
+    parts = run(reader, start, stop, units=units, workers=workers or os.cpu_count() or 1)
+    iterator = _assemble(reader, parts, start=start, units=units, labels=labels)
     _open_iterators.add(iterator)
     atexit.unregister(_close_all)
     atexit.register(_close_all)  # registers anew, so that it runs before what TensorFlow registered
@@ -205,7 +205,7 @@ class _Reader:
             part = self._played(planned, other)
         except Exception:  # it is named where its own row is read
             return content
-        return mixed(content, part, length, start, place, decibels=decibels)
+        return mixed(content, part, length=length, start=start, place=place, decibels=decibels)
 
     def _row(self, row: int, start: int, length: int) -> np.ndarray:
         content = self.source.read(row, start, length)
@@ -216,7 +216,7 @@ class _Reader:
 
 
 def _threads(
-    reader: _Reader, start: int, stop: int | None, units: tuple[int, ...], workers: int
+    reader: _Reader, start: int, stop: int | None, *, units: tuple[int, ...], workers: int
 ) -> Generator[tuple, None, None]:
     steps = itertools.count(start) if stop is None else iter(range(start, stop))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
@@ -234,7 +234,7 @@ def _threads(
 
 
 def _tfdata(
-    reader: _Reader, start: int, stop: int | None, units: tuple[int, ...], workers: int
+    reader: _Reader, start: int, stop: int | None, *, units: tuple[int, ...], workers: int
 ) -> Generator[tuple, None, None]:
     tf = _tensorflow()
     count = len(units)
@@ -259,7 +259,7 @@ def _tfdata(
 
 
 def _assemble(
-    reader: _Reader, parts: Generator[tuple, None, None], start: int, units: tuple[int, ...], labels: Labels | None
+    reader: _Reader, parts: Generator[tuple, None, None], *, start: int, units: tuple[int, ...], labels: Labels | None
 ) -> Generator[tuple[dict[str, np.ndarray], Info], None, None]:
     """Adds weights, labels and ids to the arrays of each step. Raises UserError where every row fails for long."""
     index, plan, consecutive_failures = reader.source.index, reader.plan, 0
@@ -287,7 +287,7 @@ def _assemble(
             ids = [str(index.ids[r]) if r != FILLER else "" for r in rows]
             starts = planned.starts[row].tolist()
             paths = [str(index.paths[r]) for r in rows[silent]]
-            yield batch, Info(step, planned.epoch, planned.length, ids, starts, failed, paths)
+            yield batch, Info(step, planned.epoch, planned.length, ids=ids, starts=starts, failed=failed, silent=paths)
 
 
 def _tensorflow():

@@ -126,7 +126,12 @@ def with_targets(source: Source, folders: Sequence[Units], *, where: str) -> tup
         labelled = units.labelled_samples()[rows[:, column]]
         fits = there & (np.abs(index.num_samples - labelled) <= TOLERANCE)
         for row in np.flatnonzero(keep & ~fits).tolist():
-            skips.append(Skip(f"{index.paths[row]} ({index.ids[row]})", _reason(index, row, labelled[row], there[row])))
+            skips.append(
+                Skip(
+                    f"{index.paths[row]} ({index.ids[row]})",
+                    _reason(index, row, labelled=labelled[row], there=there[row]),
+                )
+            )
         keep &= fits
     if len(index) and not keep.any():
         example = folders[0].index.ids[0]
@@ -153,7 +158,7 @@ def _find(ids: np.ndarray, units: Index, rows: np.ndarray) -> np.ndarray:
     return there
 
 
-def _reason(index: Index, row: int, labelled: int, there: bool) -> str:
+def _reason(index: Index, row: int, *, labelled: int, there: bool) -> str:
     if not there:
         return NO_UNITS
     audio = index.num_samples[row] / SAMPLE_RATE

@@ -189,14 +189,14 @@ def build_alphabet(
         )
     letters = kind == "letters"
     boundaries = [BOUNDARY] if letters else []
-    counts, invisible = _count_tokens(Alphabet((BLANK,), kind, casing, remove), transcripts)
+    counts, invisible = _count_tokens(Alphabet((BLANK,), kind, casing=casing, remove=remove), transcripts)
     rare = sorted(token for token, count in counts.items() if count < min_count and token not in boundaries)
     frequent = sorted(token for token in counts if token not in {*rare, *boundaries})
     if not frequent:
         often = f" that occurs data.min_count={min_count} times" if counts else ""
         raise TooFew(f"data.root: there is nothing to learn: no recording has a transcript with a token{often}", ())
     tokens = (BLANK, *boundaries, *frequent)
-    alphabet = Alphabet(tokens, kind, casing, _with_letters(remove, rare) if letters else remove)
+    alphabet = Alphabet(tokens, kind, casing=casing, remove=_with_letters(remove, rare) if letters else remove)
     return alphabet, {t: counts[t] for t in tokens[1:]}, {t: counts[t] for t in rare} | invisible
 
 
@@ -354,7 +354,9 @@ def labelled(
         max_tokens = labels.width(int(lengths[bucket])) if bucket < len(lengths) else None
         if is_missing(text):
             skips.append(_skip(index, row, NO_TRANSCRIPT))
-        elif reason := _why_unusable(ids, unknown, samples, int(frames(samples)), max_tokens):
+        elif reason := _why_unusable(
+            ids, unknown=unknown, samples=samples, frames=int(frames(samples)), max_tokens=max_tokens
+        ):
             skips.append(_skip(index, row, reason))
         else:
             usable_rows.append(row)
@@ -374,7 +376,7 @@ def _skip(index: Index, row: int, reason: str) -> Skip:
     return Skip(f"{index.paths[row]} ({index.ids[row]})", reason)
 
 
-def _why_unusable(ids: np.ndarray, unknown: list[str], samples: int, frames: int, max_tokens: int | None) -> str:
+def _why_unusable(ids: np.ndarray, *, unknown: list[str], samples: int, frames: int, max_tokens: int | None) -> str:
     """Why a transcript cannot be learnt; empty if it can. max_tokens: what its bucket holds; None if it fits none."""
     if unknown:
         names = " ".join(dict.fromkeys(map(_name, unknown)))

@@ -103,7 +103,7 @@ class _Node:
 
     __slots__ = ("__weakref__", "depth", "lm", "parent", "prior", "state", "token", "trie", "words")
 
-    def __init__(self, parent, token, words, lm, prior, state, trie):
+    def __init__(self, parent, token, *, words, lm, prior, state, trie):
         self.parent: _Node | None = parent
         self.depth: int = parent.depth + 1 if parent else 0
         self.token, self.words, self.lm, self.prior = token, words, lm, prior
@@ -145,7 +145,7 @@ class _Prefixes:
         self.max_length = math.inf if settings.lexicon is not None else settings.lm.longest if settings.lm else 0
         self.scores_tokens = settings.lm is not None and settings.lm_unit == "token"
         state = settings.lm.start() if settings.lm else ()
-        self.root = _Node(None, self.boundary, 0, 0.0, 0.0, state, self.trie)
+        self.root = _Node(None, self.boundary, words=0, lm=0.0, prior=0.0, state=state, trie=self.trie)
         self.nodes: weakref.WeakValueDictionary[tuple[_Node, int], _Node] = weakref.WeakValueDictionary()
 
     def child(self, node: _Node, token: int) -> _Node | None:
@@ -206,7 +206,7 @@ class _Prefixes:
             trie = _descend(trie, text)
             if trie is None:
                 return None
-        child = _Node(node, token, words, lm, prior, state, trie)
+        child = _Node(node, token, words=words, lm=lm, prior=prior, state=state, trie=trie)
         if self.scores_tokens:
             score, child.state = self._lm_score(node.state, text)
             child.lm, child.prior = child.lm + score, child.prior + self.settings.lm_weight * score
@@ -241,7 +241,7 @@ class _Prefixes:
             score = settings.lm.end(state)
             if score > NEVER:
                 lm, prior = lm + score, prior + settings.lm_weight * score
-        return Hypothesis(node.ids(), acoustic + prior, acoustic, lm, words)
+        return Hypothesis(node.ids(), score=acoustic + prior, acoustic=acoustic, lm=lm, words=words)
 
 
 @functools.lru_cache(maxsize=2)
@@ -288,7 +288,9 @@ def beam_search(log_probs: np.ndarray, tokens: Sequence[str], settings: Search) 
             best[node] = max(score, best.get(node, NEVER))
         hypotheses = [prefixes.finish(node, score) for node, score in best.items()]
     ends = [hypothesis for hypothesis in hypotheses if hypothesis is not None]
-    return ranked(ends, prefixes.boundary, settings.n_best) or [Hypothesis((), NEVER, NEVER, 0.0, 0)]
+    return ranked(ends, prefixes.boundary, settings.n_best) or [
+        Hypothesis((), score=NEVER, acoustic=NEVER, lm=0.0, words=0)
+    ]
 
 
 class _Beam(NamedTuple):
@@ -321,7 +323,7 @@ def _next_beam(beam: _Beam, frame: np.ndarray, prefixes: _Prefixes, *, priors: d
         prior[i, k] = priors[nodes[i]][tried[k]] = NEVER if child is None else child.prior
     old_scores = _combine(settings, ends_blank, ends_token) + np.array([node.prior for node in nodes])
     new_scores = np.where(extended > NEVER, extended + prior, NEVER)
-    best = _best(np.concatenate([old_scores, new_scores.ravel()]), nodes, tried, prefixes)
+    best = _best(np.concatenate([old_scores, new_scores.ravel()]), nodes, tried=tried, prefixes=prefixes)
     old, (parents, columns) = best[best < len(nodes)], np.divmod(best[best >= len(nodes)] - len(nodes), len(tried) or 1)
     children = [prefixes.child(nodes[i], int(tried[k])) for i, k in zip(parents.tolist(), columns.tolist())]
     return _Beam(
@@ -348,7 +350,7 @@ def _merge(
                 extended[j, k] = NEVER
 
 
-def _best(scores: np.ndarray, nodes: list[_Node], tried: np.ndarray, prefixes: _Prefixes) -> np.ndarray:
+def _best(scores: np.ndarray, nodes: list[_Node], *, tried: np.ndarray, prefixes: _Prefixes) -> np.ndarray:
     """Indices of the best scores [N + N tried]: of nodes, then of nodes with one more token. Ids break ties."""
     settings = prefixes.settings
     best = np.flatnonzero((scores > NEVER) & (scores >= scores.max() - settings.threshold))

@@ -41,9 +41,9 @@ def words(log_probs: np.ndarray, ids: Sequence[int], tokens: Sequence[str], *, b
     return [
         Word(
             "".join(tokens[ids[place]] for place in group),
-            math.exp(sum(sure[place] for place in group) / len(group)),
-            int(spans[group[0], 0]),
-            int(spans[group[-1], 1]),
+            confidence=math.exp(sum(sure[place] for place in group) / len(group)),
+            first=int(spans[group[0], 0]),
+            last=int(spans[group[-1], 1]),
         )
         for group in groups
         if group

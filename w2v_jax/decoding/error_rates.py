@@ -32,27 +32,27 @@ def word_errors(reference: str, hypothesis: str) -> Counts:
     """Word errors of one utterance, by jiwer. White space separates words."""
     import jiwer
 
-    return _counts(reference, hypothesis, jiwer.process_words, str.split)
+    return _counts(reference, hypothesis, process=jiwer.process_words, split=str.split)
 
 
 def character_errors(reference: str, hypothesis: str) -> Counts:
     """Character errors of one utterance, by jiwer. Spaces between words are characters."""
     import jiwer
 
-    return _counts(reference, hypothesis, jiwer.process_characters, str)
+    return _counts(reference, hypothesis, process=jiwer.process_characters, split=str)
 
 
-def _counts(reference: str, hypothesis: str, process: Callable[[str, str], Any], split: Callable) -> Counts:
+def _counts(reference: str, hypothesis: str, *, process: Callable[[str, str], Any], split: Callable) -> Counts:
     reference, hypothesis = _spaced(reference), _spaced(hypothesis)
     if not reference:  # jiwer would turn insertions into an empty reference into an error rate
-        return Counts(0, 0, len(split(hypothesis)), 0)
+        return Counts(0, 0, len(split(hypothesis)), units=0)
     output = process(reference, hypothesis)
-    return Counts(output.substitutions, output.deletions, output.insertions, len(split(reference)))
+    return Counts(output.substitutions, output.deletions, output.insertions, units=len(split(reference)))
 
 
 def total(counts: Sequence[Counts]) -> Counts:
     """The sum over utterances. An empty reference adds its insertions and no unit."""
-    return Counts(*map(sum, zip(*counts, strict=True))) if counts else Counts(0, 0, 0, 0)
+    return Counts(*map(sum, zip(*counts, strict=True))) if counts else Counts(0, 0, 0, units=0)
 
 
 def alignment(reference: str, hypothesis: str) -> str:

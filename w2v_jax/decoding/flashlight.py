@@ -102,7 +102,9 @@ class Flashlight:
             if self.settings.lexicon is not None:
                 ids = self._complete_words(ids)
             score, acoustic, lm = float(result.score), float(result.emittingModelScore), float(result.lmScore)
-            hypotheses.setdefault(ids, Hypothesis(ids, score, acoustic, lm, words=len(self._words(ids))))
+            hypotheses.setdefault(
+                ids, Hypothesis(ids, score=score, acoustic=acoustic, lm=lm, words=len(self._words(ids)))
+            )
         return beam_search.ranked(hypotheses.values(), self.boundary, self.settings.n_best)
 
     def _words(self, ids: Sequence[int]) -> list[str]:

@@ -50,7 +50,7 @@ def abx_errors(
     segments: Iterable[Segment], *, tokens: int = 8, speakers: int = 8, seed: int = 0
 ) -> tuple[float, float]:
     """(error within speakers, error across speakers); nan where there is no triple."""
-    chosen = _some(segments, tokens, speakers, seed)
+    chosen = _some(segments, tokens=tokens, speakers=speakers, seed=seed)
     places: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for place, segment in enumerate(chosen):
         places[segment.speaker][segment.phone].append(place)
@@ -60,10 +60,10 @@ def abx_errors(
         for phone, other in itertools.permutations(own, 2):
             a, b = own[phone], own[other]
             if len(a) > 1:
-                within[phone, other].append(_confused(distances, a, b, a))
+                within[phone, other].append(_confused(distances, a=a, b=b, x=a))
             others = [of[phone] for name, of in places.items() if name != speaker and phone in of]
             if others:
-                across[phone, other].append(np.mean([_confused(distances, a, b, x) for x in others]))
+                across[phone, other].append(np.mean([_confused(distances, a=a, b=b, x=x) for x in others]))
     return _mean_of_means(within), _mean_of_means(across)
 
 
@@ -84,11 +84,11 @@ def warped(rows: list[np.ndarray]) -> np.ndarray:
         pairs, size = np.flatnonzero(longest == length), max(1, CELLS // length**2)
         for begin in range(0, len(pairs), size):
             i, j = first[pairs[begin : begin + size]], second[pairs[begin : begin + size]]
-            distances[i, j] = distances[j, i] = _dtw(padded[i], padded[j], lengths[i], lengths[j])
+            distances[i, j] = distances[j, i] = _dtw(padded[i], padded[j], num_x=lengths[i], num_y=lengths[j])
     return distances
 
 
-def _dtw(x: np.ndarray, y: np.ndarray, num_x: np.ndarray, num_y: np.ndarray) -> np.ndarray:
+def _dtw(x: np.ndarray, y: np.ndarray, *, num_x: np.ndarray, num_y: np.ndarray) -> np.ndarray:
     """Mean cost along the cheapest path of each pair of rows x [N P], y [N Q]. Of equal paths the shortest counts."""
     rows, width = num_x.max(), num_y.max()
     total = np.full((rows + 1, width + 1, len(x)), np.inf, np.float32)
@@ -104,7 +104,7 @@ def _dtw(x: np.ndarray, y: np.ndarray, num_x: np.ndarray, num_y: np.ndarray) -> 
     return total[num_x, num_y, pair] / steps[num_x, num_y, pair]
 
 
-def _confused(distances: np.ndarray, a: list[int], b: list[int], x: list[int]) -> float:
+def _confused(distances: np.ndarray, *, a: list[int], b: list[int], x: list[int]) -> float:
     """The share of triples in which x is nearer to b than to a; a segment is never both a and x."""
     to_a, to_b = distances[np.ix_(x, a)][:, :, None], distances[np.ix_(x, b)][:, None, :]
     wrong = (to_b < to_a) + 0.5 * (to_b == to_a)  # [X A B]
@@ -112,7 +112,7 @@ def _confused(distances: np.ndarray, a: list[int], b: list[int], x: list[int]) -
     return float(wrong[differ].mean())
 
 
-def _some(segments: Iterable[Segment], tokens: int, speakers: int, seed: int) -> list[Segment]:
+def _some(segments: Iterable[Segment], *, tokens: int, speakers: int, seed: int) -> list[Segment]:
     """At most `tokens` of each phone and speaker, of at most `speakers` speakers."""
     groups: dict[str, dict[int, list[Segment]]] = defaultdict(lambda: defaultdict(list))
     for segment in segments:

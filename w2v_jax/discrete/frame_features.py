@@ -130,7 +130,7 @@ class FrameFeatures(NamedTuple):
 
 def mfcc_features() -> FrameFeatures:
     """HuBERT's MFCC: 39 numbers, 100 frames per second."""
-    return FrameFeatures(fixed_run("mfcc", MfccEncoder()), "local", None, "even")
+    return FrameFeatures(fixed_run("mfcc", MfccEncoder()), key="local", layer=None, cut="even")
 
 
 def layer_features(run: Run, layer: int | None, *, key: str = "hidden", cut: str = "recipe") -> FrameFeatures:
@@ -138,7 +138,7 @@ def layer_features(run: Run, layer: int | None, *, key: str = "hidden", cut: str
     if key == "hidden" and layer is None:
         raise UserError(f"--run {run.path} needs --layer N: the number of a hidden state, where 0 is their input")
     check_keys(run, (key,), layer)
-    return FrameFeatures(in_float32(run), key, layer if key == "hidden" else None, cut)
+    return FrameFeatures(in_float32(run), key=key, layer=layer if key == "hidden" else None, cut=cut)
 
 
 def in_float32(run: Run) -> Run:

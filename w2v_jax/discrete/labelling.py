@@ -54,7 +54,7 @@ class Labelling(NamedTuple):
 
         def encode(rows: np.ndarray, on_skip: Callable[[int, str], None]) -> Iterator[tuple[int, np.ndarray]]:
             nonlocal tally
-            found = labelled(self.model, self.features, self.work.source, rows, on_skip=on_skip, **self.reading)
+            found = labelled(self.model, self.features, self.work.source, rows=rows, on_skip=on_skip, **self.reading)
             for row, codes, of_row in found:
                 tally = tally.plus(of_row)
                 yield row, codes.astype(settings["dtype"])
@@ -95,8 +95,8 @@ def make_labelling(
     model: UnitModel,
     features: FrameFeatures,
     source: Source,
-    out: pathlib.Path,
     *,
+    out: pathlib.Path,
     form: str,
     collapse: bool,
     part_hours: float,
@@ -111,16 +111,16 @@ def make_labelling(
     settings |= dict(**about_source, fingerprint=source.index.fingerprint())
     settings |= dict(format=form, collapse=collapse, part_hours=part_hours)
     parts = cut_into_parts(source.index.num_samples, part_hours)
-    work = PartJob(out, source, parts, settings, "labelling", UNIT_FORMATS[form])
-    return Labelling(model, features, work, reading)
+    work = PartJob(out, source, parts=parts, settings=settings, noun="labelling", suffix=UNIT_FORMATS[form])
+    return Labelling(model, features, work, reading=reading)
 
 
 def labelled(
     model: UnitModel,
     features: FrameFeatures,
     source: Source,
-    rows: np.ndarray,
     *,
+    rows: np.ndarray,
     on_skip: Callable[[int, str], None],
     **reading: Any,
 ) -> Iterator[tuple[int, np.ndarray, Tally]]:

@@ -64,9 +64,16 @@ def quality(labels: list[np.ndarray], units: list[np.ndarray], *, seed: int = 0)
     shuffled = histogram(all_labels, np.random.default_rng(seed).permutation(all_units))
     used = counts.sum(axis=1) > 0, counts.sum(axis=0) > 0
     phone_purity, cluster_purity = purities(counts)
-    lengths = mean_run([label for label, _ in known]), mean_run([unit for _, unit in known])
-    sizes = int(used[0].sum()), int(used[1].sum())
-    return Quality(phone_purity, cluster_purity, pnmi(counts), pnmi(shuffled), *sizes, *lengths)
+    return Quality(
+        phone_purity,
+        cluster_purity,
+        pnmi=pnmi(counts),
+        pnmi_by_chance=pnmi(shuffled),
+        labels=int(used[0].sum()),
+        units=int(used[1].sum()),
+        label_length=mean_run([label for label, _ in known]),
+        unit_length=mean_run([unit for _, unit in known]),
+    )
 
 
 def _entropy(share: np.ndarray) -> float:

@@ -165,7 +165,7 @@ def _predict_from_audio(quantizer: Run, run: Run, predict: Any) -> Any:
     check_keys(quantizer, ("codes",), None)
     vocabulary = vocabulary_of(quantizer)
     hop = quantizer.geometry[1]
-    if Form("codes", "int32", hop, vocabulary.digest) != run.form:
+    if Form("codes", "int32", hop=hop, made_by=vocabulary.digest) != run.form:
         raise UserError(
             f"{run.path} was not trained on codes of {quantizer.path} (step {quantizer.step}); name the run, and the "
             "step, that made them"
@@ -290,7 +290,14 @@ class Pieces:
             number = np.concatenate([np.arange(count) for count in counts])
             self.starts = number * max_samples
             lengths = np.minimum(np.repeat(num_samples, counts) - self.starts, max_samples)
-            self._set(source, rows, counts, lengths, (lengths - field) // hop + 1, np.zeros_like(lengths))
+            self._set(
+                source,
+                rows,
+                counts=counts,
+                lengths=lengths,
+                sizes=(lengths - field) // hop + 1,
+                leads=np.zeros_like(lengths),
+            )
             self.max_samples = max_samples
             return
         frames, capacity = (num_samples - field) // hop + 1, (max_samples - field) // hop + 1
@@ -302,10 +309,12 @@ class Pieces:
         begin, end = np.maximum(first - margin, 0), np.minimum(first + size + margin, total)
         self.starts = begin * hop
         lengths = np.where(end == total, np.repeat(num_samples, counts) - self.starts, (end - begin - 1) * hop + field)
-        self._set(source, rows, counts, lengths, np.minimum(size, total - first), first - begin)
+        self._set(
+            source, rows, counts=counts, lengths=lengths, sizes=np.minimum(size, total - first), leads=first - begin
+        )
         self.max_samples = max_samples + hop  # the last piece ends with samples that make no whole frame
 
-    def _set(self, source: Source, rows: Any, counts: Any, lengths: Any, sizes: Any, leads: Any) -> None:
+    def _set(self, source: Source, rows: Any, *, counts: Any, lengths: Any, sizes: Any, leads: Any) -> None:
         self.source, self.form = source, source.form
         self.leads, self.sizes = leads, sizes
         self.rows = np.repeat(rows, counts)

@@ -83,7 +83,7 @@ class Model:
         features, text = self._features_and_text(keys, layer)
         if not waves:
             return []
-        self._check_size(source, features, layer, text)
+        self._check_size(source, features=features, layer=layer, text=text)
         outputs: list[dict[str, Any]] = [{} for _ in waves]
 
         def refuse(row: int, reason: str) -> None:
@@ -114,7 +114,7 @@ class Model:
         check_keys(run, features, layer)
         return features, len(features) < len(requested)
 
-    def _check_size(self, source: Arrays, features: tuple[str, ...], layer: Layer, text: bool) -> None:
+    def _check_size(self, source: Arrays, *, features: tuple[str, ...], layer: Layer, text: bool) -> None:
         hop = (self.quantizer or self.run).geometry[1]
         numbers = 0
         for key in features + (LOGITS if text else ()):

@@ -194,7 +194,7 @@ def decoder_of(search: Search | None, alphabet: Alphabet, kind: str = "own") -> 
     """
     if search is None:
         return lambda frames: [_best_path(frames)]
-    empty = Hypothesis((), 0.0, 0.0, 0.0, 0)
+    empty = Hypothesis((), score=0.0, acoustic=0.0, lm=0.0, words=0)
     if kind == "flashlight":
         decoder = flashlight.Flashlight(alphabet.tokens, search, spell=alphabet.split)
         return lambda frames: decoder.search(frames) or [empty]
@@ -203,4 +203,4 @@ def decoder_of(search: Search | None, alphabet: Alphabet, kind: str = "own") -> 
 
 def _best_path(frames: np.ndarray) -> Hypothesis:
     score = float(frames.max(axis=1).sum()) if len(frames) else 0.0
-    return Hypothesis(beam_search.greedy(frames), score, score, 0.0, 0)
+    return Hypothesis(beam_search.greedy(frames), score=score, acoustic=score, lm=0.0, words=0)

@@ -152,7 +152,9 @@ def open_run(path: Any, step: int | str | None = None, random: bool = False) -> 
         params, extra, step, _, chosen = read_weights(path, config, step)
     digest = digest_of((params, extra))
     params, extra = jax.device_put((params, extra))
-    return Run(config, method, params, extra, int(step), digest, path, form, chosen)
+    return Run(
+        config, method, params=params, extra=extra, step=int(step), digest=digest, path=path, form=form, chosen=chosen
+    )
 
 
 def fixed_run(name: str, encoder: Any) -> Run:
@@ -165,8 +167,8 @@ def fixed_run(name: str, encoder: Any) -> Run:
         raise NotImplementedError(f"{name} features are not trained")
 
     config = configs.as_config(dict(method=encoder.kind, data=dict(normalize=False)))
-    method = Method(untrained, untrained, predict, dict, encoder.frames, encoder)
-    return Run(config, method, {}, {}, 0, "", pathlib.Path(name), WAVE)
+    method = Method(untrained, untrained, predict, levels=dict, output_frames=encoder.frames, encoder=encoder)
+    return Run(config, method, params={}, extra={}, step=0, digest="", path=pathlib.Path(name), form=WAVE)
 
 
 def digest_of(tree: PyTree) -> str:

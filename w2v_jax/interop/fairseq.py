@@ -126,7 +126,7 @@ def read_fairseq(path: pathlib.Path, dictionary: pathlib.Path | None = None) -> 
             f"{path} is neither wav2vec, vq-wav2vec, wav2vec 2.0, HuBERT nor WavLM; its tensors include {shown}"
         )
     params, table = import_tensors(tensors, pairs, config, source=str(path))
-    return Imported(config, params, alphabet, notes, table)
+    return Imported(config, params, alphabet=alphabet, notes=notes, table=table)
 
 
 def _config_of(make: Callable[..., Config], path: pathlib.Path, *arguments: Any) -> Config:

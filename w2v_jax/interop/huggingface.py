@@ -86,7 +86,7 @@ def tensor_pairs(config: Config, prefix: str, head: str) -> list[TensorPair]:
         if is_relative(config):
             ours, theirs = "encoder/transformer/layers/gate", f"{prefix}encoder.layers.{layer}.attention.gru_rel_pos"
             pairs += dense_pairs(ours, f"{theirs}_linear", layer)
-            pairs.append(TensorPair(f"{ours}/scale", f"{theirs}_const", "per head", layer))
+            pairs.append(TensorPair(f"{ours}/scale", f"{theirs}_const", layout="per head", layer=layer))
     if is_relative(config):
         table = f"{prefix}encoder.layers.0.attention.rel_attn_embed.weight"
         pairs.append(TensorPair("encoder/transformer/relative_bias", table))
@@ -138,7 +138,7 @@ def read_huggingface(path: pathlib.Path, *, encoder_only: bool = False) -> Impor
     params, table = import_tensors(tensors, tensor_pairs(config, prefix, head), config, source=str(path))
     if alphabet is not None:
         params["head"] = _blank_first(params["head"], blank)
-    return Imported(config, params, alphabet, notes, table)
+    return Imported(config, params, alphabet=alphabet, notes=notes, table=table)
 
 
 def read_tensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -47,15 +47,15 @@ class TensorPair(NamedTuple):
 
 def dense_pairs(ours: str, theirs: str, layer: int | None = None, *, bias: bool = True) -> list[TensorPair]:
     """The kernel of a linear layer or a convolution, and its bias."""
-    kernel = TensorPair(f"{ours}/kernel", f"{theirs}.weight", "transposed", layer)
-    return [kernel, TensorPair(f"{ours}/bias", f"{theirs}.bias", "same", layer)] if bias else [kernel]
+    kernel = TensorPair(f"{ours}/kernel", f"{theirs}.weight", layout="transposed", layer=layer)
+    return [kernel, TensorPair(f"{ours}/bias", f"{theirs}.bias", layout="same", layer=layer)] if bias else [kernel]
 
 
 def norm_pairs(ours: str, theirs: str, layer: int | None = None) -> list[TensorPair]:
     """The scale and the bias of a normalisation."""
     return [
-        TensorPair(f"{ours}/scale", f"{theirs}.weight", "same", layer),
-        TensorPair(f"{ours}/bias", f"{theirs}.bias", "same", layer),
+        TensorPair(f"{ours}/scale", f"{theirs}.weight", layout="same", layer=layer),
+        TensorPair(f"{ours}/bias", f"{theirs}.bias", layout="same", layer=layer),
     ]
 
 
@@ -170,7 +170,7 @@ def write_run(folder: pathlib.Path, imported: Imported, origin: Mapping[str, Any
             imported.alphabet.save(partial / ALPHABET_FILE, {}, {})
         manager = checkpoint.open_checkpoints(partial / "checkpoints", keep_latest=1, keep_best=0)
         try:
-            checkpoint.save(manager, 0, State(jnp.zeros((), jnp.int32), imported.params, {}, {}))
+            checkpoint.save(manager, 0, State(jnp.zeros((), jnp.int32), imported.params, {}, opt={}))
             checkpoint.wait(manager)
         finally:
             checkpoint.close(manager)

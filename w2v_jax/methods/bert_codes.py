@@ -60,7 +60,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         init, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
-        dense = Dense(x.shape[-1], ("embed", "proj"), init, zeros, self.dtype, name="dense")
+        dense = Dense(x.shape[-1], ("embed", "proj"), kernel_init=init, bias_init=zeros, dtype=self.dtype, name="dense")
         bias = self.param("bias", part(zeros, ("vocab",)), (self.vocab_size,))
         return LayerNorm(dtype=self.dtype, name="norm")(gelu(dense(x))), bias
 
@@ -75,7 +75,7 @@ class BertCodes(nn.Module):
         self.encoder = code_encoder(config, dtype)
         self.head = Head(config.data.vocab_size, dtype)
 
-    def __call__(self, batch: CodeBatch, draws: Draws, noise=None, layer_key=None) -> jax.Array:
+    def __call__(self, batch: CodeBatch, draws: Draws, *, noise=None, layer_key=None) -> jax.Array:
         """Logits [B M vocabulary] float32 of the masked slots; noise [B] words and layer_key as in the encoder."""
         encoded = self.encoder(draws.codes, batch["num_samples"], noise=noise, layer_key=layer_key)
         x, bias = self.head(jnp.take_along_axis(encoded.context, draws.slots[..., None], axis=1))
@@ -110,12 +110,12 @@ def draw(config: Config, batch: CodeBatch, key: jax.Array) -> Draws:
     other = (noises.uniform(noises.fold(noise, Stream.RANDOM_CODES), total) * types).astype(jnp.int32)
     other = FIRST_CODE + jnp.minimum(other, types - 1)
     given = jnp.where(choice < 1 - RIGHT - RANDOM, CODE_MASK, jnp.where(choice < 1 - RIGHT, other, codes))
-    return Draws(masked, slots, used, jnp.where(masked, given, codes))
+    return Draws(masked, slots, used, codes=jnp.where(masked, given, codes))
 
 
 @jax.named_scope("loss")
 def objective(
-    config: Config, batch: CodeBatch, draws: Draws, logits: jax.Array, counts: jax.Array
+    config: Config, batch: CodeBatch, *, draws: Draws, logits: jax.Array, counts: jax.Array
 ) -> tuple[Mean, dict[str, Mean]]:
     """(the summed cross-entropy of the masked frames with their number; the metrics). counts: see `first_counts`."""
     codes, used = batch["codes"], draws.used.astype(jnp.float32)
@@ -187,10 +187,10 @@ def make(config: Config) -> Method:
         draws = draw(config, batch, key)
         noise = noises.fold(noises.row_noise(key, batch["row"]), Stream.CODE_NETWORK) if train else None
         layer_key = jax.random.fold_in(key, Stream.LAYER_DROP.number) if train else None
-        logits: Any = model.apply({"params": params}, batch, draws, noise, layer_key)
+        logits: Any = model.apply({"params": params}, batch, draws, noise=noise, layer_key=layer_key)
         after = count_codes(config, extra, batch, step=step) if train else extra
         counts = after["seen"] if train else extra["seen"] + extra["new"]
-        total, metrics = objective(config, batch, draws, logits, counts)
+        total, metrics = objective(config, batch, draws=draws, logits=logits, counts=counts)
         return total, (after, metrics)
 
     def predict(params, extra, batch):
@@ -200,4 +200,4 @@ def make(config: Config) -> Method:
         types = config.data.vocab_size - FIRST_CODE  # one that only counts reaches the metric `unigram_loss`
         return {"loss_chance": math.log(types), "accuracy_chance": 1.0 / types}
 
-    return Method(init, loss, predict, levels, encoder.frames, encoder)
+    return Method(init, loss, predict, levels=levels, output_frames=encoder.frames, encoder=encoder)

@@ -59,7 +59,7 @@ def draw(config: Config, batch: Batch, key: jax.Array) -> jax.Array:
 
 @jax.named_scope("loss")
 def objective(
-    config: Config, batch: Batch, local: jax.Array, predictions: jax.Array, distractors: jax.Array
+    config: Config, batch: Batch, *, local: jax.Array, predictions: jax.Array, distractors: jax.Array
 ) -> tuple[Mean, dict[str, Mean]]:
     """(the summed loss with its weight, the number of (frame, step) pairs that have a distractor; the metrics).
 
@@ -95,7 +95,9 @@ def make(config: Config) -> Method:
 
     def loss(params, extra, batch, key, step, *, train):
         encoded, predictions = cast(Any, model.apply({"params": params}, batch))
-        total, metrics = objective(config, batch, encoded.local, predictions, draw(config, batch, key))
+        total, metrics = objective(
+            config, batch, local=encoded.local, predictions=predictions, distractors=draw(config, batch, key)
+        )
         return total, (extra, metrics)
 
     def predict(params, extra, batch):
@@ -104,4 +106,4 @@ def make(config: Config) -> Method:
     def levels():
         return {"loss_chance": math.log(entries), "accuracy_chance": 1.0 / entries}
 
-    return Method(init, loss, predict, levels, encoder.frames, encoder)
+    return Method(init, loss, predict, levels=levels, output_frames=encoder.frames, encoder=encoder)

@@ -45,7 +45,7 @@ class CTCModel(nn.Module):
         self.acoustic = acoustic_model(config.acoustic, dtype)
         # Near zero: CTC would align to large random logits, and a model could then only learn its utterances by heart.
         init, zeros = nn.initializers.variance_scaling(1e-4, "fan_avg", "uniform"), nn.initializers.zeros
-        self.head = Dense(config.acoustic.outputs, ("embed", None), init, zeros)
+        self.head = Dense(config.acoustic.outputs, ("embed", None), kernel_init=init, bias_init=zeros)
         if config.acoustic.input == "weighted":
             layers = self.encoder.hidden_states
             if not layers:
@@ -94,7 +94,7 @@ class CTCModel(nn.Module):
             masked, channels = draw_spec_augment(self.config.masking, words, frames, total=total, width=width)
             x = jnp.where(masked[..., None] | channels[:, None], jnp.zeros((), x.dtype), x)
         noise = noises.fold(noise, Stream.ACOUSTIC_MODEL)
-        x, frames = self.acoustic(x, encoded.num_frames, noise, layer_key)
+        x, frames = self.acoustic(x, encoded.num_frames, noise=noise, layer_key=layer_key)
         x = noises.dropout(x, acoustic.head_dropout, noises.fold(noise, Stream.NETWORK_OUTPUT))
         return self.head(x.astype(jnp.float32)), frames
 
@@ -128,7 +128,7 @@ def draw_spec_augment(
 @jax.named_scope("loss")
 def objective(logits: jax.Array, frames: jax.Array, batch: Any, *, train: bool) -> tuple[Mean, dict[str, Mean]]:
     """(the summed loss of the utterances that can be aligned, with their number; the metrics)."""
-    nll, possible = losses.ctc(logits, frames, batch["tokens"], batch["num_tokens"])
+    nll, possible = losses.ctc(logits, num_frames=frames, tokens=batch["tokens"], num_tokens=batch["num_tokens"])
     used = batch["weight"] * possible
     total, count = jnp.where(used > 0, nll * used, 0.0).sum(), used.sum()
     tokens = (used * batch["num_tokens"]).sum()
@@ -140,7 +140,7 @@ def objective(logits: jax.Array, frames: jax.Array, batch: Any, *, train: bool) 
         "impossible_share": Mean((batch["weight"] * ~possible).sum(), batch["weight"].sum()),
     }
     if not train:
-        errors = losses.token_errors(logits, frames, batch["tokens"], num_tokens=batch["num_tokens"])
+        errors = losses.token_errors(logits, num_frames=frames, tokens=batch["tokens"], num_tokens=batch["num_tokens"])
         metrics["token_error"] = Mean((used * errors).sum(), tokens)
     return Mean(total, count), metrics
 
@@ -186,4 +186,4 @@ def make(config: Config) -> Method:
 
     clean = setting(config, "acoustic.clean_steps")
     early = ((clean, functools.partial(loss, noisy=False)),) if clean else ()
-    return Method(init, loss, predict, levels, output_frames, encoder, early=early)
+    return Method(init, loss, predict, levels=levels, output_frames=output_frames, encoder=encoder, early=early)

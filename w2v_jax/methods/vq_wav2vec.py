@@ -52,13 +52,19 @@ class VQWav2Vec(nn.Module):
         if q.kind == "gumbel":
             inputs = channels if q.depth == 2 else 0
             self.quantizer = GumbelQuantizer(
-                q.groups, q.codes, channels, dtype, inputs, config.encoder.activation, q.shared
+                q.groups,
+                q.codes,
+                channels,
+                dtype=dtype,
+                inputs=inputs,
+                activation=config.encoder.activation,
+                shared=q.shared,
             )
         else:
-            self.quantizer = KMeansQuantizer(q.groups, q.codes, channels, dtype, q.shared)
+            self.quantizer = KMeansQuantizer(q.groups, q.codes, channels, dtype=dtype, shared=q.shared)
         self.predictor = future_prediction.FuturePredictor(config.loss.steps, channels, dtype)
 
-    def encode(self, batch: Batch, tau: Any = 1.0, gumbel=None, moved=None) -> tuple[Encoded, Quantized]:
+    def encode(self, batch: Batch, *, tau: Any = 1.0, gumbel=None, moved=None) -> tuple[Encoded, Quantized]:
         """The encoded batch and its codes; gumbel [B F G V] noise, moved [G V E] what `revive` adds to the codes."""
         z = self.encoder.local(batch["wave"], batch["num_samples"])
         frames = num_frames(batch["num_samples"], self.config.encoder.conv_layers)
@@ -68,11 +74,13 @@ class VQWav2Vec(nn.Module):
             valid = valid_frames(frames, z.shape[1]) if self.config.encoder.padding_aware else None
             quantized = self.quantizer(z, valid, moved)
         context, hidden = self.encoder.context(quantized.vectors, batch["num_samples"])
-        return Encoded(z, z, context, hidden, frames), quantized
+        return Encoded(z, local=z, context=context, hidden=hidden, num_frames=frames), quantized
 
-    def __call__(self, batch: Batch, tau: Any = 1.0, gumbel=None, moved=None) -> tuple[Encoded, Quantized, jax.Array]:
+    def __call__(
+        self, batch: Batch, *, tau: Any = 1.0, gumbel=None, moved=None
+    ) -> tuple[Encoded, Quantized, jax.Array]:
         """As `encode`, and the predictions [B F S C], aligned to their target frames."""
-        encoded, quantized = self.encode(batch, tau, gumbel, moved)
+        encoded, quantized = self.encode(batch, tau=tau, gumbel=gumbel, moved=moved)
         return encoded, quantized, self.predictor(encoded.context, future_prediction.first_offset(self.config))
 
     def features(self, batch: Batch, moved=None) -> dict[str, Any]:
@@ -83,10 +91,12 @@ class VQWav2Vec(nn.Module):
 
 @jax.named_scope("loss")
 def objective(
-    config: Config, batch: Batch, quantized: Quantized, predictions: jax.Array, distractors: jax.Array
+    config: Config, batch: Batch, *, quantized: Quantized, predictions: jax.Array, distractors: jax.Array
 ) -> tuple[Mean, dict[str, Mean]]:
     """(the prediction loss and the quantizer's own term, per predicted (frame, step) pair; the metrics)."""
-    total, metrics = future_prediction.objective(config, batch, quantized.vectors, predictions, distractors)
+    total, metrics = future_prediction.objective(
+        config, batch, targets=quantized.vectors, predictions=predictions, distractors=distractors
+    )
     valid = future_prediction.real_frames(config, batch)
     units = num_units(config.data.unit_seconds, *batch["wave"].shape)
     pairs = future_prediction.real_pairs(config, batch).sum(axis=(1, 2))  # [B]
@@ -125,11 +135,11 @@ def make(config: Config) -> Method:
         if train and q.kind == "gumbel":
             frames = num_frames(batch["wave"].shape[1], config.encoder.conv_layers)
             gumbel = noises.gumbel(noises.fold(noise, Stream.FUTURE_GUMBEL), frames, q.groups, q.codes)
-        tau = temperature(step, *q.temperature) if q.kind == "gumbel" else jnp.float32(1.0)
-        outputs = model.apply({"params": params}, batch, tau, gumbel, extra.get("moved"))
+        tau = temperature(step, q.temperature) if q.kind == "gumbel" else jnp.float32(1.0)
+        outputs = model.apply({"params": params}, batch, tau=tau, gumbel=gumbel, moved=extra.get("moved"))
         _, quantized, predictions = cast(Any, outputs)
         distractors = future_prediction.draw(config, batch, key)
-        total, metrics = objective(config, batch, quantized, predictions, distractors)
+        total, metrics = objective(config, batch, quantized=quantized, predictions=predictions, distractors=distractors)
         if revives and train:
             valid = future_prediction.real_frames(config, batch)
             codebook = jax.lax.stop_gradient(params["quantizer"]["codebook"])
@@ -154,4 +164,4 @@ def make(config: Config) -> Method:
         limits = {"perplexity_floor": float(q.groups), "perplexity_max": float(q.groups * q.codes)}
         return future_prediction.levels(config) | limits
 
-    return Method(init, loss, predict, levels, encoder.frames, encoder, reusable=False)
+    return Method(init, loss, predict, levels=levels, output_frames=encoder.frames, encoder=encoder, reusable=False)

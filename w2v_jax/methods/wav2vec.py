@@ -32,7 +32,9 @@ def make(config: Config) -> Method:
     def loss(params, extra, batch, key, step, *, train):
         encoded, predictions = cast(Any, model.apply({"params": params}, batch))
         distractors = future_prediction.draw(config, batch, key)
-        total, metrics = future_prediction.objective(config, batch, encoded.local, predictions, distractors)
+        total, metrics = future_prediction.objective(
+            config, batch, targets=encoded.local, predictions=predictions, distractors=distractors
+        )
         return total, (extra, metrics)
 
     def predict(params, extra, batch):
@@ -41,4 +43,4 @@ def make(config: Config) -> Method:
     def levels():
         return future_prediction.levels(config)
 
-    return Method(init, loss, predict, levels, encoder.frames, encoder)
+    return Method(init, loss, predict, levels=levels, output_frames=encoder.frames, encoder=encoder)

@@ -76,11 +76,11 @@ class Wav2Vec2(nn.Module):
         self.encoder = wav2vec2_encoder(config, dtype)
         if not q.groups:
             return
-        self.quantizer = GumbelQuantizer(q.groups, q.codes, q.dim, dtype)
-        self.target_proj = linear(width, q.dim, ("codes", "proj"), dtype)
-        self.context_proj = linear(width, config.encoder.width, ("embed", "proj"), dtype)
+        self.quantizer = GumbelQuantizer(q.groups, q.codes, q.dim, dtype=dtype)
+        self.target_proj = linear(width, q.dim, ("codes", "proj"), dtype=dtype)
+        self.context_proj = linear(width, config.encoder.width, ("embed", "proj"), dtype=dtype)
 
-    def __call__(self, batch: Batch, draws: Draws, tau: jax.Array, noise=None, layer_key=None) -> Prediction:
+    def __call__(self, batch: Batch, draws: Draws, tau: jax.Array, *, noise=None, layer_key=None) -> Prediction:
         """noise [B] words and layer_key switch dropouts and LayerDrop on; tau is the Gumbel temperature."""
         encoded = self.encoder(
             batch["wave"], batch["num_samples"], masked=draws.masked, noise=noise, layer_key=layer_key
@@ -93,7 +93,9 @@ class Wav2Vec2(nn.Module):
         targets, codebook = self.target_proj(quantized.vectors), None
         if draws.codebook is not None:
             codebook = self.target_proj(self.quantizer.lookup(draws.codebook))
-        return Prediction(encoded, self.context_proj(context), targets, quantized, codebook)
+        return Prediction(
+            encoded, context=self.context_proj(context), targets=targets, quantized=quantized, codebook=codebook
+        )
 
     def features(self, batch: Batch) -> dict[str, Any]:
         """Local features, context, all hidden states and codes of every frame, without masking or noise."""
@@ -132,17 +134,17 @@ def draw(config: Config, batch: Batch, key: jax.Array, *, train: bool) -> Draws:
             noises.fold(noise, Stream.CODEBOOK_DISTRACTORS), size, contrast.codebook_negatives, q.groups
         )
         codebook = jnp.minimum((choice * q.codes).astype(jnp.int32), q.codes - 1)
-    return Draws(masked, slots, used, gumbel, distractors, codebook)
+    return Draws(masked, slots, used, gumbel=gumbel, distractors=distractors, codebook=codebook)
 
 
 @jax.named_scope("loss")
-def objective(config: Config, batch: Batch, draws: Draws, prediction: Prediction) -> tuple[Mean, dict[str, Mean]]:
+def objective(config: Config, batch: Batch, *, draws: Draws, prediction: Prediction) -> tuple[Mean, dict[str, Mean]]:
     """(the summed loss with its weight, the number of masked frames; the metrics)."""
     units = num_units(config.data.unit_seconds, *batch["wave"].shape)
     used = draws.used.astype(jnp.float32)
     count = used.sum()
     blocks = draws.distractors.shape[0]
-    contrast = _contrast(config, draws, prediction, blocks)
+    contrast = _contrast(config, draws, prediction, blocks=blocks)
     per_row, per_unit = used.sum(axis=1), used.reshape(units, -1).sum(axis=1)
     codes_used = code_perplexity(prediction.quantized.codes, draws.used, units, size=config.quantizer.codes)
     codes_likely = prob_perplexity(prediction.quantized.logits, draws.used, units)
@@ -166,7 +168,7 @@ def objective(config: Config, batch: Batch, draws: Draws, prediction: Prediction
     return Mean(total, count), metrics
 
 
-def _contrast(config: Config, draws: Draws, prediction: Prediction, blocks: int) -> losses.Contrast:
+def _contrast(config: Config, draws: Draws, prediction: Prediction, *, blocks: int) -> losses.Contrast:
     """Contrastive terms [blocks J] of all slots; a block is what distractors are drawn from."""
 
     def block(x: jax.Array) -> jax.Array:
@@ -198,7 +200,6 @@ def _mean_square(config: Config, encoded: Encoded) -> jax.Array:
 def make(config: Config) -> Method:
     """wav2vec 2.0 for a config."""
     model, encoder = Wav2Vec2(config), wav2vec2_encoder(config, jnp.dtype(config.train.dtype))
-    start, end, decay = config.quantizer.temperature
 
     def init(key: jax.Array, batch: Batch) -> tuple[PyTree, PyTree]:
         if not config.quantizer.groups:
@@ -210,11 +211,11 @@ def make(config: Config) -> Method:
         if not config.quantizer.groups:
             raise UserError("quantizer.groups=0 is an encoder alone, which has no loss; start from it with init.run")
         draws = draw(config, batch, key, train=train)
-        tau = temperature(step, start, end, decay)
+        tau = temperature(step, config.quantizer.temperature)
         noise = noises.fold(noises.row_noise(key, batch["row"]), Stream.CONTEXT_NETWORK) if train else None
         layer_key = jax.random.fold_in(key, Stream.LAYER_DROP.number) if train else None
-        prediction: Any = model.apply({"params": params}, batch, draws, tau, noise, layer_key)
-        total, metrics = objective(config, batch, draws, prediction)
+        prediction: Any = model.apply({"params": params}, batch, draws, tau, noise=noise, layer_key=layer_key)
+        total, metrics = objective(config, batch, draws=draws, prediction=prediction)
         return total, (extra, metrics | {"temperature": Mean(tau, jnp.float32(1.0))})
 
     def predict(params, extra, batch):
@@ -229,4 +230,4 @@ def make(config: Config) -> Method:
             "perplexity_max": float(config.quantizer.groups * config.quantizer.codes),
         }
 
-    return Method(init, loss, predict, levels, encoder.frames, encoder)
+    return Method(init, loss, predict, levels=levels, output_frames=encoder.frames, encoder=encoder)

@@ -73,11 +73,11 @@ class GatedConv(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, num_frames, noise=None, layer_key=None) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x, num_frames, *, noise=None, layer_key=None) -> tuple[jax.Array, jax.Array]:
         """x [B F C], num_frames [B] -> (y [B F' D], num_frames' [B]); noise [B] words for the dropout of training."""
         for i, (channels, kernel, stride) in enumerate(self.layers):
             x = zero_padding(x, num_frames)
-            y = GatedConvLayer(channels, kernel, stride, self.dtype, name=f"layer{i}")(x)
+            y = GatedConvLayer(channels, kernel, stride, dtype=self.dtype, name=f"layer{i}")(x)
             y = LayerNorm("conv", self.dtype, name=f"norm{i}")(y) if self.residual else y
             y = noises.dropout(y, self.dropout, noises.fold(noise, i))
             x = x + y if self.residual and stride == 1 and x.shape[-1] == y.shape[-1] else y
@@ -95,24 +95,24 @@ class TransformerStack(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, num_frames, noise=None, layer_key=None) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x, num_frames, *, noise=None, layer_key=None) -> tuple[jax.Array, jax.Array]:
         """As in `GatedConv`; layer_key draws the layers that are dropped."""
         x = zero_padding(x, num_frames)
         joined = -(-x.shape[1] // self.stride)
         x = jnp.pad(x, ((0, 0), (0, joined * self.stride - x.shape[1]), (0, 0)))
         x = x.reshape(x.shape[0], joined, x.shape[2] * self.stride)
         num_frames = -(-num_frames // self.stride)
-        x = linear(self.width, x.shape[-1], ("conv", "embed"), self.dtype, "projection")(x)
+        x = linear(self.width, x.shape[-1], ("conv", "embed"), dtype=self.dtype, name="projection")(x)
         x = noises.dropout(x, self.input_dropout, noises.fold(noise, Stream.NETWORK_INPUT))
         transformer = Transformer(**self.fields, dtype=self.dtype, name="transformer")
-        return transformer(x, num_frames, noise, layer_key).output, num_frames
+        return transformer(x, num_frames, noise=noise, layer_key=layer_key).output, num_frames
 
 
 class Identity(nn.Module):
     """No acoustic model: the linear layer reads the encoder."""
 
     @nn.compact
-    def __call__(self, x, num_frames, noise=None, layer_key=None) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x, num_frames, *, noise=None, layer_key=None) -> tuple[jax.Array, jax.Array]:
         return x, num_frames
 
 
@@ -129,13 +129,13 @@ def acoustic_model(acoustic: Any, dtype: Any) -> nn.Module:
         for channels, kernel, _ in acoustic.conv_layers:
             if channels % 2 or not kernel % 2:
                 raise UserError(f"acoustic.conv_layers: needs even channels and odd kernels, got {channels}, {kernel}")
-        return GatedConv(acoustic.conv_layers, acoustic.dropout, acoustic.residual, dtype)
+        return GatedConv(acoustic.conv_layers, acoustic.dropout, residual=acoustic.residual, dtype=dtype)
     if acoustic.kind != "transformer":
         raise UserError(f"acoustic.kind is {acoustic.kind!r}; it is 'linear', 'conv' or 'transformer'")
     check_divides(acoustic, "width", ("heads", "pos_groups"), where="acoustic.")
     fields = dict(pre_norm=True, attention_dropout=acoustic.dropout, mlp_dropout=acoustic.dropout, layer_drop=0.0)
     fields |= transformer_fields(acoustic)
-    return TransformerStack(acoustic.stride, acoustic.width, acoustic.dropout, fields, dtype)
+    return TransformerStack(acoustic.stride, acoustic.width, input_dropout=acoustic.dropout, fields=fields, dtype=dtype)
 
 
 def frame_middles(acoustic: Any, frames: np.ndarray) -> np.ndarray:

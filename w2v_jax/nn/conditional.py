@@ -12,14 +12,13 @@ import jax.numpy as jnp
 from w2v_jax.core.types import PyTree
 
 
-def unless_dropped(
-    layer: Callable[..., jax.Array], keep: jax.Array, params: Any, x: jax.Array, *rest: Any
-) -> jax.Array:
-    """layer(params, x, *rest) where keep is True, else x; a layer that is dropped is not computed, nor its gradient.
+def unless_dropped(layer: Callable[..., jax.Array], keep: jax.Array, inputs: tuple[Any, ...]) -> jax.Array:
+    """layer(*inputs) where keep is True, else x; a layer that is dropped is not computed, nor its gradient.
+
+    inputs: (params, x, ...); those after x are integers and have no gradient.
 
     JAX's own gradient of a `cond` would return everything that it needs from the branches, with copies of the
     parameters. Here the branches return only what the layer has computed, and the gradient reads the inputs themselves.
-    The arrays in `rest` are integers and have no gradient.
     """
 
     @jax.custom_vjp
@@ -43,8 +42,8 @@ def unless_dropped(
         y, computed = jax.lax.cond(keep, kept, dropped, *inputs)
         tree, places = made
 
-        def gradient(g, computed, params, x, *rest):
-            flat, others = jax.tree.leaves((params, x, *rest)), iter(computed)
+        def gradient(g, computed, *inputs):
+            flat, others = jax.tree.leaves(inputs), iter(computed)
             return jax.tree.unflatten(tree, [next(others) if i is None else flat[i] for i in places])(g)
 
         return y, (keep, inputs, computed, jax.tree_util.Partial(gradient))
@@ -56,7 +55,7 @@ def unless_dropped(
         return None, of_params, of_x, *jax.tree.map(lambda _: None, inputs[2:])
 
     chosen.defvjp(forward, backward)
-    return chosen(keep, params, x, *rest)
+    return chosen(keep, *inputs)
 
 
 def not_a_broadcast(primitive: Any, *_: Any, **__: Any) -> bool:

@@ -91,18 +91,18 @@ class Wav2Vec2Encoder(FrameEncoder):
         """wave [B T]. Masked frames become the learned vector; hidden channels of the Transformer's input become 0."""
         frontend = ConvFrontend(
             self.conv_layers,
-            self.conv_norm,
-            self.conv_bias,
-            self.padding_aware,
-            self.remat_frontend,
-            self.convolution,
-            self.dtype,
+            norm=self.conv_norm,
+            use_bias=self.conv_bias,
+            padding_aware=self.padding_aware,
+            remat=self.remat_frontend,
+            convolution=self.convolution,
+            dtype=self.dtype,
             name="frontend",
         )
         features = scale_gradient(frontend(wave, num_samples), self.conv_grad_scale)
         valid = self.frames(num_samples)
         local = LayerNorm("conv", self.dtype, name="local_norm")(features)
-        x = linear(self.width, features.shape[-1], ("conv", "embed"), self.dtype, "projection")(local)
+        x = linear(self.width, features.shape[-1], ("conv", "embed"), dtype=self.dtype, name="projection")(local)
         x = noises.dropout(x, self.input_dropout, noises.fold(noise, Stream.NETWORK_INPUT))
         mask_vector = self.param("mask_vector", part(nn.initializers.uniform(1.0), ("embed",)), (self.width,))
         if masked is not None:
@@ -111,8 +111,8 @@ class Wav2Vec2Encoder(FrameEncoder):
             x = jnp.where(channels[:, None], jnp.zeros((), x.dtype), x)
         x = nn.with_logical_constraint(x, ("batch", "frames", None))
         transformer = Transformer(**self.transformer, dtype=self.dtype, name="transformer")
-        context = transformer(x, valid, noise, layer_key, collect=collect)
-        return Encoded(features, local, context.output, context.hidden, valid)
+        context = transformer(x, valid, noise=noise, layer_key=layer_key, collect=collect)
+        return Encoded(features, local=local, context=context.output, hidden=context.hidden, num_frames=valid)
 
 
 def wav2vec2_encoder(config: Config, dtype: Any) -> Wav2Vec2Encoder:
@@ -162,13 +162,13 @@ class CausalEncoder(FrameEncoder):
     def setup(self) -> None:
         self.frontend = ConvFrontend(
             self.conv_layers,
-            self.conv_norm,
-            self.conv_bias,
-            self.padding_aware,
-            self.remat_frontend,
-            self.convolution,
-            self.dtype,
-            self.activation,
+            norm=self.conv_norm,
+            use_bias=self.conv_bias,
+            padding_aware=self.padding_aware,
+            remat=self.remat_frontend,
+            convolution=self.convolution,
+            dtype=self.dtype,
+            activation=self.activation,
             kaiming=False,
         )
         self.aggregator = self.context_net.copy()
@@ -189,7 +189,7 @@ class CausalEncoder(FrameEncoder):
         """wave [B T]. It has no dropout; its hidden states are always there."""
         z = self.local(wave, num_samples)
         context, hidden = self.context(z, num_samples)
-        return Encoded(z, z, context, hidden, self.frames(num_samples))
+        return Encoded(z, local=z, context=context, hidden=hidden, num_frames=self.frames(num_samples))
 
 
 def causal_encoder(config: Config, dtype: Any) -> CausalEncoder:
@@ -198,14 +198,14 @@ def causal_encoder(config: Config, dtype: Any) -> CausalEncoder:
     if encoder.context == "conv":
         net: Any = ConvContext(
             encoder.context_kernels,
-            encoder.context_skip,
-            encoder.context_zero_pad,
-            encoder.activation,
-            encoder.convolution,
-            dtype,
+            skip=encoder.context_skip,
+            zero_pad=encoder.context_zero_pad,
+            activation=encoder.activation,
+            convolution=encoder.convolution,
+            dtype=dtype,
         )
     elif encoder.context in ("gru", "lstm"):
-        net = Recurrent(encoder.context, encoder.width, encoder.layers, dtype)
+        net = Recurrent(encoder.context, encoder.width, encoder.layers, dtype=dtype)
     else:
         raise UserError(f"encoder.context is {encoder.context!r}; it is 'conv', 'gru' or 'lstm'")
     return CausalEncoder(
@@ -264,8 +264,8 @@ class CodeEncoder(FrameEncoder):
         local = jnp.where(known[..., None], local, jnp.nan).astype(self.dtype)
         local = nn.with_logical_constraint(local, ("batch", "frames", None))
         frames = jnp.minimum(self.frames(num_samples), codes.shape[1])
-        context = self.transformer(local, frames, noise, layer_key, collect=collect)
-        return Encoded(local, local, context.output, context.hidden, frames)
+        context = self.transformer(local, frames, noise=noise, layer_key=layer_key, collect=collect)
+        return Encoded(local, local=local, context=context.output, hidden=context.hidden, num_frames=frames)
 
     def similarity(self, x: jax.Array) -> jax.Array:
         """Inner products of x [... D] with the vector of each code, float32 [... vocabulary]: the tied output."""
@@ -280,7 +280,7 @@ def code_encoder(config: Config, dtype: Any) -> CodeEncoder:
     keys = ("heads", "pos_groups") if encoder.positions == "conv" else ("heads",)
     check_divides(encoder, "width", keys, where="encoder.")
     fields = transformer_fields(encoder) | dict(remat=encoder.remat_layers)
-    return CodeEncoder(config.data.vocab_size, encoder.width, encoder.hop, fields, dtype)
+    return CodeEncoder(config.data.vocab_size, encoder.width, hop=encoder.hop, fields=fields, dtype=dtype)
 
 
 class LogMelEncoder(FrameEncoder):
@@ -299,7 +299,7 @@ class LogMelEncoder(FrameEncoder):
     def __call__(self, wave, num_samples, *, masked=None, channels=None, noise=None, layer_key=None, collect=False):
         """wave [B T]."""
         mel = logmel.log_mel(wave).astype(self.dtype)
-        return Encoded(mel, mel, mel, None, self.frames(num_samples))
+        return Encoded(mel, local=mel, context=mel, hidden=None, num_frames=self.frames(num_samples))
 
 
 class MfccEncoder(FrameEncoder):
@@ -318,7 +318,7 @@ class MfccEncoder(FrameEncoder):
     def __call__(self, wave, num_samples, *, masked=None, channels=None, noise=None, layer_key=None, collect=False):
         """wave [B T]."""
         cepstra = mfcc.mfcc(wave, num_samples).astype(self.dtype)
-        return Encoded(cepstra, cepstra, cepstra, None, self.frames(num_samples))
+        return Encoded(cepstra, local=cepstra, context=cepstra, hidden=None, num_frames=self.frames(num_samples))
 
 
 def log_mel_encoder(config: Config, dtype: Any) -> LogMelEncoder:
@@ -345,7 +345,7 @@ class GivenEncoder(FrameEncoder):
     def __call__(self, features, num_samples, *, masked=None, channels=None, noise=None, layer_key=None, collect=False):
         """features [B F C], one frame per `hop` of the num_samples [B] at 16 kHz."""
         x = features.astype(self.dtype)
-        return Encoded(x, x, x, None, jnp.minimum(self.frames(num_samples), x.shape[1]))
+        return Encoded(x, local=x, context=x, hidden=None, num_frames=jnp.minimum(self.frames(num_samples), x.shape[1]))
 
 
 def given_encoder(config: Config, dtype: Any) -> GivenEncoder:

@@ -66,7 +66,9 @@ class ConvLayer(nn.Module):
             # jnp.pad's "edge" would also touch the batch axis, and devices would exchange zeros for it
             first = jnp.zeros_like(x[:, :1]) if self.zero_pad else x[:, :1]
             x = jnp.concatenate([jnp.repeat(first, self.pad, axis=1), x], axis=1)
-        y = strided_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, formulation=self.convolution)
+        y = strided_conv(
+            x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, formulation=self.convolution
+        )
         if self.use_bias:
             y = plus(y, self.param("bias", part(uniform, ("conv",)), (self.channels,)))
         if self.norm in ("group", "utterance"):
@@ -108,10 +110,10 @@ class ConvFrontend(nn.Module):
                 channels,
                 kernel,
                 stride,
-                norm,
-                self.use_bias,
-                self.activation,
-                self.kaiming,
+                norm=norm,
+                use_bias=self.use_bias,
+                activation=self.activation,
+                kaiming=self.kaiming,
                 convolution=self.convolution,
                 dtype=self.dtype,
                 name=f"conv{i}",

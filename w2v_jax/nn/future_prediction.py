@@ -137,7 +137,7 @@ def candidate_logits(predictions: jax.Array, targets: jax.Array, distractors: ja
 
 @jax.named_scope("loss")
 def objective(
-    config: Config, batch: Batch, targets: jax.Array, predictions: jax.Array, distractors: jax.Array
+    config: Config, batch: Batch, *, targets: jax.Array, predictions: jax.Array, distractors: jax.Array
 ) -> tuple[Mean, dict[str, Mean]]:
     """(the summed loss with its weight, the number of predicted (frame, step) pairs; the metrics).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -86,12 +87,13 @@ class ChannelNorm(nn.Module):
         """x [B F C], valid [B F] bool or None -> [B F C]."""
         scale = self.param("scale", part(nn.initializers.ones, ("conv",)), (x.shape[-1],))
         bias = self.param("bias", part(nn.initializers.zeros, ("conv",)), (x.shape[-1],))
+        normalise = functools.partial(channel_norm, scale=scale, bias=bias)
         if x.shape[0] == 1:  # on CPU XLA sums [1 F C] over F, for the gradient, a hundred times slower than [F C]
-            return channel_norm(x[0], None if valid is None else valid[0], scale, bias).astype(self.dtype)[None]
-        return jax.vmap(channel_norm, in_axes=(0, 0, None, None))(x, valid, scale, bias).astype(self.dtype)
+            return normalise(x[0], None if valid is None else valid[0]).astype(self.dtype)[None]
+        return jax.vmap(normalise)(x, valid).astype(self.dtype)
 
 
-def channel_norm(x: jax.Array, valid: jax.Array | None, scale: jax.Array, bias: jax.Array) -> jax.Array:
+def channel_norm(x: jax.Array, valid: jax.Array | None, *, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """`ChannelNorm` of one utterance: x [F C], valid [F] bool or None -> [F C] float32."""
     y = x.astype(jnp.float32)
     y = y - jax.lax.stop_gradient(y[:1])  # any shift gives the same result; this one keeps the squares accurate
@@ -203,7 +205,7 @@ class Dense(nn.Module):
         return plus(product(x.astype(self.dtype), kernel.astype(self.dtype)), bias)
 
 
-def linear(features: int, fan_in: int, axes: Axes, dtype: Any, name: str | None = None) -> Dense:
+def linear(features: int, fan_in: int, axes: Axes, *, dtype: Any, name: str | None = None) -> Dense:
     """A dense layer with PyTorch's default initialisation, U(+-1/sqrt(fan_in)) for kernel and bias."""
     init = symmetric_uniform(1.0 / math.sqrt(fan_in))
-    return Dense(features, axes, init, init, dtype, name=name)
+    return Dense(features, axes, kernel_init=init, bias_init=init, dtype=dtype, name=name)

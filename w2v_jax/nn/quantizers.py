@@ -40,11 +40,12 @@ class Quantized(NamedTuple):
     __repr__ = short_repr
 
 
-def temperature(step: jax.Array, start: float, end: float, decay: float) -> jax.Array:
-    """max(start * decay ** step, end), where step counts optimizer updates.
+def temperature(step: jax.Array, schedule: tuple[float, float, float]) -> jax.Array:
+    """max(start * decay ** step, end) of a schedule (start, end, decay), where step counts optimizer updates.
 
     The logarithm is taken in double precision: 0.999995 rounded to float32 would be off by 0.4 % after 600k updates.
     """
+    start, end, decay = schedule
     return jnp.maximum(start * jnp.exp(math.log(decay) * step.astype(jnp.float32)), end)
 
 
@@ -77,9 +78,9 @@ class GumbelQuantizer(nn.Module):
         # hidden layer fairseq leaves PyTorch's defaults.
         init, bias = nn.initializers.normal(1.0), nn.initializers.zeros
         if self.inputs:
-            self.hidden = linear(2 * self.inputs, self.inputs, ("conv", None), jnp.float32)
+            self.hidden = linear(2 * self.inputs, self.inputs, ("conv", None), dtype=jnp.float32)
             init = bias = symmetric_uniform(1.0 / math.sqrt(2 * self.inputs))
-        self.weight_proj = Dense(self.groups * self.codes, ("conv", "codes"), init, bias)
+        self.weight_proj = Dense(self.groups * self.codes, ("conv", "codes"), kernel_init=init, bias_init=bias)
         book = part(nn.initializers.uniform(1.0), ("groups", "codes", "proj"))
         codebook = self.param("codebook", book, (1 if self.shared else self.groups, self.codes, width))
         self.codebook = gathered(codebook, ("groups", "codes", "proj"))
@@ -92,14 +93,16 @@ class GumbelQuantizer(nn.Module):
         logits = self.weight_proj(x).reshape(*x.shape[:-1], self.groups, self.codes)
         codes = jnp.argmax(logits, axis=-1)
         if gumbel is None:
-            return Quantized(self.lookup(codes), codes, codes, logits)
+            return Quantized(self.lookup(codes), chosen=codes, codes=codes, logits=logits)
         soft = jax.nn.softmax((logits + gumbel) / temperature, axis=-1)
         chosen = jnp.argmax(soft, axis=-1)
         hard = jax.nn.one_hot(chosen, self.codes, dtype=jnp.float32)
         sample = hard + (soft - jax.lax.stop_gradient(soft))  # the bracket is exactly 0 forward
         book = jnp.broadcast_to(self.codebook, (self.groups, *self.codebook.shape[1:]))
         vectors = jnp.einsum("bmgv,gve->bmge", sample, book)
-        return Quantized(vectors.reshape(*x.shape[:-1], self.dim).astype(self.dtype), chosen, codes, logits)
+        return Quantized(
+            vectors.reshape(*x.shape[:-1], self.dim).astype(self.dtype), chosen=chosen, codes=codes, logits=logits
+        )
 
     def lookup(self, codes: jax.Array) -> jax.Array:
         """The concatenated vectors [... G*E] of codes [... G]."""

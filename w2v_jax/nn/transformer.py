@@ -164,12 +164,12 @@ class Block(nn.Module):
             bare = self.clone(parent=None, remat=None, collect=False)
             apply = lambda learned, x, *others: bare.apply({"params": learned[0]}, x, *others, learned[1])[0]
             learned = self.variables["params"], bias  # what has a gradient besides x
-            y = unless_dropped(self.remat(apply), keep, learned, x, layer, num_frames, noise)
+            y = unless_dropped(self.remat(apply), keep, (learned, x, layer, num_frames, noise))
             return y, (y if self.collect else None)
         streams = [noises.fold(noises.fold(noise, number), i) for i in range(4)]
         norm = functools.partial(LayerNorm, dtype=self.dtype)
         y = norm(name="attention_norm")(x) if self.pre_norm else x
-        y = x + noises.dropout(self._attend(y, num_frames, streams[0], bias), self.dropout, streams[1])
+        y = x + noises.dropout(self._attend(y, num_frames, noise=streams[0], bias=bias), self.dropout, streams[1])
         y = y if self.pre_norm else norm(name="attention_norm")(y)
         z = norm(name="mlp_norm")(y) if self.pre_norm else y
         z = gelu(self._dense(self.mlp, ("embed", "mlp"), "mlp_in")(z))
@@ -181,7 +181,7 @@ class Block(nn.Module):
         return y, (y if self.collect else None)
 
     def _attend(
-        self, x: jax.Array, num_frames: jax.Array, noise: jax.Array | None, bias: jax.Array | None
+        self, x: jax.Array, num_frames: jax.Array, *, noise: jax.Array | None, bias: jax.Array | None
     ) -> jax.Array:
         batch, frames, width = x.shape
         split = (batch, frames, self.heads, width // self.heads)
@@ -192,7 +192,7 @@ class Block(nn.Module):
             query,
             key,
             value,
-            num_frames,
+            num_frames=num_frames,
             dropout=self.attention_dropout,
             noise=noise,
             bias=None if bias is None else GatedBias(RelativeGate(self.heads, self.dtype, name="gate")(x), bias),
@@ -202,7 +202,7 @@ class Block(nn.Module):
 
     def _dense(self, features: int, axes: tuple[str, str], name: str) -> Dense:
         init, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
-        return Dense(features, axes, init, zeros, self.dtype, gather=False, name=name)
+        return Dense(features, axes, kernel_init=init, bias_init=zeros, dtype=self.dtype, gather=False, name=name)
 
 
 class Transformer(nn.Module):
@@ -238,7 +238,7 @@ class Transformer(nn.Module):
     relative_distance: int = 0
 
     @nn.compact
-    def __call__(self, x, num_frames, noise, layer_key, *, collect: bool = False) -> Context:
+    def __call__(self, x, num_frames, *, noise=None, layer_key=None, collect: bool = False) -> Context:
         """x [B F D], num_frames [B], noise [B] words or None, layer_key for LayerDrop or None."""
         x = jnp.where(valid_frames(num_frames, x.shape[1])[..., None], x, 0)
         x = x + (self._learned(x) if self.positions == "learned" else self._convolved(x, num_frames))
@@ -306,16 +306,16 @@ class Transformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         return stack(
-            self.heads,
-            self.mlp,
-            self.pre_norm,
-            self.dropout,
-            self.attention_dropout,
-            self.mlp_dropout,
-            self.attention,
-            collect,
-            as_function if drops else None,
-            self.dtype,
+            heads=self.heads,
+            mlp=self.mlp,
+            pre_norm=self.pre_norm,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            mlp_dropout=self.mlp_dropout,
+            attention=self.attention,
+            collect=collect,
+            remat=as_function if drops else None,
+            dtype=self.dtype,
             name="layers",
         )
 

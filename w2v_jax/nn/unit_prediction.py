@@ -62,11 +62,11 @@ class UnitPredictor(nn.Module):
         if not sets:
             return
         outputs = sets * width if config.loss.untied else width
-        self.final_proj = linear(outputs, config.encoder.width, ("embed", "proj"), dtype)
+        self.final_proj = linear(outputs, config.encoder.width, ("embed", "proj"), dtype=dtype)
         table = part(nn.initializers.uniform(1.0), ("codes", "proj"))
         self.label_embeddings = self.param("label_embeddings", table, (sum(table_rows(config)), width))
 
-    def __call__(self, batch: Batch, masked: jax.Array, noise=None, layer_key=None, *, collect=False) -> Prediction:
+    def __call__(self, batch: Batch, masked: jax.Array, *, noise=None, layer_key=None, collect=False) -> Prediction:
         """masked [B F] frames; noise [B] words and layer_key switch dropouts and LayerDrop on."""
         encoded = self.encoder(
             batch["wave"], batch["num_samples"], masked=masked, noise=noise, layer_key=layer_key, collect=collect
@@ -138,7 +138,7 @@ def draw(config: Config, batch: Batch, key: jax.Array) -> jax.Array:
 
 @jax.named_scope("loss")
 def objective(
-    config: Config, batch: TargetBatch, masked: jax.Array, prediction: Prediction
+    config: Config, batch: TargetBatch, *, masked: jax.Array, prediction: Prediction
 ) -> tuple[Mean, dict[str, Mean]]:
     """(the summed loss with its weight, the number of frames that count in it; the metrics).
 
@@ -162,7 +162,7 @@ def objective(
     counts = [frames.sum().astype(jnp.float32) for frames in (hidden, shown)]
     in_loss = (hidden & (loss.masked_weight > 0)) | (shown & (loss.unmasked_weight > 0))
     size = in_loss.sum().astype(jnp.float32)
-    penalty = _penalty(config, batch, prediction.encoded, in_loss)
+    penalty = _penalty(config, batch, prediction.encoded, in_loss=in_loss)
     total = loss.masked_weight * total_of(losses, hidden) + loss.penalty_weight * penalty
     if loss.unmasked_weight:
         total += loss.unmasked_weight * total_of(losses, shown)
@@ -172,14 +172,14 @@ def objective(
         metrics[f"{prefix}loss"] = Mean(total_of(losses, frames), count * sets)
         metrics[f"{prefix}accuracy"] = Mean(total_of(correct, frames), count * sets)
     units = num_units(config.data.unit_seconds, *batch["wave"].shape)
-    metrics["label_entropy"] = _over_sets(jnp.log, labels, labelled, units, size=logits.shape[-1])
+    metrics["label_entropy"] = _over_sets(jnp.log, labels, used=labelled, units=units, size=logits.shape[-1])
     best = jnp.argmax(logits, axis=-1)
-    metrics["prediction_perplexity"] = _over_sets(lambda x: x, best, hidden, units, size=logits.shape[-1])
+    metrics["prediction_perplexity"] = _over_sets(lambda x: x, best, used=hidden, units=units, size=logits.shape[-1])
     metrics["masked_share"] = Mean((masked & valid).sum().astype(jnp.float32), valid.sum().astype(jnp.float32))
     return Mean(total, size), metrics
 
 
-def _penalty(config: Config, batch: TargetBatch, encoded: Encoded, in_loss: jax.Array) -> jax.Array:
+def _penalty(config: Config, batch: TargetBatch, encoded: Encoded, *, in_loss: jax.Array) -> jax.Array:
     """The mean square of the raw features, summed over the frames [B F] that count in the loss."""
     square = jnp.square(encoded.features.astype(jnp.float32)).mean(axis=-1)  # [B F]
     count = in_loss.sum(axis=1).astype(jnp.float32)
@@ -194,7 +194,7 @@ def _penalty(config: Config, batch: TargetBatch, encoded: Encoded, in_loss: jax.
     return (count.reshape(units, -1).sum(axis=1) * mean).sum()
 
 
-def _over_sets(quantity: Any, classes: jax.Array, used: jax.Array, units: int, *, size: int) -> Mean:
+def _over_sets(quantity: Any, classes: jax.Array, *, used: jax.Array, units: int, size: int) -> Mean:
     """`quantity` of the perplexity of the classes [B F S] in the used frames of each unit; its mean over the sets."""
     sets = classes.shape[-1]
     each = [quantity(code_perplexity(classes[..., i : i + 1], used, units, size=size)) for i in range(sets)]
@@ -239,11 +239,11 @@ def unit_method(config: Config) -> Method:
         masked = draw(config, batch, key)
         noise = noises.fold(noises.row_noise(key, batch["row"]), Stream.UNIT_NETWORK) if train else None
         layer_key = jax.random.fold_in(key, Stream.LAYER_DROP.number) if train else None
-        prediction: Any = model.apply({"params": params}, batch, masked, noise, layer_key)
-        total, metrics = objective(config, batch, masked, prediction)
+        prediction: Any = model.apply({"params": params}, batch, masked, noise=noise, layer_key=layer_key)
+        total, metrics = objective(config, batch, masked=masked, prediction=prediction)
         return total, (extra, metrics)
 
     def predict(params, extra, batch):
         return model.apply({"params": params}, batch, method=UnitPredictor.features)
 
-    return Method(init, loss, predict, lambda: levels(config), encoder.frames, encoder)
+    return Method(init, loss, predict, levels=lambda: levels(config), output_frames=encoder.frames, encoder=encoder)

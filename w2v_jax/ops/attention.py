@@ -41,8 +41,8 @@ def attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    num_frames: jax.Array,
     *,
+    num_frames: jax.Array,
     dropout: float = 0.0,
     noise: jax.Array | None = None,
     bias: GatedBias | None = None,
@@ -71,7 +71,7 @@ def attention(
             raise UserError("encoder.attention='cudnn' needs train.dtype='bfloat16' and encoder.attention_dropout=0")
         if platform() != "gpu":
             raise UserError("encoder.attention='cudnn' needs an NVIDIA GPU; 'auto' or 'xla' run without one")
-        return _cudnn(query, key, value, num_frames)
+        return _cudnn(query, key, value, num_frames=num_frames)
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B H F K]: the products are faster so on CPU
     batch, heads = query.shape[:2]
     if implementation == "blocks":
@@ -103,7 +103,7 @@ def _row_bias(bias: GatedBias | None, batch: int) -> tuple[jax.Array, jax.Array]
     return gates.reshape(-1, gates.shape[2]), jnp.tile(bias.by_distance, (batch, 1))
 
 
-def _cudnn(query, key, value, num_frames) -> jax.Array:
+def _cudnn(query, key, value, *, num_frames) -> jax.Array:
     """cuDNN's attention. JAX refuses gradients of an odd number of frames, so an odd batch is padded by one."""
     frames = query.shape[1]
     query, key, value = (jnp.pad(x, ((0, 0), (0, frames % 2), (0, 0), (0, 0))) for x in (query, key, value))
@@ -127,8 +127,9 @@ def _blocks(rate, query, key, value, num_frames, words, bias) -> jax.Array:
 
 
 def _forward(rate, query, key, value, num_frames, words, bias):
-    def block(query, key, value, num_frames, words, bias):
-        scores = _scores(query, key, num_frames, bias)
+    def block(inputs):
+        query, key, value, num_frames, words, bias = inputs
+        scores = _scores(query, key, num_frames=num_frames, bias=bias)
         most = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - most)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -142,8 +143,9 @@ def _forward(rate, query, key, value, num_frames, words, bias):
 
 
 def _backward(rate, kept, gradient):
-    def block(query, key, value, num_frames, words, bias, out, most, total, gradient):
-        probs = jnp.exp(_scores(query, key, num_frames, bias) - most) / total
+    def block(inputs):
+        query, key, value, num_frames, words, bias, out, most, total, gradient = inputs
+        probs = jnp.exp(_scores(query, key, num_frames=num_frames, bias=bias) - most) / total
         of_probs = jnp.einsum("rqd,rkd->rqk", gradient, value, preferred_element_type=jnp.float32)
         mean = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
         valid = valid_frames(num_frames, key.shape[1])[:, None]
@@ -163,7 +165,7 @@ def _backward(rate, kept, gradient):
 _blocks.defvjp(_forward, _backward)
 
 
-def _scores(query, key, num_frames, bias):
+def _scores(query, key, *, num_frames, bias):
     """[R F F] float32, very small for keys beyond the utterance."""
     scores = jnp.einsum("rqd,rkd->rqk", query / math.sqrt(query.shape[-1]), key, preferred_element_type=jnp.float32)
     if bias is not None:
@@ -177,9 +179,9 @@ def _bias_gradient(bias, of_logits):
 
 
 def _by_block(function, arrays):
-    """Maps a function of [rows ...] arrays over blocks of rows: as many as a block holds, but two rather than one."""
+    """Maps a function of a tuple of [rows ...] arrays over blocks of rows: as many as fit, but two rather than one."""
     (count, frames, _), most = arrays[0].shape, CPU_BLOCK if platform() == "cpu" else GPU_BLOCK
     rows = max(n for n in range(1, count + 1) if count % n == 0 and (n <= 2 or n * frames * frames <= most))
     cut = jax.tree.map(lambda x: x.reshape(count // rows, rows, *x.shape[1:]), arrays)
-    blocks = jax.lax.map(lambda block: function(*block), cut)
+    blocks = jax.lax.map(function, cut)
     return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), blocks)

@@ -188,7 +188,7 @@ def future_info_nce(predictions: jax.Array, local: jax.Array, counts: jax.Array,
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), steps)
 
 
-def ctc(logits: jax.Array, num_frames: jax.Array, tokens: jax.Array, num_tokens: jax.Array) -> tuple[Any, Any]:
+def ctc(logits: jax.Array, *, num_frames: jax.Array, tokens: jax.Array, num_tokens: jax.Array) -> tuple[Any, Any]:
     """(negative log likelihood [B] in nats, possible [B] bool) of tokens [B U] given logits [B F A]; blank is 0.
 
     Graves et al. 2006. Where num_frames [B] are fewer than the tokens with a blank between equal neighbours, no
@@ -205,7 +205,7 @@ def ctc(logits: jax.Array, num_frames: jax.Array, tokens: jax.Array, num_tokens:
     return jnp.where(possible, nll, 0.0), possible
 
 
-def token_errors(logits: jax.Array, num_frames: jax.Array, tokens: jax.Array, num_tokens: jax.Array) -> jax.Array:
+def token_errors(logits: jax.Array, *, num_frames: jax.Array, tokens: jax.Array, num_tokens: jax.Array) -> jax.Array:
     """Edit distance [B] between tokens [B U] and the best path of logits [B F A], repeats and blanks removed.
 
     Levenshtein's table row by row, one row per frame that says a new token; insertions by a running minimum.

@@ -48,7 +48,7 @@ def _plus_backward(bias, g):
 plus.defvjp(lambda x, bias: (plus(x, bias), bias), _plus_backward)
 
 
-def strided_conv(x: jax.Array, kernel: jax.Array, stride: int, formulation: str = "auto") -> jax.Array:
+def strided_conv(x: jax.Array, kernel: jax.Array, *, stride: int, formulation: str = "auto") -> jax.Array:
     """x [B T I] by kernel [K I O], no padding -> [B F O]. Raises UserError.
 
     formulation, of values and gradients: "xla" is XLA's convolution; "products" are matrix products where the kernel
@@ -110,13 +110,13 @@ def _half_backward(everywhere, kept, g):
     def products(x, kernel, g):
         return _wide(g, kernel, LAST_LAST).astype(x.dtype), _over_rows(x, g).astype(kernel.dtype)
 
-    return _chosen(everywhere, products, functools.partial(_gradients, _plain), *kept, g)
+    return _chosen(everywhere, products, functools.partial(_gradients, function=_plain), *kept, g)
 
 
 _half.defvjp(lambda everywhere, x, kernel: (_half(everywhere, x, kernel), (x, kernel)), _half_backward)
 
 
-def _gradients(function, x, kernel, g):
+def _gradients(x, kernel, g, *, function):
     return jax.vjp(function, x, kernel)[1](g)
 
 
@@ -132,12 +132,12 @@ def _strided(everywhere: bool, stride: int, x: jax.Array, kernel: jax.Array) -> 
     plain = functools.partial(_convolution, stride)
     if x.dtype != jnp.bfloat16 and not everywhere:
         return plain(x, kernel)
-    return _chosen(everywhere, functools.partial(_by_products, stride), plain, x, kernel)
+    return _chosen(everywhere, functools.partial(_by_products, stride=stride), plain, x, kernel)
 
 
 def _strided_backward(everywhere, stride, kept, g):
-    plain = functools.partial(_gradients, functools.partial(_convolution, stride))
-    products = functools.partial(_gradients_by_products, stride)
+    plain = functools.partial(_gradients, function=functools.partial(_convolution, stride))
+    products = functools.partial(_gradients_by_products, stride=stride)
     return _chosen(everywhere, products, plain, *kept, g)
 
 
@@ -156,17 +156,19 @@ def _by_patches(stride: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
 # f + 1 with the others, which are taken tap by tap.
 
 
-def _by_products(stride: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _by_products(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
     taps, channels, outputs = kernel.shape
     batch, frames = x.shape[0], (x.shape[1] - taps) // stride + 1
     blocks = x[:, : frames * stride].reshape(batch * frames, stride * channels)
     y = _wide(blocks, kernel[:stride].reshape(stride * channels, outputs))
     for tap in range(stride, taps):
-        y = y + _wide(_every(stride, tap, frames, x), kernel[tap])
+        y = y + _wide(_every(x, tap, stride=stride, frames=frames), kernel[tap])
     return y.astype(x.dtype).reshape(batch, frames, outputs)
 
 
-def _gradients_by_products(stride: int, x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _gradients_by_products(
+    x: jax.Array, kernel: jax.Array, g: jax.Array, *, stride: int
+) -> tuple[jax.Array, jax.Array]:
     """Gradients of x [B T I] and kernel [K I O], K = S to 2 S, from that of the output, g [B F O]."""
     taps, channels, outputs = kernel.shape
     batch, length, _ = x.shape
@@ -181,10 +183,10 @@ def _gradients_by_products(stride: int, x: jax.Array, kernel: jax.Array, g: jax.
     of_x = jnp.pad(of_x, ((0, 0), (0, length - of_x.shape[1]), (0, 0)))
 
     pieces = [_over_rows(x[:, : frames * stride].reshape(batch * frames, near), rows)]
-    pieces += [_over_rows(_every(stride, tap, frames, x), rows) for tap in range(stride, taps)]
+    pieces += [_over_rows(_every(x, tap, stride=stride, frames=frames), rows) for tap in range(stride, taps)]
     return of_x, jnp.concatenate(pieces).reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _every(stride: int, first: int, frames: int, x: jax.Array) -> jax.Array:
+def _every(x: jax.Array, first: int, *, stride: int, frames: int) -> jax.Array:
     """Frames first, first + stride, ... of x [B T I], `frames` of them -> [B frames, I]."""
     return x[:, first : first + stride * (frames - 1) + 1 : stride].reshape(-1, x.shape[-1])

@@ -78,7 +78,7 @@ def parse_target(text: str) -> Target:
     chip, count = CHIPS[match[1]], int(match[2])
     if count % chip.cores:
         raise UserError(f"--target={text}: the number counts cores, and {match[1]} has {chip.cores} cores per chip")
-    return Target(text.lower(), count // chip.cores, chip.memory, chip.flops, chip.bandwidth)
+    return Target(text.lower(), count // chip.cores, memory=chip.memory, flops=chip.flops, bandwidth=chip.bandwidth)
 
 
 def estimated(config: Config, target: Target) -> Estimate:
@@ -145,11 +145,11 @@ def _costs(config_json: str, rows: int, samples: int) -> Costs:
     method, key, batch = methods.load(trained), jax.random.key(0), batch_shapes(trained, rows, samples)
     params, extra = sharding.bare(step.initial_shapes(method, key, batch=batch))
 
-    def backward(params: Any, extra: Any, batch: Any, number: Any) -> Any:
+    def backward(params: Any, extra: Any, batch: Any, *, number: Any) -> Any:
         loss = lambda params: method.loss(params, extra, batch, key, number, train=True)[0].total
         return jax.vjp(loss, params)[1]
 
-    residuals = jax.eval_shape(backward, params, extra, batch, jax.ShapeDtypeStruct((), np.int32))
+    residuals = jax.eval_shape(backward, params, extra, batch, number=jax.ShapeDtypeStruct((), np.int32))
     forward = forward_flops(trained, batch)
     flops = sum(step_flops(trained, batch).values())
     flops += sum(forward[part] for part in recomputed_parts(trained) if part in forward)
@@ -198,7 +198,9 @@ def here() -> Target | None:
     """The devices of this run, with the memory that they report; None for devices that report none, such as CPUs."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
     least = int(multihost_utils.process_allgather(np.array([limit >> 20], np.int32)).min()) << 20
-    return Target("here", jax.device_count(), float(least), math.nan, math.nan) if least else None
+    return (
+        Target("here", jax.device_count(), memory=float(least), flops=math.nan, bandwidth=math.nan) if least else None
+    )
 
 
 def fits(estimate: Estimate, target: Target) -> bool:
@@ -262,7 +264,7 @@ def lower_update(
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
         tx, rate = step.make_optimizer(config, method, key, batch=micro_batch)
         make, shapes = step.create_state(method, tx, key, batch=micro_batch, mesh=mesh)
-        lowered = step.jitted(method, tx, rate, shapes).lower(shapes, batch, jax.eval_shape(lambda: key))
+        lowered = step.jitted(method, tx, rate, state=shapes).lower(shapes, batch, jax.eval_shape(lambda: key))
     return make, shapes, lowered
 
 
@@ -310,9 +312,13 @@ def exhausted(config: Config, reason: str) -> str:
     other process, which may have gone.
     """
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
-    need = estimated(config, Target("here", jax.device_count(), math.inf, math.nan, math.nan)).memory
+    need = estimated(
+        config, Target("here", jax.device_count(), memory=math.inf, flops=math.nan, bandwidth=math.nan)
+    ).memory
     room = min(ROOM * limit, LESS * need)
-    flags = memory_flags(config, Target("here", jax.device_count(), room / ROOM, math.nan, math.nan))
+    flags = memory_flags(
+        config, Target("here", jax.device_count(), memory=room / ROOM, flops=math.nan, bandwidth=math.nan)
+    )
     advice = f"give the same command with {' '.join(flags)}" if flags else "take a smaller model or shorter recordings"
     return (
         f"the devices have no memory for an update ({reason}), which takes {need / 1e9:.3g} GB on each by estimate: "

@@ -96,7 +96,7 @@ def torch_side(config: Config, batch: dict[str, np.ndarray], *, compiled: bool) 
     details = [DESCRIPTIONS[config.method], "torch.optim.AdamW(fused=True)", "torch.compile" if compiled else "eager"]
     if hasattr(model, "config"):
         details.insert(1, f"attention by {model.config._attn_implementation}")
-    return Side("; ".join(details), first_seconds, run, sum(p.numel() for p in model.parameters()))
+    return Side("; ".join(details), first_seconds, run, parameters=sum(p.numel() for p in model.parameters()))
 
 
 def _import_torch() -> Any:

@@ -488,4 +488,6 @@ def _read_params(manager, step: int, chosen: str) -> Weights:
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     state = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)  # pyright: ignore[reportCallIssue]
     items = manager.restore(step, args=ocp.args.Composite(state=state, meta=ocp.args.JsonRestore()))
-    return Weights(items["state"]["params"], items["state"].get("extra", {}), step, items["meta"]["meta"], chosen)
+    return Weights(
+        items["state"]["params"], items["state"].get("extra", {}), step=step, meta=items["meta"]["meta"], chosen=chosen
+    )

@@ -67,7 +67,7 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return [math.fsum(v := values[max(0, i - half) : i + half + 1]) / len(v) for i in range(len(values))]
 
 
-def _plot(ax, rows: Sequence[MetricsRow], name: str, label: str = "", color: str = TRAIN) -> None:
+def _plot(ax, rows: Sequence[MetricsRow], name: str, *, label: str = "", color: str = TRAIN) -> None:
     """The training series, faint with its running mean where it is long, and the evaluations as dots."""
     steps, values = _series(rows, name, "train")
     if len(steps) >= 120:
@@ -94,10 +94,10 @@ def _level(ax, value: float | None, text: str) -> None:
 def _draw_loss(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
     ax.set_title(f"Loss, nats per {'token' if 'error_silent' in levels else 'prediction'}", loc="left")
     _plot(ax, rows, "loss")
-    _plot(ax, rows, "loss_gap", "held-out less training,", LEVEL)
-    _plot(ax, rows, "unigram_loss", "unigram", SECOND)
-    _plot(ax, rows, "unmasked_loss", "unmasked", SECOND)
-    _plot(ax, rows, "label_entropy", "entropy of the labels,", LEVEL)
+    _plot(ax, rows, "loss_gap", label="held-out less training,", color=LEVEL)
+    _plot(ax, rows, "unigram_loss", label="unigram", color=SECOND)
+    _plot(ax, rows, "unmasked_loss", label="unmasked", color=SECOND)
+    _plot(ax, rows, "label_entropy", label="entropy of the labels,", color=LEVEL)
     _level(ax, levels.get("loss_chance"), "chance {:.3f}")
 
 
@@ -106,7 +106,7 @@ def _draw_accuracy(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
         return _draw_error(ax, rows, levels)
     ax.set_title("Accuracy of the predictions", loc="left")
     _plot(ax, rows, "accuracy")
-    _plot(ax, rows, "unmasked_accuracy", "unmasked", SECOND)
+    _plot(ax, rows, "unmasked_accuracy", label="unmasked", color=SECOND)
     for name in _names(rows, PROBE):
         style = {"color": LEVEL, "linestyle": ":"} if name == "probe_log-mel" else {"color": SECOND, "marker": "o"}
         ax.plot(*_series(rows, name, "probe"), label=f"probe: {name[len(PROBE) :]}", markersize=3.5, **style)
@@ -126,8 +126,8 @@ def _draw_error(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
 
 def _draw_perplexity(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
     ax.set_title("Codebook perplexity", loc="left")
-    _plot(ax, rows, "prob_perplexity", "prob")
-    _plot(ax, rows, "code_perplexity", "code", SECOND)
+    _plot(ax, rows, "prob_perplexity", label="prob")
+    _plot(ax, rows, "code_perplexity", label="code", color=SECOND)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     _level(ax, levels.get("perplexity_floor"), "collapse {:g}")
@@ -139,8 +139,8 @@ def _draw_units(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
     labels = [
         dict(row) | {"labels": math.exp(row["label_entropy"])} for row in rows if row.get("label_entropy") is not None
     ]
-    _plot(ax, rows, "prediction_perplexity", "predicted")
-    _plot(ax, labels, "labels", "labels", SECOND)
+    _plot(ax, rows, "prediction_perplexity", label="predicted")
+    _plot(ax, labels, "labels", label="labels", color=SECOND)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     _level(ax, 1.0, "one unit everywhere")
@@ -164,9 +164,9 @@ def _draw_steps(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
 
 def _draw_shares(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
     ax.set_title("Share of frames", loc="left")
-    _plot(ax, rows, "masked_share", "masked")
-    _plot(ax, rows, "unknown_share", "unknown", SECOND)
-    _plot(ax, rows, "blank_share", "blank")
+    _plot(ax, rows, "masked_share", label="masked")
+    _plot(ax, rows, "unknown_share", label="unknown", color=SECOND)
+    _plot(ax, rows, "blank_share", label="blank")
     ax.set_ylim(-0.02, 1.02)
 
 
@@ -184,7 +184,7 @@ def _draw_gradient(ax, rows: Sequence[MetricsRow]) -> None:
 
 def _draw_schedules(ax, rows: Sequence[MetricsRow]) -> None:
     ax.set_title("Learning rate and temperature", loc="left")
-    _draw_two(ax, rows, ("learning_rate", "learning rate"), ("temperature", "temperature"))
+    _draw_two(ax, rows, left=("learning_rate", "learning rate"), right=("temperature", "temperature"))
     ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
 
 
@@ -193,14 +193,25 @@ def _draw_speed(ax, rows: Sequence[MetricsRow]) -> None:
     waiting = [
         dict(row, waiting=100 * row["data_wait_share"]) for row in rows if row.get("data_wait_share") is not None
     ]
-    right = _draw_two(ax, rows, ("audio_hours_per_hour", "hours of audio per hour"), ("waiting", "% waiting"), waiting)
+    right = _draw_two(
+        ax,
+        rows,
+        left=("audio_hours_per_hour", "hours of audio per hour"),
+        right=("waiting", "% waiting"),
+        right_rows=waiting,
+    )
     ax.set_ylim(bottom=0)
     if right is not None:
         right.set_ylim(0, 100)
 
 
 def _draw_two(
-    ax, rows: Sequence[MetricsRow], left: tuple[str, str], right: tuple[str, str], right_rows: Sequence[MetricsRow] = ()
+    ax,
+    rows: Sequence[MetricsRow],
+    *,
+    left: tuple[str, str],
+    right: tuple[str, str],
+    right_rows: Sequence[MetricsRow] = (),
 ):
     """Two series of different units: the left axis in the training colour, the right one, if logged, in another."""
     ax.plot(*_series(rows, left[0], "train"), color=TRAIN, linewidth=1.6)

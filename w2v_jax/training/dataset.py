@@ -133,7 +133,16 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
         units=shards,
         max_hours=data.eval_hours,
     )
-    return Data(train, plan, held_out, scored, *labels, *targets)
+    return Data(
+        train,
+        plan,
+        held_out,
+        eval_plan=scored,
+        train_labels=labels[0],
+        eval_labels=labels[1],
+        train_targets=targets[0],
+        eval_targets=targets[1],
+    )
 
 
 def playing_speeds(config: Config, form: Form) -> tuple[float, float]:

@@ -63,7 +63,7 @@ class RunLog:
         self.watch = watchdog.Watchdog(levels, watchdog.settings_for(config), history=rows)
         self.report.say(f"resumed from step {first}, epoch {epoch:.2f}" if first else "starting at step 0")
 
-    def started(self, n: int, batch: dict[str, Any], info: Any, metrics: dict[str, Any]) -> None:
+    def started(self, n: int, batch: dict[str, Any], *, info: Any, metrics: dict[str, Any]) -> None:
         """Reports the step before, and keeps what step n, which the device now works on, will need."""
         self.finish_pending()
         self._pending = n, batch, info, metrics
@@ -144,7 +144,7 @@ class RunLog:
         """Reports the scores of linear probes."""
         self.report.log({"step": n, "split": "probe", **metrics})
 
-    def save(self, manager: Any, n: int, state: Any, metrics: dict[str, float]) -> None:
+    def save(self, manager: Any, n: int, state: Any, *, metrics: dict[str, float]) -> None:
         """Starts a checkpoint. A failed save is reported, and the next one tries again: the run goes on."""
         try:
             checkpoint.save(manager, n, state, metrics=metrics)

@@ -39,7 +39,7 @@ def init_state(method: Method, tx: optax.GradientTransformationExtraArgs, key: j
 
 def first_state(tx: optax.GradientTransformationExtraArgs, params: PyTree, extra: PyTree) -> State:
     """The state around these parameters before the first update."""
-    return State(jnp.zeros((), jnp.int32), params, extra, tx.init(params))
+    return State(jnp.zeros((), jnp.int32), params, extra, opt=tx.init(params))
 
 
 def create_state(
@@ -66,7 +66,7 @@ def zeros_like(batch: PyTree) -> PyTree:
 
 
 def gradients(
-    method: Method, state: State, extra: PyTree, batch: Batch, key: jax.Array
+    method: Method, state: State, batch: Batch, *, extra: PyTree, key: jax.Array
 ) -> tuple[PyTree, PyTree, dict[str, Mean]]:
     """(gradient of the summed loss, extra, metrics) of one micro-batch, whose leaves are [B ...].
 
@@ -87,7 +87,7 @@ def accumulated_gradients(
     """
 
     def add(carry: tuple[PyTree, PyTree], batch: Batch) -> tuple[tuple[PyTree, PyTree], dict[str, Mean]]:
-        grads, extra, metrics = gradients(method, state, carry[1], batch, key)
+        grads, extra, metrics = gradients(method, state, batch, extra=carry[1], key=key)
         return (jax.tree.map(jnp.add, carry[0], grads), extra), metrics
 
     start = jax.tree.map(jnp.zeros_like, state.params), state.extra
@@ -96,12 +96,13 @@ def accumulated_gradients(
 
 
 def train_step(
-    method: Method,
-    tx: optax.GradientTransformationExtraArgs,
-    rate: Schedule,
     state: State,
     batches: Batch,
     key: jax.Array,
+    *,
+    method: Method,
+    tx: optax.GradientTransformationExtraArgs,
+    rate: Schedule,
 ) -> tuple[State, Metrics]:
     """One update from micro-batches [A B ...] and the run's key. Step n's randomness is fold_in(key, n).
 
@@ -110,7 +111,7 @@ def train_step(
     key = jax.random.fold_in(key, state.step)
     if jax.tree.leaves(batches)[0].shape[0] == 1:
         batch = jax.tree.map(lambda x: x[0], batches)
-        grads, extra, metrics = gradients(method, state, state.extra, batch, key)
+        grads, extra, metrics = gradients(method, state, batch, extra=state.extra, key=key)
     else:
         grads, extra, metrics = accumulated_gradients(method, state, batches, key=key)
     objective = metrics["objective"]
@@ -122,30 +123,31 @@ def train_step(
         updates, opt = tx.update(mean, state.opt, state.params, count=state.step, norm=norm, finite=finite)
         params = optax.apply_updates(state.params, updates)
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-        new = State(state.step + 1, keep(params, state.params), keep(extra, state.extra), opt)
+        new = State(state.step + 1, keep(params, state.params), keep(extra, state.extra), opt=opt)
     values = {name: mean.value() for name, mean in metrics.items()}
     values |= {"grad_norm": norm, "learning_rate": rate(state.step), "skipped": 1.0 - finite.astype(jnp.float32)}
     return new, values
 
 
 def jitted(
-    method: Method, tx: optax.GradientTransformationExtraArgs, rate: Schedule, state: PyTree
+    method: Method, tx: optax.GradientTransformationExtraArgs, rate: Schedule, *, state: PyTree
 ) -> Callable[[State, Batch, jax.Array], tuple[State, Metrics]]:
     """`train_step` as one program, which takes the memory of the state it is given. state: as `create_state` says."""
     places = jax.tree.map(lambda shape: shape.sharding, state)
-    return jax.jit(functools.partial(train_step, method, tx, rate), donate_argnums=0, out_shardings=(places, None))
+    update = functools.partial(train_step, method=method, tx=tx, rate=rate)
+    return jax.jit(update, donate_argnums=0, out_shardings=(places, None))
 
 
 def updates(
-    method: Method, tx: optax.GradientTransformationExtraArgs, rate: Schedule, state: PyTree
+    method: Method, tx: optax.GradientTransformationExtraArgs, rate: Schedule, *, state: PyTree
 ) -> Callable[[int], Callable[[State, Batch, jax.Array], tuple[State, Metrics]]]:
     """A function from the number of an update, from 1, to its program: `jitted` of the loss that it has."""
-    early = [(last, jitted(method._replace(loss=loss), tx, rate, state)) for last, loss in method.early]
-    usual = jitted(method, tx, rate, state)
+    early = [(last, jitted(method._replace(loss=loss), tx, rate, state=state)) for last, loss in method.early]
+    usual = jitted(method, tx, rate, state=state)
     return lambda n: next((program for last, program in early if n <= last), usual)
 
 
-def eval_step(method: Method, state: State, batches: Batch, key: jax.Array) -> dict[str, Mean]:
+def eval_step(state: State, batches: Batch, key: jax.Array, *, method: Method) -> dict[str, Mean]:
     """Metrics of one evaluation batch [1 B ...] as Means; the caller adds them up. No dropout, fixed draws."""
     batch = jax.tree.map(lambda x: x[0], batches)
     total, (_, metrics) = method.loss(state.params, state.extra, batch, key, state.step, train=False)

@@ -132,7 +132,7 @@ def test_a_pattern_is_found_once_wherever_blocks_end(monkeypatch):
     for pattern in (b"a", b"ab", b"abcab"):
         content = b"abcababcabcabaab"
         places = [i for i in range(len(content)) if content.startswith(pattern, i)]
-        assert list(containers._find(io.BytesIO(content), pattern, 0, len(content))) == places
+        assert list(containers._find(io.BytesIO(content), pattern, start=0, stop=len(content))) == places
 
 
 @settings(max_examples=25)

@@ -27,7 +27,9 @@ class Arrays:
 
     def __init__(self, waves: Sequence[np.ndarray], rate: int):
         self.waves = waves
-        self.index = make_index(Row(str(i), f"recording {i}", 0, len(wave), rate) for i, wave in enumerate(waves))
+        self.index = make_index(
+            Row(str(i), f"recording {i}", offset=0, frames=len(wave), rate=rate) for i, wave in enumerate(waves)
+        )
 
     def read(self, row: int, start: int, length: int) -> np.ndarray:
         """float32 [at most length], mono, 16 kHz, from sample `start` of the row."""

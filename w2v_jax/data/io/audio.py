@@ -223,7 +223,10 @@ def _find(path: str | BinaryIO) -> Parts:
 
 def _measure(path: str | BinaryIO, found: Parts, part: Part) -> Header:
     """The header of a part. Those of a path are kept until the file changes."""
-    return _measure_in(path, found, part, *_state(path)) if isinstance(path, str) else _decode_header(path, found, part)
+    if not isinstance(path, str):
+        return _decode_header(path, found, part)
+    size, changed = _state(path)
+    return _measure_in(path, found, part, size=size, changed=changed)
 
 
 def _decode_header(path: str | BinaryIO, found: Parts, part: Part) -> Header:
@@ -247,5 +250,5 @@ def _find_in(path: str, size: int, changed: int) -> Parts:
 
 
 @functools.lru_cache(FILES_KEPT)
-def _measure_in(path: str, found: Parts, part: Part, size: int, changed: int) -> Header:
+def _measure_in(path: str, found: Parts, part: Part, *, size: int, changed: int) -> Header:
     return _decode_header(path, found, part)

@@ -128,7 +128,7 @@ def _after_id3(file: BinaryIO, position: int) -> int:
     return position
 
 
-def _find(file: BinaryIO, pattern: bytes, start: int, stop: int) -> Iterator[int]:
+def _find(file: BinaryIO, pattern: bytes, *, start: int, stop: int) -> Iterator[int]:
     """The positions of `pattern` in the bytes start .. stop of a file, in order."""
     rest = b""
     while start < stop and (block := _read(file, start, min(_BLOCK, stop - start))):
@@ -175,7 +175,9 @@ def _wav(file: BinaryIO, start: int, size: int) -> Parts:
             rest = _wav(file, position, size)
             return Parts((Part(start, position), *rest.parts), JOINED)
         position += 8 + _length(chunk)
-    if position != end or not _is_audio(file, end, size, int.from_bytes(sound_format[16:20], "little")):
+    if position != end or not _is_audio(
+        file, start=end, size=size, num_bytes_per_second=int.from_bytes(sound_format[16:20], "little")
+    ):
         return Parts((Part(start, size),))
     sizes = struct.pack("<4sIQQQI", b"ds64", 28, size - start, size - data, 0, 0)
     header = b"RF64" + _UNKNOWN_SIZE + b"WAVE" + sizes + sound_format + b"data" + _UNKNOWN_SIZE
@@ -194,7 +196,7 @@ def _is_chunk(head: bytes, remaining: int) -> bool:
     return is_named and (head[:4] == b"RIFF" and head[8:12] == b"WAVE" or _length(head) <= remaining - 7)
 
 
-def _is_audio(file: BinaryIO, start: int, size: int, num_bytes_per_second: int) -> bool:
+def _is_audio(file: BinaryIO, *, start: int, size: int, num_bytes_per_second: int) -> bool:
     """Whether the bytes after the end of a WAV file are more of its audio. A tag, zeros and a few bytes are not."""
     beginning = _read(file, start, _BLOCK)
     return size - start > 0.1 * num_bytes_per_second > 0 and not beginning.startswith(_TAGS) and any(beginning)
@@ -284,20 +286,22 @@ def _ogg(file: BinaryIO, start: int, size: int) -> Parts:
     is_one = _is_rising((page.start, page.number) for page in (*sampled, last))
     if is_one and {page.serial for page in sampled} == {last.serial}:
         return Parts((Part(start, size),), note)
-    firsts = [page for page in _pages(file, start, size, b"OggS\0\2") if page.is_first]
+    firsts = [page for page in _pages(file, start, size, pattern=b"OggS\0\2") if page.is_first]
     ends = {page.stop for page in firsts}  # the streams of one recording begin one after the other
     starts = [start, *(page.start for page in firsts[1:] if page.start not in ends)]
     parts = tuple(Part(first, stop) for first, stop in itertools.pairwise((*starts, size)))
     return Parts(parts, JOINED if len(parts) > 1 else note)
 
 
-def _pages(file: BinaryIO, start: int, stop: int, pattern: bytes = b"OggS\0") -> Iterator[_Page]:
+def _pages(file: BinaryIO, start: int, stop: int, *, pattern: bytes = b"OggS\0") -> Iterator[_Page]:
     """The pages that begin in the bytes start .. stop of a file."""
-    for position in _find(file, pattern, start, stop):
+    for position in _find(file, pattern, start=start, stop=stop):
         head = _read(file, position, 27 + 255)
         flags, serial, number = struct.unpack("<5xB8xII", head[:22].ljust(22, b"\0"))
         length = 27 if len(head) < 27 else 27 + head[26] + sum(head[27 : 27 + head[26]])
-        yield _Page(position, position + length, bool(flags & 2), bool(flags & 4), serial, number)
+        yield _Page(
+            position, position + length, is_first=bool(flags & 2), is_last=bool(flags & 4), serial=serial, number=number
+        )
 
 
 # FLAC: frames
@@ -321,20 +325,20 @@ def _flac(file: BinaryIO, start: int, size: int) -> Parts:
     window = 2 * int.from_bytes(information[15:18], "big") or 1 << 16  # twice the largest frame, where it is known
     total = int.from_bytes(information[21:26], "big") & (1 << 36) - 1
     places = [start + (size - start) * i // _SAMPLED_FRAMES for i in range(1, _SAMPLED_FRAMES)]
-    windows = [_flac_frames(file, at, min(size, at + window), block_size) for at in places]
+    windows = [_flac_frames(file, at, min(size, at + window), block_size=block_size) for at in places]
     frames = [frame for found in windows for frame in itertools.islice(found, 1)]
-    frames += list(_flac_frames(file, max(start, size - window), size, block_size))[-1:]
+    frames += list(_flac_frames(file, max(start, size - window), size, block_size=block_size))[-1:]
     is_one = _is_rising((frame.position, frame.first) for frame in frames)
     if is_one and (not frames or not total or frames[-1].stop <= total):
         return whole  # a recording without a length is read from the front, and one that was cut is refused there
-    firsts = [at for at in _find(file, b"fLaC", start, size) if _read(file, at + 4, 4) in _STREAMINFO]
+    firsts = [at for at in _find(file, b"fLaC", start=start, stop=size) if _read(file, at + 4, 4) in _STREAMINFO]
     if len(firsts) > 1:
         return Parts(tuple(Part(*bounds) for bounds in itertools.pairwise((*firsts, size))), JOINED)
     header = information[:21] + bytes([information[21] & 0xF0]) + bytes(4) + information[26:]
     return Parts((Part(start + len(header), size, header=header),), SIZE_TOO_SMALL)
 
 
-def _flac_frames(file: BinaryIO, start: int, stop: int, block_size: int) -> Iterator[_FlacFrame]:
+def _flac_frames(file: BinaryIO, start: int, stop: int, *, block_size: int) -> Iterator[_FlacFrame]:
     """The frames that begin in the bytes start .. stop. Frames of fixed size have `block_size` samples."""
     content = _read(file, start, stop - start)
     for match in re.finditer(rb"\xff[\xf8\xf9]", content):
@@ -379,7 +383,7 @@ def _crc8(content: bytes) -> int:
 def _mp3(file: BinaryIO, size: int) -> Parts:
     """An MP3 file, or several joined ones, each with a header of its own (Xing, Info) or a tag before it."""
     tags = sorted(tag for name in (b"Xing", b"Info") for tag in _mp3_tags(file, name, size))
-    syncs = _find(file, b"\xff", _after_id3(file, 0), size)
+    syncs = _find(file, b"\xff", start=_after_id3(file, 0), stop=size)
     first = next((at for at in syncs if _is_mpeg_frame(_read(file, at, 4))), size)
     starts = [0, *(_before_id3(file, tag.position) for tag in tags if tag.position > first)]
     parts = []
@@ -404,7 +408,7 @@ class _Mp3Tag(NamedTuple):
 
 def _mp3_tags(file: BinaryIO, name: bytes, size: int) -> Iterator[_Mp3Tag]:
     """The tags of this name in the MPEG frames of a file."""
-    for at in _find(file, name, 0, size):
+    for at in _find(file, name, start=0, stop=size):
         for side_information in (9, 17, 32):  # bytes between the head of a frame and the tag in it
             position = at - 4 - side_information
             head = _read(file, max(0, position), 4)
@@ -432,5 +436,5 @@ def _side_information(head: bytes) -> int:
 def _before_id3(file: BinaryIO, position: int) -> int:
     """The beginning of the ID3v2 tag that ends at `position`; `position` where there is none."""
     first = max(0, position - _BLOCK)
-    starts = (at for at in _find(file, b"ID3", first, position) if _after_id3(file, at) == position)
+    starts = (at for at in _find(file, b"ID3", start=first, stop=position) if _after_id3(file, at) == position)
     return next(starts, position)

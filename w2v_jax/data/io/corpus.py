@@ -106,9 +106,9 @@ def make_corpus(
                     os.rename(root, partial)  # this corpus lacks files: complete it where partial work belongs
                 _start_partial(partial, settings)
                 bar = Progress(root, sum(part.hours for part in parts), is_shown=progress)
-                records = [record for part in parts for record in _write_part(partial, part, render, bar)]
+                records = [record for part in parts for record in _write_part(partial, part, render=render, bar=bar)]
                 write_whole(partial / "README.md", readme)
-                _finish(root, partial, records, settings)
+                _finish(root, partial, records=records, settings=settings)
                 bar.end(len(records))
     except OSError as error:
         raise UserError(
@@ -222,7 +222,7 @@ def _start_partial(partial: pathlib.Path, settings: Mapping[str, Any]) -> None:
     write_whole(partial / MANIFEST, map(json.dumps, intact.values()))
 
 
-def _write_part(partial: pathlib.Path, part: CorpusPart, render: Render, bar: Progress) -> Iterator[dict[str, Any]]:
+def _write_part(partial: pathlib.Path, part: CorpusPart, *, render: Render, bar: Progress) -> Iterator[dict[str, Any]]:
     """Writes the recordings of a part that its manifest lacks. Yields the records of all."""
     finished, seconds = {r["audio_filepath"]: r for r in read_manifest(partial)}, 0.0
     with open(partial / MANIFEST, "a", encoding="utf-8") as manifest:
@@ -255,7 +255,7 @@ def _write_recording(partial: pathlib.Path, recording: Recording, wave: np.ndarr
 
 
 def _finish(
-    root: pathlib.Path, partial: pathlib.Path, records: list[dict[str, Any]], settings: Mapping[str, Any]
+    root: pathlib.Path, partial: pathlib.Path, *, records: list[dict[str, Any]], settings: Mapping[str, Any]
 ) -> None:
     """Removes stray files, writes transcripts, manifest and settings, and renames `partial` to `root`."""
     listed = {r["audio_filepath"] for r in records}

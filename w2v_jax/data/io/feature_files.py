@@ -192,7 +192,15 @@ def list_utterances(
             check(part)
             layouts[str(part.path)] = layout_of(part)
             for u in part.utterances:
-                yield Row(u.id, str(part.path), u.first * hop, u.frames * hop, SAMPLE_RATE, u.speaker, u.transcript)
+                yield Row(
+                    u.id,
+                    str(part.path),
+                    offset=u.first * hop,
+                    frames=u.frames * hop,
+                    rate=SAMPLE_RATE,
+                    speaker=u.speaker,
+                    transcript=u.transcript,
+                )
 
 
 def layout_of(part: Part) -> tuple[int, str]:

@@ -108,7 +108,15 @@ def _is_checked(candidate: Candidate) -> bool:
 def _checked_row(candidate: Candidate) -> Row:
     rate, frames = candidate.rate or 0, candidate.frames or 0
     offset = round(candidate.offset * rate)
-    return Row(candidate.id, candidate.path, offset, frames, rate, candidate.speaker, candidate.transcript)
+    return Row(
+        candidate.id,
+        candidate.path,
+        offset=offset,
+        frames=frames,
+        rate=rate,
+        speaker=candidate.speaker,
+        transcript=candidate.transcript,
+    )
 
 
 def _segment(candidate: Candidate, header: Header, notes: Notes) -> Row | str:
@@ -128,4 +136,12 @@ def _segment(candidate: Candidate, header: Header, notes: Notes) -> Row | str:
             return f"segment without length: {candidate.duration:g} s from {candidate.offset:g} s"
     if candidate.frames is not None and candidate.frames != header.frames:
         notes["a manifest's length differs from that of the file, which is used"].append(candidate.path)
-    return Row(candidate.id, candidate.path, offset, frames, header.rate, candidate.speaker, candidate.transcript)
+    return Row(
+        candidate.id,
+        candidate.path,
+        offset=offset,
+        frames=frames,
+        rate=header.rate,
+        speaker=candidate.speaker,
+        transcript=candidate.transcript,
+    )

@@ -93,7 +93,14 @@ class PartJob:
 
         for row, frames in encode(rows, on_skip):
             id, speaker, transcript = (str(column[row]) for column in (index.ids, index.speakers, index.transcripts))
-            utterance = Utterance(id, 0, len(frames), round(float(index.durations[row]), 6), speaker, transcript)
+            utterance = Utterance(
+                id,
+                first=0,
+                frames=len(frames),
+                seconds=round(float(index.durations[row]), 6),
+                speaker=speaker,
+                transcript=transcript,
+            )
             encoded[row] = frames, utterance
         with (self.folder / SKIPPED).open("a", encoding="utf-8") as file:
             for skip in sorted(skipped, key=lambda skip: (skip["id"], skip["reason"])):

@@ -34,7 +34,7 @@ class Codes:
 
     def __init__(self, index: Index, vocabulary: Vocabulary, *, hop: int, layouts: feature_files.Layouts):
         self.index, self.vocabulary, self.layouts = index, vocabulary, layouts
-        self.form = Form("codes", "int32", hop, vocabulary.digest)
+        self.form = Form("codes", "int32", hop=hop, made_by=vocabulary.digest)
 
     def read(self, row: int, start: int, length: int) -> np.ndarray:
         """Ids int32 [F]. `start` and `length` are in 16 kHz samples and are rounded down to whole frames."""
@@ -134,7 +134,14 @@ def _fill(folder: pathlib.Path, hours: float) -> None:
         pairs = letter_codes(letters, ends)
         seconds = len(pairs) * LETTER_HOP / SAMPLE_RATE
         id = f"{speaker}-{turn:04d}"
-        utterances.append((pairs, feature_files.Utterance(id, 0, 0, seconds, str(speaker), letters)))
+        utterances.append(
+            (
+                pairs,
+                feature_files.Utterance(
+                    id, first=0, frames=0, seconds=seconds, speaker=str(speaker), transcript=letters
+                ),
+            )
+        )
         counter.add(pairs)
         frames, number = frames + len(pairs), number + 1
     feature_files.write_part(feature_files.part_path(folder, 0), utterances, width=2, dtype="<u2")

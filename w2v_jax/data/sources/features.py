@@ -45,5 +45,5 @@ def make(data: Any, root: Any) -> Features:
     if not len(index) or len(widths) != 1:
         raise UserError(f"data.root: {where} holds no utterance, or features of several widths {sorted(widths)}")
     made_by = f"{first['model']} {first['what']} {first.get('layer', '')}".strip()
-    form = Form("features", "float32", first["hop"], made_by, widths.pop())
+    form = Form("features", "float32", hop=first["hop"], made_by=made_by, width=widths.pop())
     return Features(usable(index, where, data.min_seconds), form, layouts)

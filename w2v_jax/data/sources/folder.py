@@ -56,7 +56,7 @@ def walk(paths: Sequence[pathlib.Path], skipped: list[Skip]) -> Iterator[Candida
             folder = pending.pop()
             folders, files = _scan(folder, visited, skipped)
             pending.extend(reversed(folders))
-            yield from _candidates(str(root), folder, files, not_audio, skipped)
+            yield from _candidates(str(root), folder, files=files, not_audio=not_audio, skipped=skipped)
     for extension, count in not_audio.items():
         if count > LISTED_PER_EXTENSION:
             skipped.append(Skip(str(paths[0]), f"{_not_audio(extension)}: {count - LISTED_PER_EXTENSION:,} more"))
@@ -86,7 +86,7 @@ def _scan(folder: str, visited: set[tuple[int, int]], skipped: list[Skip]) -> tu
 
 
 def _candidates(
-    root: str, folder: str, files: list[str], not_audio: Counter[str], skipped: list[Skip]
+    root: str, folder: str, *, files: list[str], not_audio: Counter[str], skipped: list[Skip]
 ) -> Iterator[Candidate]:
     """The audio files of a folder with their transcripts. Counts other files by extension in `not_audio`."""
     transcripts: dict[str, Transcript] = {}

@@ -97,8 +97,8 @@ def write_corpus(
     sentence = _english if language.lower().split("-")[0] == "en" else _numbers
     if lines:
         sentence = lambda rng: lines[int(rng.integers(len(lines)))]
-    train = corpus.CorpusPart(hours, _recordings("train", train_voices, sentence, seed))
-    dev = corpus.CorpusPart(hours * corpus.DEV_SHARE, _recordings("dev", dev_voices, sentence, seed))
+    train = corpus.CorpusPart(hours, _recordings("train", train_voices, sentence=sentence, seed=seed))
+    dev = corpus.CorpusPart(hours * corpus.DEV_SHARE, _recordings("dev", dev_voices, sentence=sentence, seed=seed))
     readme = _README.format(language=language)
     return corpus.make_corpus(home, (train, dev), _render, settings=settings, readme=readme, progress=progress)
 
@@ -144,18 +144,18 @@ def _render(recording: corpus.Recording) -> np.ndarray:
 
 
 def _recordings(
-    split: str, voices: dict[int, Voice], sentence: Callable[[np.random.Generator], str], seed: int
+    split: str, voices: dict[int, Voice], *, sentence: Callable[[np.random.Generator], str], seed: int
 ) -> Iterator[corpus.Recording]:
     for number in itertools.count():
         for speaker, voice in voices.items():
             text = sentence(_generator(seed, speaker, number))
-            yield corpus.Recording(split, speaker, number, transcribe(text), (voice, text))
+            yield corpus.Recording(split, speaker, number, transcript=transcribe(text), voice=(voice, text))
 
 
 def _voice(accents: Sequence[str], variants: Sequence[str], rng: np.random.Generator) -> Voice:
     rate, pitch, spread = (int(rng.integers(*limits)) for limits in (RATES, PITCHES, RANGES))
     accent, variant = accents[int(rng.integers(len(accents)))], variants[int(rng.integers(len(variants)))]
-    return Voice(f"{accent}+{variant}", rate, pitch, spread)
+    return Voice(f"{accent}+{variant}", rate=rate, pitch=pitch, spread=spread)
 
 
 def _english(rng: np.random.Generator) -> str:

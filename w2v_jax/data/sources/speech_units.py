@@ -102,7 +102,7 @@ def open_units(root: Any, key: str = "data.root") -> Units:
         raise UserError(f"{key}: {first_folder} holds no recording; its skipped.jsonl says what was left out and why")
     layer, piece = first.get("layer"), None
     made_by = first["model"] if layer is None else f"{first['model']} {layer}"
-    form = Form(UNITS, "int32", first["hop"], made_by, first["groups"])
+    form = Form(UNITS, "int32", hop=first["hop"], made_by=made_by, width=first["groups"])
     if first.get("cut") == "recipe":
         piece = first["max_samples"], (first["max_samples"] - first["field"]) // first["hop"] + 1
     return Units(index, form, model=first["model"], clusters=first["codes"], piece=piece, layouts=layouts)
@@ -160,7 +160,9 @@ def _fill(folder: pathlib.Path, homes: list[pathlib.Path]) -> None:
             letters, bounds = synthetic.letter_bounds(speaker, number, seed=seed)
             units = codes.letter_codes(f" {letters} ", np.append(bounds, record["frames"]), LETTER_HOP)[:, :1]
             seconds = record["frames"] / record["rate"]
-            about = feature_files.Utterance(record["id"], 0, 0, seconds, str(speaker), letters)
+            about = feature_files.Utterance(
+                record["id"], first=0, frames=0, seconds=seconds, speaker=str(speaker), transcript=letters
+            )
             utterances.append((units, about))
             frames += len(units)
     feature_files.write_part(feature_files.part_path(folder, 0), utterances, width=1, dtype="<u2")

@@ -42,7 +42,7 @@ def _vowel(f1: float, f2: float, f3: float) -> list[tuple[float, ...]]:
     return [(115, f1, f2, f3, 1, 1, 0, 0, 4000, 2000, 20)]
 
 
-def _stop(f2: float, f3: float, centre: float, width: float, *, is_voiced: bool) -> list[tuple[float, ...]]:
+def _stop(f2: float, f3: float, *, centre: float, width: float, is_voiced: bool) -> list[tuple[float, ...]]:
     closure = (60, 220, f2, f3, 4, 0.25 if is_voiced else 0, 0, 0, centre, width, 8)
     burst = (14, 300, f2, f3, 1, 0, 0.1, 0.8 if is_voiced else 1.6, centre, width, 3)
     release = (32, _NAN, _NAN, _NAN, 1.5, 0, 0.35, 0, centre, width, 10)
@@ -50,7 +50,7 @@ def _stop(f2: float, f3: float, centre: float, width: float, *, is_voiced: bool)
 
 
 def _fricative(
-    f2: float, f3: float, hiss: float, centre: float, width: float, voice: float = 0.0
+    f2: float, f3: float, *, hiss: float, centre: float, width: float, voice: float = 0.0
 ) -> list[tuple[float, ...]]:
     return [(95, 320, f2, f3, 1.5, voice, 0, hiss, centre, width, 20)]
 
@@ -61,16 +61,16 @@ SOUNDS = {
     "I": _vowel(280, 2300, 3000),
     "O": _vowel(500, 850, 2450),
     "U": _vowel(310, 1150, 2150),
-    "P": _stop(900, 2300, 700, 600, is_voiced=False),
-    "B": _stop(900, 2300, 700, 600, is_voiced=True),
-    "T": _stop(1750, 2700, 4800, 1300, is_voiced=False),
-    "D": _stop(1750, 2700, 4800, 1300, is_voiced=True),
-    "K": _stop(1950, 2200, 2000, 450, is_voiced=False),
-    "G": _stop(1950, 2200, 2000, 450, is_voiced=True),
-    "S": _fricative(1700, 2600, 0.9, 6300, 900),
-    "Z": _fricative(1700, 2600, 0.5, 6300, 900, voice=0.5),
-    "X": _fricative(1900, 2400, 1.1, 3100, 700),
-    "F": _fricative(1000, 2300, 0.3, 4500, 3000),
+    "P": _stop(900, 2300, centre=700, width=600, is_voiced=False),
+    "B": _stop(900, 2300, centre=700, width=600, is_voiced=True),
+    "T": _stop(1750, 2700, centre=4800, width=1300, is_voiced=False),
+    "D": _stop(1750, 2700, centre=4800, width=1300, is_voiced=True),
+    "K": _stop(1950, 2200, centre=2000, width=450, is_voiced=False),
+    "G": _stop(1950, 2200, centre=2000, width=450, is_voiced=True),
+    "S": _fricative(1700, 2600, hiss=0.9, centre=6300, width=900),
+    "Z": _fricative(1700, 2600, hiss=0.5, centre=6300, width=900, voice=0.5),
+    "X": _fricative(1900, 2400, hiss=1.1, centre=3100, width=700),
+    "F": _fricative(1000, 2300, hiss=0.3, centre=4500, width=3000),
     "H": [(80, _NAN, _NAN, _NAN, 1.5, 0, 0.6, 0, 4000, 2000, 20)],
     "M": [(80, 260, 950, 2250, 3, 0.55, 0, 0, 4000, 2000, 12)],
     "N": [(80, 260, 1750, 2700, 3, 0.55, 0, 0, 4000, 2000, 12)],
@@ -115,8 +115,10 @@ def write_corpus(
     speakers = speakers or int(np.clip(hours * 40, 8, 200))
     settings = {"kind": "synthetic", "version": VERSION, "seed": seed, "hours": float(hours), "speakers": speakers}
     render = lambda recording: utterance(recording.speaker, recording.number, seed=seed)[0]
-    train = corpus.CorpusPart(hours, _recordings("train", seed, 1, speakers))
-    dev = corpus.CorpusPart(hours * corpus.DEV_SHARE, _recordings("dev", seed, 10_001, DEV_SPEAKERS))
+    train = corpus.CorpusPart(hours, _recordings("train", seed=seed, first=1, speakers=speakers))
+    dev = corpus.CorpusPart(
+        hours * corpus.DEV_SHARE, _recordings("dev", seed=seed, first=10_001, speakers=DEV_SPEAKERS)
+    )
     return corpus.make_corpus(home, (train, dev), render, settings=settings, readme=_README, progress=progress)
 
 
@@ -206,9 +208,9 @@ def render(text: str, voice: Speaker, rng: np.random.Generator) -> tuple[np.ndar
     is_vowel = np.array([c in VOWELS for c in f" {text} "])[timeline.letter]
     num_samples = int(stops[-1] * SAMPLE_RATE)
 
-    excitation, hiss = _excitation(timeline, is_vowel, voice, rng, num_samples)
+    excitation, hiss = _excitation(timeline, is_vowel, voice=voice, rng=rng, num_samples=num_samples)
     centres = (np.arange(-(-num_samples // _HOP) + 1)) * _HOP / SAMPLE_RATE  # of the windows
-    formants, damp = _formant_tracks(timeline, voice, rng, centres)
+    formants, damp = _formant_tracks(timeline, voice, rng=rng, centres=centres)
     piece = np.minimum(np.searchsorted(stops, centres), len(stops) - 1)
     shift = np.exp(0.06 * rng.normal(size=len(sound)))
     band = _band_response(sound[:, _CENTRE] * shift * voice.tract**0.5, sound[:, _WIDTH])[piece]
@@ -245,7 +247,7 @@ def _timeline(text: str, voice: Speaker, rng: np.random.Generator) -> Timeline:
     longer = np.where(rng.random(count) < 0.15, rng.uniform(0.2, 0.5, count), rng.uniform(0, 0.06, count))
     seconds = seconds + np.where(is_pause, longer, 0.0)
     stops = np.cumsum(seconds)
-    return Timeline(sound, letter, stops - seconds, stops)
+    return Timeline(sound, letter, starts=stops - seconds, stops=stops)
 
 
 def _ends(timeline: Timeline) -> np.ndarray:
@@ -258,7 +260,7 @@ _HZ = np.fft.rfftfreq(_FFT, 1 / SAMPLE_RATE)
 
 
 def _excitation(
-    timeline: Timeline, is_vowel: np.ndarray, voice: Speaker, rng: np.random.Generator, num_samples: int
+    timeline: Timeline, is_vowel: np.ndarray, *, voice: Speaker, rng: np.random.Generator, num_samples: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(excitation of the vocal tract [T], friction noise that does not pass through it [T])."""
     sound, _, starts, stops = timeline
@@ -283,7 +285,7 @@ def _excitation(
 
 
 def _formant_tracks(
-    timeline: Timeline, voice: Speaker, rng: np.random.Generator, centres: np.ndarray
+    timeline: Timeline, voice: Speaker, *, rng: np.random.Generator, centres: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(F1 F2 F3 [windows 3] in Hz, bandwidth factor [windows]). Formants rest inside a sound and glide in between."""
     sound, _, starts, stops = timeline
@@ -351,11 +353,13 @@ def _word_seconds(word: str) -> float:
     return sum(_TABLE[c][:, _MS].sum() for c in f"{word} ") / 1000 + 0.075
 
 
-def _recordings(split: str, seed: int, first: int, speakers: int) -> Iterator[corpus.Recording]:
+def _recordings(split: str, *, seed: int, first: int, speakers: int) -> Iterator[corpus.Recording]:
     number = 0
     while True:
         for speaker in range(first, first + speakers):
-            yield corpus.Recording(split, speaker, number, _draw_utterance(speaker, number, seed)[2], None)
+            yield corpus.Recording(
+                split, speaker, number, transcript=_draw_utterance(speaker, number, seed)[2], voice=None
+            )
         number += 1
 
 

@@ -116,7 +116,7 @@ def make(data, root) -> Records:
     with _quiet():
         for entry in entries:
             builder, split = _open_builder(entry, data.split)
-            dataset, ranges = _open_dataset(builder, split, entry, skipped)
+            dataset, ranges = _open_dataset(builder, split, entry=entry, skipped=skipped)
             datasets.update(dict.fromkeys(dataset.shards, dataset))
             results.append(_rows(dataset, ranges, data.workers or os.cpu_count() or 1))
         index = make_index(usable_rows(itertools.chain.from_iterable(results), skipped), skipped)
@@ -202,7 +202,7 @@ def _only(folders: list[str], entry: str) -> str:
 # What the dataset holds
 
 
-def _open_dataset(builder: Any, split: str, entry: str, skipped: list[Skip]) -> tuple[Dataset, list[RecordRange]]:
+def _open_dataset(builder: Any, split: str, *, entry: str, skipped: list[Skip]) -> tuple[Dataset, list[RecordRange]]:
     """The dataset, and the record ranges of the split that exist. Records that are missing join `skipped`."""
     tfds = _import_tfds()
     info = builder.info
@@ -217,7 +217,7 @@ def _open_dataset(builder: Any, split: str, entry: str, skipped: list[Skip]) -> 
     names = {role: name for role, choices in ROLES.items() for name in choices[::-1] if name in info.features}
     features = tfds.features.FeaturesDict({name: info.features[name] for name in (audio, *names.values())})
     split_ranges = _ranges(info.splits, split, entry)
-    shards = _shards(tfds, builder, {part.file for part in split_ranges}, entry, skipped)
+    shards = _shards(tfds, builder, files={part.file for part in split_ranges}, entry=entry, skipped=skipped)
     ranges = []
     for file, first, last in split_ranges:
         if file not in shards:
@@ -226,7 +226,7 @@ def _open_dataset(builder: Any, split: str, entry: str, skipped: list[Skip]) -> 
         if count < last:
             skipped.append(Skip(file, f"shard is cut short: {count:,} of {last:,} records are intact"))
         ranges.append(RecordRange(file, first, min(last, count)))
-    return Dataset(features, audio, is_encoded, feature.sample_rate, names, shards), ranges
+    return Dataset(features, audio, is_encoded=is_encoded, rate=feature.sample_rate, names=names, shards=shards), ranges
 
 
 def _audio_feature(tfds: Any, features: Any, entry: str) -> str:
@@ -306,7 +306,7 @@ def _row(dataset: Dataset, file: str, number: int) -> Row | str:
         return str(error)
     texts = {role: _text(dataset.features[name], features[name]) for role, name in dataset.names.items()}
     name = texts.pop("id", "") or f"{os.path.basename(file)}:{number}"
-    return Row(name, f"{file}#{number}", 0, header.frames, header.rate, **texts)
+    return Row(name, f"{file}#{number}", offset=0, frames=header.frames, rate=header.rate, **texts)
 
 
 def _header(dataset: Dataset, audio: Any) -> Header:
@@ -332,7 +332,7 @@ def _text(feature: Any, value: Any) -> str:
 # Files of records
 
 
-def _shards(tfds: Any, builder: Any, files: set[str], entry: str, skipped: list[Skip]) -> dict[str, Sequence[bytes]]:
+def _shards(tfds: Any, builder: Any, *, files: set[str], entry: str, skipped: list[Skip]) -> dict[str, Sequence[bytes]]:
     """The records of each file. A file that cannot be opened joins `skipped` with the reason."""
     shards: dict[str, Sequence[bytes]] = {}
     kind = builder.info.file_format.value
