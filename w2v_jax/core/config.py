@@ -40,7 +40,8 @@ else:
 def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     """The locked config of `FILE[:variant]` with `(dotted key, text)` overrides applied.
 
-    A file of the project's own is found by its name from any folder, `w2v2_base.py` or `configs/w2v2_base.py`. Raises UserError when the file, the variant or a key does not exist, or a value has the wrong type.
+    A file of the project's own is found by its name from any folder: `w2v2_base.py` or `configs/w2v2_base.py`. Raises
+    UserError when the file, the variant or a key does not exist, or a value has the wrong type.
     """
     path, _, variant = expand_home(spec).partition(":")
     file = _file(path)
