@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ from w2v_jax.data.sources.speech_units import open_units
 from w2v_jax.data.targets import with_targets
 from w2v_jax.discrete.unit_model import UnitModel
 from w2v_jax.inference.encode import encode
-from w2v_jax.inference.run import open_run
+from w2v_jax.inference.run import Run, open_run
 
 FAST = ("--starts", "2", "--passes", "3", "--batch", "500")
 PART = ("--part-hours", "0.001")
@@ -249,6 +251,23 @@ def test_centres_of_scikit_learn_are_taken_as_they_are(few, tmp_path, capsys):
     np.save(tmp_path / "km.npy", theirs.cluster_centers_[:, :13])
     with pytest.raises(UserError, match="has 9 centres of 13 numbers in one codebook; a frame of MFCC has 39"):
         fit(tmp_path / "other", few, "--centers", tmp_path / "km.npy")
+
+
+@pytest.mark.parametrize("seconds", [160, 1])
+def test_a_device_without_memory_names_no_flag_that_the_command_lacks(
+    model, few, tmp_path, monkeypatch, capsys, seconds
+):
+    """The length of a piece is the recipe's: where a batch is one piece already, no flag helps."""
+    without_memory = lambda batch: jnp.zeros((1 << 46,)).block_until_ready()
+    monkeypatch.setattr(Run, "predictor", lambda self, keys, layer: without_memory)
+    advice = "lower it with --batch-seconds=80$" if seconds == 160 else "more memory, or .* JAX_PLATFORMS=cpu$"
+    for command in (("fit", "--clusters", 4), ("label", "--model", model)):
+        with pytest.raises(UserError, match=advice) as raised:
+            run(*command, "--root", few, "--out", tmp_path / command[0], "--batch-seconds", seconds)
+        with pytest.raises(SystemExit):
+            units.main([command[0], "--help"])
+        flags = lambda text: set(re.findall(r"--[a-z-]+", text))
+        assert flags(str(raised.value)) <= flags(capsys.readouterr().out)
 
 
 def test_a_fit_that_failed_at_once_leaves_its_folder_to_the_next(few, tmp_path):

@@ -177,7 +177,11 @@ def test_batches_have_a_few_lengths_down_to_about_a_second():
 
 @pytest.mark.parametrize(
     ("lengths", "advice"),
-    [({}, "160 s.*EXHAUSTED.* --batch-seconds=80$"), ({"batch_seconds": 1.0}, "80 s.*EXHAUSTED.* --max-seconds=40$")],
+    [
+        ({}, "160 s.*EXHAUSTED.* --batch-seconds=80$"),
+        ({"batch_seconds": 1.0}, "80 s.*EXHAUSTED.* --max-seconds=40$"),
+        ({"batch_seconds": 1.0, "flags": ("--batch-seconds",)}, "80 s.*EXHAUSTED.* with JAX_PLATFORMS=cpu$"),
+    ],
 )
 def test_a_device_without_memory_names_the_setting_to_lower_and_the_value(run, source, monkeypatch, lengths, advice):
     without_memory = lambda batch: jnp.zeros((1 << 46,)).block_until_ready()

@@ -21,7 +21,7 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.index import WAVE, Source
-from w2v_jax.inference.encode import MAX_SECONDS, check_form, check_keys, encode
+from w2v_jax.inference.encode import BATCH_FLAG, MAX_SECONDS, check_form, check_keys, encode
 from w2v_jax.inference.run import Layer, Run, fixed_run
 from w2v_jax.nn.encoders import MfccEncoder
 from w2v_jax.ops import mfcc
@@ -124,6 +124,7 @@ class FrameFeatures(NamedTuple):
             overlap=self.is_mfcc or self.cut == "even",
             then=lambda arrays: after(arrays[self.key]),
             on_skip=on_skip,
+            flags=(BATCH_FLAG,),  # the length of a piece is the recipe's
             **reading,
         )
 

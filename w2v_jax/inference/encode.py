@@ -29,6 +29,8 @@ MAX_SECONDS = 80.0
 BATCH_SECONDS = 160.0
 SHORTEST_SECONDS = 1.25
 TOO_SHORT = "too short for one frame"
+BATCH_FLAG, LENGTH_FLAG = "--batch-seconds", "--max-seconds"
+OTHER_DEVICE = "take a device with more memory, or the processor with JAX_PLATFORMS=cpu"
 
 EncodedArrays = dict[str, np.ndarray]
 
@@ -51,6 +53,7 @@ def encode(
     overlap: bool = True,
     then: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] | None = None,
     on_skip: Callable[[int, str], None] | None = None,
+    flags: Sequence[str] = (BATCH_FLAG, LENGTH_FLAG),
 ) -> Iterator[tuple[int, EncodedArrays]]:
     """(row number, {key: array}) of each row of the source, in no particular order. Arrays hold valid frames only.
 
@@ -65,6 +68,7 @@ def encode(
     over a cut are lost.
 
     then: a function on the device of the arrays of a batch, padding included; what it returns takes their place.
+    flags: which of the two that lower batch_seconds and max_seconds the caller has, for the error about memory.
 
     A row that cannot be read or has no frame goes to `on_skip` with the reason (default: a line on stderr). Raises
     UserError if source, run and quantizer do not fit, for keys that the method lacks, for a layer out of range, and
@@ -95,7 +99,7 @@ def encode(
         return iter(())
     margin = int(margin_seconds * SAMPLE_RATE)
     pieces = Pieces(source, rows, field=field, hop=hop, max_samples=max_samples, margin=margin, overlap=overlap)
-    return _encode(pieces, predict, batch_seconds=batch_seconds, workers=workers, on_skip=on_skip)
+    return _encode(pieces, predict, batch_seconds=batch_seconds, workers=workers, on_skip=on_skip, flags=flags)
 
 
 def check_keys(run: Run, keys: Sequence[str] | None, layer: Layer) -> tuple[str, ...]:
@@ -194,14 +198,21 @@ def _followed_by(then: Any, predict: Any) -> Any:
 
 
 def _encode(
-    pieces: Pieces, predict: Any, *, batch_seconds: float, workers: int, on_skip: Callable[[int, str], None]
+    pieces: Pieces,
+    predict: Any,
+    *,
+    batch_seconds: float,
+    workers: int,
+    on_skip: Callable[[int, str], None],
+    flags: Sequence[str],
 ) -> Iterator[tuple[int, EncodedArrays]]:
     lengths = _bucket_lengths(pieces.max_samples)
     plan = eval_plan(pieces.index.num_samples, bucket_samples=lengths, units=1, unit_seconds=batch_seconds, max_hours=0)
     finished: dict[int, dict[int, EncodedArrays]] = {}
     failed: set[int] = set()
     results = _results(batches(pieces, plan, loader="threads", workers=workers), plan, predict)
-    for piece, result in _within_memory(results, batch_seconds, pieces.max_samples / SAMPLE_RATE):
+    longest = pieces.max_samples / SAMPLE_RATE
+    for piece, result in _within_memory(results, batch_seconds, longest, flags=flags):
         row = int(pieces.rows[piece])
         if isinstance(result, str):
             if row not in failed:
@@ -217,8 +228,10 @@ def _encode(
                 yield row, {key: np.concatenate([part[key] for part in parts], axis=-2) for key in parts[0]}
 
 
-def _within_memory(results: Iterator[Any], batch_seconds: float, longest: float) -> Iterator[Any]:
-    """`results`. Raises UserError, with half of what is too much, where the device has no memory for a batch.
+def _within_memory(
+    results: Iterator[Any], batch_seconds: float, longest: float, *, flags: Sequence[str]
+) -> Iterator[Any]:
+    """`results`. Raises UserError where the device has no memory for a batch: the flag with half of what is too much.
 
     longest: seconds of the longest piece, of which a batch holds at least one.
     """
@@ -227,11 +240,10 @@ def _within_memory(results: Iterator[Any], batch_seconds: float, longest: float)
     except jax.errors.JaxRuntimeError as error:
         if not (reason := out_of_memory(error)):
             raise
-        flag, seconds = ("--batch-seconds", batch_seconds) if batch_seconds > longest else ("--max-seconds", longest)
-        raise UserError(
-            f"the device has no memory for {max(batch_seconds, longest):.3g} s of audio at once ({reason}): lower it "
-            f"with {flag}={seconds / 2:.3g}"
-        ) from None
+        seconds = max(batch_seconds, longest)
+        flag = BATCH_FLAG if batch_seconds > longest else LENGTH_FLAG
+        advice = f"lower it with {flag}={seconds / 2:.3g}" if flag in flags else OTHER_DEVICE
+        raise UserError(f"the device has no memory for {seconds:.3g} s of audio at once ({reason}): {advice}") from None
 
 
 def _results(stream: Any, plan: Any, predict: Any) -> Iterator[tuple[int, EncodedArrays | str]]:

@@ -90,13 +90,14 @@ class Model:
             raise UserError(f"{'wave' if single else f'wave[{row}]'}: {reason} (at {SAMPLE_RATE} Hz)")
 
         if features:
-            rows = encode(self.run, source, keys=features, layer=layer, quantizer=self.quantizer, on_skip=refuse)
+            quantizer = self.quantizer
+            rows = encode(self.run, source, keys=features, layer=layer, quantizer=quantizer, on_skip=refuse, flags=())
             for row, arrays in rows:
                 frames = next(iter(arrays.values())).shape[-2]
                 outputs[row] |= arrays | {"times": (self.quantizer or self.run).times(np.arange(frames))}
         if text and self.alphabet:
             recognizer = Recognizer(self.run, self.alphabet, self.quantizer)
-            for row, frames in log_probs(recognizer, source, on_skip=refuse):
+            for row, frames in log_probs(recognizer, source, on_skip=refuse, flags=()):
                 times = recognizer.times(len(frames))
                 best_path = self.alphabet.decode(greedy(frames))
                 outputs[row] |= {"log_probs": frames, "log_prob_times": times, "text": best_path}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
@@ -68,6 +68,7 @@ class Reading(TypedDict, total=False):
     margin_seconds: float
     batch_seconds: float
     workers: int
+    flags: Sequence[str]
 
 
 def log_probs(
