@@ -249,6 +249,22 @@ def test_nothing_takes_more_than_three_arguments_by_position():
     assert too_many_by_position(text, {"C"}) == ["line 3: def C.n", "line 5: x.C(...)"]
 
 
+ROLES = {"main", "make", "load", "draw", "Draws", "Prediction", "objective", "levels", "write_corpus", "write_letters"}
+ROLES |= {"fit", "measure"}
+"""Names that stand in several modules because they mean the same in each, as `make` does in each method and source."""
+
+
+def test_no_public_name_means_two_things():
+    """Of functions and classes; whoever takes a name of another module for the same role adds it to `ROLES`."""
+    where: dict[str, set[str]] = {}
+    for path in modules():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                where.setdefault(node.name, set()).add(dotted(path))
+    shared = {name: places for name, places in where.items() if len(places) > 1}
+    assert shared.keys() == ROLES, {name: places for name, places in shared.items() if name not in ROLES}
+
+
 # What is tracked
 
 

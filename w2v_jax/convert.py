@@ -194,17 +194,17 @@ def export_run(source: pathlib.Path, target: pathlib.Path, *, step: int | str | 
     print(f"{source} at step {weights.step:,}{why}: {_sizes([x.shape for x in tensors.values()])}")
     if head == "ctc" and alphabet is not None:
         print("\n".join(alphabet_lines(alphabet)))
-    for difference in differences(config):
-        print(f"  note      {difference}")
+    for caveat in caveats(config):
+        print(f"  note      {caveat}")
     name = huggingface_config.their_class(config, head)
     print(f"done: {target} loads with transformers.{name}.from_pretrained({str(target)!r})")
 
 
-def differences(config: Config) -> list[str]:
+def caveats(config: Config) -> list[str]:
     """How transformers computes differently although the parameters are the same, and what it has no place for."""
     if config.method == "wavlm" and not _lacks_heads(config):
         heads = "the projection and the vectors of the classes are left out: transformers has no place for them"
-        return [heads, *differences(changed(config, {"loss.classes": ()}))]
+        return [heads, *caveats(changed(config, {"loss.classes": ()}))]
     if huggingface_config.is_stack(config):
         return [
             "in transformers, padding reaches the last frames of a recording through the stack of positional "
@@ -238,7 +238,7 @@ def model_card(source: pathlib.Path, config: Config, head: str, *, step: int, na
     lines += ["", "```python", f"from transformers import AutoFeatureExtractor, {their_class}", ""]
     lines += [f'model = {their_class}.from_pretrained("{name}")']
     lines += [f'extractor = AutoFeatureExtractor.from_pretrained("{name}")  # 16 kHz audio', "```", ""]
-    lines += [line[0].upper() + line[1:] + "." for line in differences(config)]
+    lines += [line[0].upper() + line[1:] + "." for line in caveats(config)]
     return "\n".join(lines) + "\n"
 
 

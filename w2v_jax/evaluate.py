@@ -20,7 +20,7 @@ import numpy as np
 
 from w2v_jax.core.cli import UserError, cannot_write, expand_home, path_argument, run_command, some_of, table
 from w2v_jax.core.files import write_whole
-from w2v_jax.core.progress import Progress
+from w2v_jax.core.progress import ProgressBar
 from w2v_jax.data import open_source, source_names
 from w2v_jax.data.index import Source, TooFew, skipped_by_kind, subset
 from w2v_jax.data.transcripts import NO_TRANSCRIPT, Alphabet, is_missing
@@ -56,7 +56,7 @@ class Scored(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
-    recognizer, search, decoder = recognizers.open_decoder(args)
+    recognizer, search, decoder = recognizers.open_with_decoder(args)
     alphabet = recognizer.alphabet
     if args.tune < 0:
         raise UserError(f"--tune={args.tune} must be the number of pairs to try, or 0")
@@ -144,7 +144,7 @@ def _frames(
     Raises UserError at the end if no recording could be read.
     """
     index, count = source.index, 0
-    progress = Progress("recognising", index.hours)
+    progress = ProgressBar("recognising", index.hours)
     on_skip = lambda row, reason: unread.append(_skipped(source, row, reason))
     for row, frames in log_probs(recognizer, source, **recognizers.reading_of(args), on_skip=on_skip):
         count += 1

@@ -21,7 +21,7 @@ import numpy as np
 
 from w2v_jax.core.cli import UserError, cannot_write, count_argument, expand_home, path_argument, run_command, some_of
 from w2v_jax.core.files import whole_file, write_whole
-from w2v_jax.core.progress import Progress
+from w2v_jax.core.progress import ProgressBar
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data import open_source, source_names
 from w2v_jax.data.index import WAVE, ReadError, Skip, Source, TooFew, subset, write_skipped
@@ -182,7 +182,7 @@ def decodable(source: Source, workers: int) -> Source:
     The others join the skips. Raises TooFew where none can be read.
     """
     index = source.index
-    with ThreadPoolExecutor(workers) as pool, Progress("reading audio", index.hours) as progress:
+    with ThreadPoolExecutor(workers) as pool, ProgressBar("reading audio", index.hours) as progress:
         contents = []
         for row, content in enumerate(pool.map(functools.partial(_content, source), range(len(index)))):
             progress.add(float(index.durations[row]), is_skipped=bool(content.error))

@@ -18,12 +18,12 @@ import numpy as np
 
 from w2v_jax.core.cli import UserError, cannot_write, one_line, path_argument, run_command
 from w2v_jax.core.files import write_whole
-from w2v_jax.core.progress import Progress
+from w2v_jax.core.progress import ProgressBar
 from w2v_jax.data.index import Skip, Source
 from w2v_jax.data.io.listing import Candidate, list_files
 from w2v_jax.data.sources import folder
 from w2v_jax.decoding import confidence
-from w2v_jax.inference.recognizer import Recognizer, add_arguments, log_probs, open_decoder, reading_of
+from w2v_jax.inference.recognizer import Recognizer, add_arguments, log_probs, open_with_decoder, reading_of
 
 EXAMPLES = """examples:
   python -m w2v_jax.transcribe --run runs/10h talk.mp3 interviews/
@@ -36,10 +36,10 @@ exit codes: 0 done, 1 a mistake or an unreadable file, 2 wrong usage."""
 
 def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
-    recognizer, search, decoder = open_decoder(args)
+    recognizer, search, decoder = open_with_decoder(args)
     source, failed = open_files(args.files, args.workers)
     index, lines = source.index, {}
-    progress = Progress("transcribing", index.hours)
+    progress = ProgressBar("transcribing", index.hours)
     on_skip = lambda row, reason: failed.append(Skip(str(index.paths[row]), reason))
     for row, frames in log_probs(recognizer, source, **reading_of(args), on_skip=on_skip):
         hypotheses = decoder(frames)

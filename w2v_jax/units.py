@@ -34,8 +34,7 @@ from w2v_jax.core.cli import (
     table,
 )
 from w2v_jax.core.files import file_digest, whole_file, write_whole
-from w2v_jax.core.progress import LOG_SECONDS
-from w2v_jax.core.progress import Progress as Bar
+from w2v_jax.core.progress import LOG_SECONDS, ProgressBar
 from w2v_jax.data import open_source, source_names
 from w2v_jax.data.index import SKIPPED, Skip, Source, write_skipped
 from w2v_jax.data.io import feature_tables
@@ -309,7 +308,7 @@ def _fitted(
         progress = fits.Progress.of(np.load(state))
         print(f"  going on in pass {progress.pass_number + 1}, after {progress.batches:,} batches", flush=True)
     else:
-        with Bar(f"{args.out}: frames", hours / len(pools)) as bar:
+        with ProgressBar(f"{args.out}: frames", hours / len(pools)) as bar:
             pools.on_row = bar.add
             pools.load(0)
         pools.on_row = lambda seconds: None

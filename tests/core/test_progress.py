@@ -14,10 +14,10 @@ class Terminal(io.StringIO):
 
 
 def test_short_work_shows_no_line_but_the_last(capsys):
-    with progress.Progress("quick", 1.0) as bar:
+    with progress.ProgressBar("quick", 1.0) as bar:
         bar.add(1800)
     assert capsys.readouterr().err == ""
-    bar = progress.Progress("quick", 1.0)
+    bar = progress.ProgressBar("quick", 1.0)
     bar.add(1800)
     bar.end(1)
     assert capsys.readouterr().err == "quick: 1 recordings, 0.50 h, made in 0 s\n"
@@ -25,7 +25,7 @@ def test_short_work_shows_no_line_but_the_last(capsys):
 
 def test_a_log_gets_plain_lines_with_rate_and_time_left(monkeypatch, capsys):
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
-    bar = progress.Progress("work", 2.0)
+    bar = progress.ProgressBar("work", 2.0)
     bar.add(1800, is_new=False)
     bar.add(3600)
     bar.close()
@@ -49,7 +49,7 @@ def test_a_terminal_gets_one_line_that_output_does_not_tear(monkeypatch, capsys)
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(progress, "TERMINAL_SECONDS", 0.0)
-    with progress.Progress("work", 1.0) as bar:
+    with progress.ProgressBar("work", 1.0) as bar:
         bar.add(360)
         bar.print("FILE\ttext")
         bar.add(3240)
@@ -60,7 +60,7 @@ def test_a_terminal_gets_one_line_that_output_does_not_tear(monkeypatch, capsys)
 
 def test_nothing_is_shown_where_it_is_not_wanted(monkeypatch, capsys):
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
-    bar = progress.Progress("work", 1.0, is_shown=False)
+    bar = progress.ProgressBar("work", 1.0, is_shown=False)
     bar.add(10)
     bar.end(1)
     assert capsys.readouterr().err == ""

@@ -22,8 +22,8 @@ from w2v_jax.data.transcripts import (
     Labels,
     build_alphabet,
     clean_text,
-    labelled,
     reuse_alphabet,
+    with_labels,
 )
 
 
@@ -46,7 +46,7 @@ def source_of(rows: list[tuple[float, str]]) -> Silence:
 
 def read(source, alphabet, **changes):
     law = dict(bucket_samples=[16_000, 32_000], per_second=10.0, frames=lambda n: n // 320, where="data.root") | changes
-    return labelled(source, alphabet, **law)
+    return with_labels(source, alphabet, **law)
 
 
 @pytest.mark.parametrize("text", ["a bad cab", "ab", "a", "قال ذلك", "straße e\u0301cole"])

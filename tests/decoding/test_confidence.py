@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2v_jax.decoding.confidence import align, words
+from w2v_jax.decoding.confidence import token_spans, words
 
 TOKENS = ("<blank>", "|", "a", "b")
 
@@ -37,10 +37,10 @@ def test_the_alignment_is_the_best_of_all_paths(seed, frames, ids):
     paths = [p for p in itertools.product(range(len(TOKENS)), repeat=frames) if collapse(p) == tuple(ids)]
     if not paths:
         with pytest.raises(ValueError, match="too few"):
-            align(log_probs, ids)
+            token_spans(log_probs, ids)
         return
     best = max(sum(log_probs[t, token] for t, token in enumerate(path)) for path in paths)
-    assert score_of_spans(log_probs, ids, align(log_probs, ids)) == pytest.approx(best, abs=1e-5)
+    assert score_of_spans(log_probs, ids, token_spans(log_probs, ids)) == pytest.approx(best, abs=1e-5)
 
 
 def test_a_long_recording_is_aligned_in_blocks_as_in_one():
@@ -48,7 +48,9 @@ def test_a_long_recording_is_aligned_in_blocks_as_in_one():
     log_probs = random_log_probs(3, 1000)
     best = log_probs.argmax(axis=1)
     ids = collapse(best)
-    assert score_of_spans(log_probs, ids, align(log_probs, ids)) == pytest.approx(log_probs.max(axis=1).sum(), rel=1e-6)
+    assert score_of_spans(log_probs, ids, token_spans(log_probs, ids)) == pytest.approx(
+        log_probs.max(axis=1).sum(), rel=1e-6
+    )
 
 
 def test_the_confidence_of_a_word_is_the_geometric_mean_of_its_letters():

@@ -8,8 +8,8 @@ import pytest
 from w2v_jax.core.config import as_config
 from w2v_jax.training.watchdog import (
     Best,
-    Settings,
     Watchdog,
+    WatchdogSettings,
     best_evaluation,
     check,
     ended_early,
@@ -19,7 +19,7 @@ from w2v_jax.training.watchdog import (
 )
 
 LEVELS = {"loss_chance": math.log(101), "accuracy_chance": 1 / 101, "perplexity_floor": 2.0, "perplexity_max": 640.0}
-SETTINGS = Settings(patience=10, grace_steps=1000, batch_hours=0.05, peak=5e-4)
+SETTINGS = WatchdogSettings(patience=10, grace_steps=1000, batch_hours=0.05, peak=5e-4)
 CHANCE = LEVELS["loss_chance"]
 
 
@@ -63,7 +63,7 @@ def test_a_healthy_run_never_alarms(seed):
 
 def test_a_healthy_demo_never_alarms():
     """A short run logged every 10 steps: at chance for the first 150 steps, then it learns."""
-    settings = Settings(grace_steps=100)
+    settings = WatchdogSettings(grace_steps=100)
     rows = [row | {"step": 10 * (i + 1)} for i, row in enumerate(healthy(80))]
     assert names(rows, settings=settings) == []
 
@@ -201,7 +201,7 @@ def evaluations(*losses, errors=None, every=500):
 
 
 def test_the_plateau_is_named_at_an_evaluation_after_the_grace_and_again_after_it_was_left():
-    levels, settings = {"error_silent": 1.0}, Settings(grace_steps=300)
+    levels, settings = {"error_silent": 1.0}, WatchdogSettings(grace_steps=300)
     rows = evaluations(*[3.0] * 4, errors=[1.0, 0.99, 0.7, 1.0], every=200)
     found = check(rows[:2], levels, settings)
     assert [(f.name, f.dead) for f in found] == [("on the plateau of CTC", False)]

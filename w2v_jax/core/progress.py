@@ -15,7 +15,7 @@ TERMINAL_SECONDS, LOG_SECONDS = 1.0, 20.0
 """How often the line is shown. The first one comes after this time, so that short work shows none."""
 
 
-class Progress:
+class ProgressBar:
     """The progress of work on recordings, on stderr.
 
     Of a known amount of audio (`hours`) it shows how much is done, how fast, and how long the rest will take. Of an
@@ -63,7 +63,7 @@ class Progress:
             self.bar.close()
             print(f"{self.bar.desc}: {rows} recordings, {hours:.2f} h, made in {took}", file=sys.stderr)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(

@@ -318,7 +318,7 @@ def needed_frames(ids: np.ndarray) -> int:
     return len(ids) + int((ids[1:] == ids[:-1]).sum())
 
 
-def labelled(
+def with_labels(
     source: Source,
     alphabet: Alphabet,
     *,

@@ -28,7 +28,7 @@ def words(log_probs: np.ndarray, ids: Sequence[int], tokens: Sequence[str], *, b
 
     boundary: the token between words. Without one every token is a word.
     """
-    spans = align(log_probs, ids)
+    spans = token_spans(log_probs, ids)
     sure = [float(log_probs[first : last + 1, i].max()) for i, (first, last) in zip(ids, spans, strict=True)]
     groups: list[list[int]] = [[]]
     for place, i in enumerate(ids):
@@ -50,7 +50,7 @@ def words(log_probs: np.ndarray, ids: Sequence[int], tokens: Sequence[str], *, b
     ]
 
 
-def align(log_probs: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+def token_spans(log_probs: np.ndarray, ids: Sequence[int]) -> np.ndarray:
     """The first and the last frame [U 2] of each of the tokens `ids` (0 is the blank) on the best path of [F A].
 
     The way back is kept for one block of frames at a time and computed again for the others, so that memory grows with

@@ -88,7 +88,7 @@ class Labelling(NamedTuple):
         return dict(inertia=(tally.inertia / frames).tolist(), unsure=tally.unsure, **usage(tally.counts))
 
     def _tally_path(self, number: int) -> pathlib.Path:
-        return self.work.folder / f"part-{number:05d}.tally.json"
+        return self.work.path(number).with_suffix(".tally.json")
 
 
 def make_labelling(

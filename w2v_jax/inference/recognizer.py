@@ -133,7 +133,7 @@ def reading_of(args: argparse.Namespace) -> Reading:
     return {**lengths, "batch_seconds": args.batch_seconds, "workers": args.workers}
 
 
-def open_decoder(args: argparse.Namespace) -> tuple[Recognizer, Search | None, Decoder]:
+def open_with_decoder(args: argparse.Namespace) -> tuple[Recognizer, Search | None, Decoder]:
     """The recogniser, the search (None: the best path) and the decoder of the arguments. Raises UserError."""
     recognizer = open_recognizer(args.run, args.step, args.quantizer)
     search = search_of(args, recognizer.alphabet)

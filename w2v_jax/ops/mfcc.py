@@ -33,27 +33,27 @@ def mfcc(wave: jax.Array, num_samples: jax.Array) -> jax.Array:
     F = 1 + (T - 400) // 160. Differences at the ends of a row repeat its first and its last real frame, so that padding
     changes no real frame. Frames of padding are 0.
     """
-    cepstra = jnp.einsum("bfq,qc->bfc", log_mel(wave), cosines(), precision="highest")
+    cepstra = jnp.einsum("bfq,qc->bfc", kaldi_log_mel(wave), cosines(), precision="highest")
     frames = num_frames(jnp.asarray(num_samples), MFCC_LAYERS)
-    first = differences(cepstra, frames)
-    features = jnp.concatenate([cepstra, first, differences(first, frames)], axis=-1)
+    first = deltas(cepstra, frames)
+    features = jnp.concatenate([cepstra, first, deltas(first, frames)], axis=-1)
     return jnp.where(valid_frames(frames, features.shape[1])[..., None], features, 0)
 
 
-def log_mel(wave: jax.Array) -> jax.Array:
+def kaldi_log_mel(wave: jax.Array) -> jax.Array:
     """wave [B T] -> natural logarithm of the mel power spectrum [B F 23] float32."""
     frames = num_frames(wave.shape[1], MFCC_LAYERS)
     index = jnp.arange(frames)[:, None] * HOP + jnp.arange(FIELD)
     pieces = jnp.asarray(wave, jnp.float32)[:, index]  # [B F 400]
     pieces = pieces - pieces.mean(axis=-1, keepdims=True)
     before = jnp.concatenate([pieces[..., :1], pieces[..., :-1]], axis=-1)
-    spectrum = jnp.fft.rfft((pieces - PRE_EMPHASIS * before) * window(), FFT, axis=-1)
+    spectrum = jnp.fft.rfft((pieces - PRE_EMPHASIS * before) * povey_window(), FFT, axis=-1)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     mel = jnp.einsum("bfs,qs->bfq", power[..., : FFT // 2], mel_banks(), precision="highest")
     return jnp.log(jnp.maximum(mel, FLOOR))
 
 
-def differences(x: jax.Array, frames: jax.Array) -> jax.Array:
+def deltas(x: jax.Array, frames: jax.Array) -> jax.Array:
     """The slope over five frames of x [B F C] with `frames` [B] real frames; the first and the last are repeated."""
     place, last = jnp.arange(x.shape[1])[None], jnp.maximum(frames - 1, 0)[:, None]
     at = lambda offset: jnp.take_along_axis(x, jnp.clip(place + offset, 0, last)[..., None], axis=1)
@@ -61,7 +61,7 @@ def differences(x: jax.Array, frames: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def window() -> np.ndarray:
+def povey_window() -> np.ndarray:
     """[400] Kaldi's "povey" window: a Hann window to the power of 0.85."""
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FIELD) / (FIELD - 1))
     return (hann**0.85).astype(np.float32)

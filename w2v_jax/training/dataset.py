@@ -25,9 +25,9 @@ from w2v_jax.data.transcripts import (
     Labels,
     alphabet_summary,
     build_alphabet,
-    labelled,
     reuse_alphabet,
     unlearnable,
+    with_labels,
 )
 from w2v_jax.training.workdir import has_checkpoint
 
@@ -90,7 +90,7 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
     if setting(config, "data.labels"):
         alphabet = open_alphabet(data, train, path)
         read = functools.partial(
-            labelled,
+            with_labels,
             alphabet=alphabet,
             bucket_samples=buckets,
             per_second=data.tokens_per_second,

@@ -34,10 +34,10 @@ def initial_shapes(method: Method, key: jax.Array, *, batch: PyTree) -> tuple[Py
 
 def init_state(method: Method, tx: optax.GradientTransformationExtraArgs, key: jax.Array, *, batch: Batch) -> State:
     """The state before the first update; leaves are boxed with logical axis names. batch is one micro-batch."""
-    return first_state(tx, *method.init(key, batch))
+    return _state_of(tx, *method.init(key, batch))
 
 
-def first_state(tx: optax.GradientTransformationExtraArgs, params: PyTree, extra: PyTree) -> State:
+def _state_of(tx: optax.GradientTransformationExtraArgs, params: PyTree, extra: PyTree) -> State:
     """The state around these parameters before the first update."""
     return State(jnp.zeros((), jnp.int32), params, extra, opt=tx.init(params))
 
@@ -51,7 +51,7 @@ def create_state(
     mesh: Mesh | AbstractMesh,
 ) -> tuple[Callable[[], State], PyTree]:
     """(a function that makes the state, born sharded; the state's ShapeDtypeStructs with shardings)."""
-    abstract = jax.eval_shape(functools.partial(first_state, tx), *initial_shapes(method, key, batch=batch))
+    abstract = jax.eval_shape(functools.partial(_state_of, tx), *initial_shapes(method, key, batch=batch))
     places = sharding.shardings(abstract, mesh)
     make = jax.jit(lambda: sharding.bare(init_state(method, tx, key, batch=zeros_like(batch))), out_shardings=places)
     shapes = jax.tree.map(

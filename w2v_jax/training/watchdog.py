@@ -27,7 +27,7 @@ class Finding(NamedTuple):
     dead: bool = True
 
 
-class Settings(NamedTuple):
+class WatchdogSettings(NamedTuple):
     """patience: logged rows in a row that must agree. grace_steps: until then a loss at chance is normal.
 
     batch_hours, peak (the highest learning rate) and clean_steps (a recogniser's first updates without dropout and
@@ -41,11 +41,13 @@ class Settings(NamedTuple):
     clean_steps: int = 0
 
 
-def settings_for(config: Config) -> Settings:
+def settings_for(config: Config) -> WatchdogSettings:
     """The settings of a config. Grace is the warm-up or a third of the run, between 100 and 3000 steps."""
     grace = min(max(config.optim.warmup, config.train.steps // 3, 100), 3000)
     clean = setting(config, "acoustic.clean_steps")
-    return Settings(grace_steps=grace, batch_hours=config.data.batch_hours, peak=config.optim.peak, clean_steps=clean)
+    return WatchdogSettings(
+        grace_steps=grace, batch_hours=config.data.batch_hours, peak=config.optim.peak, clean_steps=clean
+    )
 
 
 class Watchdog:
@@ -54,8 +56,8 @@ class Watchdog:
     history: rows of metrics.jsonl on a resumed run.
     """
 
-    def __init__(self, levels: Levels, settings: Settings | None = None, history: Sequence[MetricsRow] = ()):
-        self.levels, self.settings = levels, settings or Settings()
+    def __init__(self, levels: Levels, settings: WatchdogSettings | None = None, history: Sequence[MetricsRow] = ()):
+        self.levels, self.settings = levels, settings or WatchdogSettings()
         self._rows: list[MetricsRow] = []
         self._evaluations: list[MetricsRow] = []
         self._reported: dict[str, int] = {}
@@ -80,7 +82,7 @@ class Watchdog:
         return new
 
 
-def check(history: Sequence[MetricsRow], levels: Levels, settings: Settings) -> list[Finding]:
+def check(history: Sequence[MetricsRow], levels: Levels, settings: WatchdogSettings) -> list[Finding]:
     """Everything that is wrong at the end of a history of logged rows (of each split the newest last).
 
     A row may lack any metric, and hold None or NaN for one that was not finite. At most one finding is about
@@ -97,7 +99,7 @@ def check(history: Sequence[MetricsRow], levels: Levels, settings: Settings) -> 
     return list({finding.name: finding for finding in findings if finding}.values())
 
 
-Rule = Callable[[Sequence[MetricsRow], Levels, Settings], Finding | None]
+Rule = Callable[[Sequence[MetricsRow], Levels, WatchdogSettings], Finding | None]
 
 
 def _last(rows: Sequence[MetricsRow], name: str, count: int) -> list[float] | None:
@@ -108,7 +110,7 @@ def _last(rows: Sequence[MetricsRow], name: str, count: int) -> list[float] | No
     return [float(value) for value in values if value is not None]
 
 
-def _cause(settings: Settings) -> str:
+def _cause(settings: WatchdogSettings) -> str:
     """The usual suspect, with this run's numbers."""
     rate = f"optim.peak={settings.peak:g}" if settings.peak else "the learning rate"
     batch = f"{settings.batch_hours:.3g} h of audio per update" if settings.batch_hours else "the batch"
@@ -118,7 +120,7 @@ def _cause(settings: Settings) -> str:
 REMEDY = "lower optim.peak to a fifth or raise data.batch_hours (accumulation keeps memory), and lengthen optim.warmup"
 
 
-def _equal_logits(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+def _equal_logits(rows: Sequence[MetricsRow], levels: Levels, settings: WatchdogSettings) -> Finding | None:
     losses, chance = _last(rows, "loss", settings.patience), levels.get("loss_chance")
     if chance is None or losses is None or any(abs(loss - chance) > 1e-4 * chance for loss in losses):
         return None
@@ -130,7 +132,7 @@ def _equal_logits(rows: Sequence[MetricsRow], levels: Levels, settings: Settings
     )
 
 
-def _one_code(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+def _one_code(rows: Sequence[MetricsRow], levels: Levels, settings: WatchdogSettings) -> Finding | None:
     floor = levels.get("perplexity_floor")
     for name in ("code_perplexity", "prob_perplexity"):
         values = _last(rows, name, settings.patience)
@@ -146,7 +148,7 @@ def _one_code(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) ->
     return None
 
 
-def _accuracy_stuck(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+def _accuracy_stuck(rows: Sequence[MetricsRow], levels: Levels, settings: WatchdogSettings) -> Finding | None:
     values = _last(rows, "accuracy", settings.patience)
     if values is None or any(value not in (0.0, 1.0) for value in values):
         return None
@@ -161,7 +163,7 @@ def _accuracy_stuck(rows: Sequence[MetricsRow], levels: Levels, settings: Settin
     )
 
 
-def _no_gradient(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+def _no_gradient(rows: Sequence[MetricsRow], levels: Levels, settings: WatchdogSettings) -> Finding | None:
     norms = _last(rows, "grad_norm", settings.patience)
     if norms is None or max(norms) > 1e-6:
         return None
@@ -173,7 +175,7 @@ def _no_gradient(rows: Sequence[MetricsRow], levels: Levels, settings: Settings)
     )
 
 
-def _at_chance(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+def _at_chance(rows: Sequence[MetricsRow], levels: Levels, settings: WatchdogSettings) -> Finding | None:
     chance, count = levels.get("loss_chance"), 2 * settings.patience
     losses = _last(rows, "loss", count)
     if chance is None or losses is None or rows[-count]["step"] <= settings.grace_steps:
@@ -189,7 +191,7 @@ def _at_chance(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -
     )
 
 
-def _few_codes(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+def _few_codes(rows: Sequence[MetricsRow], levels: Levels, settings: WatchdogSettings) -> Finding | None:
     floor, most, count = levels.get("perplexity_floor"), levels.get("perplexity_max"), 2 * settings.patience
     name = "prob_perplexity" if "prob_perplexity" in rows[-1] else "code_perplexity"  # k-means has no probabilities
     values = _last(rows, name, count)
@@ -208,7 +210,7 @@ def _few_codes(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -
     )
 
 
-def _only_counts(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+def _only_counts(rows: Sequence[MetricsRow], levels: Levels, settings: WatchdogSettings) -> Finding | None:
     """The loss of a model over codes stays at `unigram_loss`; each row has both, of the same frames."""
     count = 2 * settings.patience
     losses, unigram = (_last(rows, name, count) for name in ("loss", "unigram_loss"))
@@ -227,7 +229,7 @@ def _only_counts(rows: Sequence[MetricsRow], levels: Levels, settings: Settings)
     )
 
 
-def _one_unit(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+def _one_unit(rows: Sequence[MetricsRow], levels: Levels, settings: WatchdogSettings) -> Finding | None:
     """A method that predicts given labels names the same one everywhere. As the first plateau of a run it is normal."""
     count = 2 * settings.patience
     predicted, entropy = (_last(rows, name, count) for name in ("prediction_perplexity", "label_entropy"))
@@ -246,7 +248,7 @@ def _one_unit(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) ->
     )
 
 
-def _labels_not_learnt(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+def _labels_not_learnt(rows: Sequence[MetricsRow], levels: Levels, settings: WatchdogSettings) -> Finding | None:
     """The loss stays at the entropy of the labels, which a model reaches that knows only how frequent each is."""
     count = 2 * settings.patience
     losses, entropy = (_last(rows, name, count) for name in ("loss", "label_entropy"))
@@ -264,7 +266,7 @@ def _labels_not_learnt(rows: Sequence[MetricsRow], levels: Levels, settings: Set
     )
 
 
-def _only_blanks(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+def _only_blanks(rows: Sequence[MetricsRow], levels: Levels, settings: WatchdogSettings) -> Finding | None:
     """The plateau of CTC as the training rows show it, where there are no evaluations."""
     count = 2 * settings.patience
     shares = _last(rows, "blank_share", count)
@@ -273,7 +275,7 @@ def _only_blanks(rows: Sequence[MetricsRow], levels: Levels, settings: Settings)
     return _plateau(f"every frame has been blank for {count} logged steps", settings)
 
 
-def _writes_nothing(evaluations: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+def _writes_nothing(evaluations: Sequence[MetricsRow], levels: Levels, settings: WatchdogSettings) -> Finding | None:
     """The plateau of CTC as the newest evaluation shows it."""
     newest = evaluations[-1]
     if newest["step"] <= settings.grace_steps or not on_plateau(newest, levels):
@@ -282,7 +284,7 @@ def _writes_nothing(evaluations: Sequence[MetricsRow], levels: Levels, settings:
     return _plateau(f"token error {newest['token_error']:.3f}{blank} after {newest['step']:,} updates", settings)
 
 
-def _plateau(seen: str, settings: Settings) -> Finding:
+def _plateau(seen: str, settings: WatchdogSettings) -> Finding:
     noisy = "" if settings.clean_steps else "dropout and masks from the first update on (acoustic.clean_steps=0), "
     return Finding(
         "on the plateau of CTC",
@@ -300,7 +302,7 @@ PLATEAU_AT_THE_END = (
 )
 
 
-def _overfits(evaluations: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+def _overfits(evaluations: Sequence[MetricsRow], levels: Levels, settings: WatchdogSettings) -> Finding | None:
     """The held-out loss of a recogniser is a tenth above its lowest, and was above it in the last three evaluations."""
     lowest, best = best_evaluation(evaluations, "loss"), best_evaluation(evaluations, "token_error")
     later = [row.get("loss") for row in evaluations if lowest is not None and row["step"] > lowest.step]
@@ -320,7 +322,7 @@ def _overfits(evaluations: Sequence[MetricsRow], levels: Levels, settings: Setti
     )
 
 
-def _not_finite(rows: Sequence[MetricsRow], levels: Levels, settings: Settings) -> Finding | None:
+def _not_finite(rows: Sequence[MetricsRow], levels: Levels, settings: WatchdogSettings) -> Finding | None:
     """A loss or gradient that is not finite, or updates skipped since the row before."""
     bad = [_is_bad(rows, i) for i in range(len(rows))]
     if not bad[-1]:

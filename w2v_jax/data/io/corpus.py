@@ -30,7 +30,7 @@ import numpy as np
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.files import file_digest, sole_maker, whole_file, write_whole
-from w2v_jax.core.progress import Progress
+from w2v_jax.core.progress import ProgressBar
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.index import root_entries
 
@@ -105,7 +105,7 @@ def make_corpus(
                 if read_settings(root) is not None and not partial.exists():
                     os.rename(root, partial)  # this corpus lacks files: complete it where partial work belongs
                 _start_partial(partial, settings)
-                bar = Progress(root, sum(part.hours for part in parts), is_shown=progress)
+                bar = ProgressBar(root, sum(part.hours for part in parts), is_shown=progress)
                 records = [record for part in parts for record in _write_part(partial, part, render=render, bar=bar)]
                 write_whole(partial / "README.md", readme)
                 _finish(root, partial, records=records, settings=settings)
@@ -222,7 +222,9 @@ def _start_partial(partial: pathlib.Path, settings: Mapping[str, Any]) -> None:
     write_whole(partial / MANIFEST, map(json.dumps, intact.values()))
 
 
-def _write_part(partial: pathlib.Path, part: CorpusPart, *, render: Render, bar: Progress) -> Iterator[dict[str, Any]]:
+def _write_part(
+    partial: pathlib.Path, part: CorpusPart, *, render: Render, bar: ProgressBar
+) -> Iterator[dict[str, Any]]:
     """Writes the recordings of a part that its manifest lacks. Yields the records of all."""
     finished, seconds = {r["audio_filepath"]: r for r in read_manifest(partial)}, 0.0
     with open(partial / MANIFEST, "a", encoding="utf-8") as manifest:

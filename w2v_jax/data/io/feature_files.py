@@ -48,7 +48,7 @@ class Utterance(NamedTuple):
     transcript: str = ""
 
 
-class Part(NamedTuple):
+class PartContent(NamedTuple):
     """The array of a part, memory-mapped from its file, and its utterances."""
 
     path: pathlib.Path
@@ -111,7 +111,7 @@ def read_metadata(folder: pathlib.Path, *, complete: bool = True) -> dict[str, A
     return {"format": "numpy"} | metadata  # folders of the first version state no format
 
 
-def read_parts(folder: pathlib.Path, metadata: dict[str, Any]) -> Iterator[Part]:
+def read_parts(folder: pathlib.Path, metadata: dict[str, Any]) -> Iterator[PartContent]:
     """Every part, in order. Raises UserError for a part that is missing, cut short or does not fit its .jsonl."""
     if metadata["format"] != "numpy":
         raise UserError(
@@ -129,7 +129,7 @@ def part_size(path: pathlib.Path) -> tuple[int, int]:
     return len(part.utterances), len(part.array)
 
 
-def read_part(path: pathlib.Path) -> Part:
+def read_part(path: pathlib.Path) -> PartContent:
     """One part, whose array is memory-mapped. Raises UserError where it is missing or damaged."""
     advice = f"delete {path.name} and give the command of the extraction again"
     try:
@@ -146,7 +146,7 @@ def read_part(path: pathlib.Path) -> Part:
     frames = sum(u.frames for u in utterances)
     if array.ndim != 2 or len(array) != frames:
         raise UserError(f"{path} holds {len(array)} frames, its .jsonl {frames}: one of them is truncated; {advice}")
-    return Part(path, array, utterances)
+    return PartContent(path, array, utterances)
 
 
 MADE_BY = {"codes": "extract --what codes", "features": "extract --what context", "units": "units label"}
@@ -180,7 +180,7 @@ def open_folders(root: Any, kind: str, key: str = "data.root") -> list[tuple[pat
 
 
 def list_utterances(
-    folders: Iterable[tuple[pathlib.Path, dict[str, Any]]], layouts: Layouts, check: Callable[[Part], None]
+    folders: Iterable[tuple[pathlib.Path, dict[str, Any]]], layouts: Layouts, check: Callable[[PartContent], None]
 ) -> Iterator[Row]:
     """The index rows of all utterances in `open_folders`: offsets and lengths in 16 kHz samples.
 
@@ -203,7 +203,7 @@ def list_utterances(
                 )
 
 
-def layout_of(part: Part) -> tuple[int, str]:
+def layout_of(part: PartContent) -> tuple[int, str]:
     """(header bytes, dtype) of a part's array."""
     return os.path.getsize(part.path) - part.array.nbytes, part.array.dtype.str
 
@@ -226,7 +226,7 @@ def read_row(index: Index, row: int, *, start: int, length: int, hop: int, width
     return frames.reshape(-1, width)
 
 
-def tf_layout(part: Part) -> tuple[int, int]:
+def tf_layout(part: PartContent) -> tuple[int, int]:
     """(row_bytes, header_bytes) of a part, which tf.data.FixedLengthRecordDataset needs to read its rows."""
     row_bytes = part.array.dtype.itemsize * part.array.shape[1]
     return row_bytes, layout_of(part)[0]

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from w2v_jax.core.cli import UserError
-from w2v_jax.core.progress import Progress
+from w2v_jax.core.progress import ProgressBar
 from w2v_jax.data.index import ReadError, Row, Skip, make_index, usable
 from w2v_jax.data.io.audio import AudioFiles, Header, probe
 
@@ -84,7 +84,7 @@ def _rows(candidates: Iterable[Candidate], workers: int, notes: Notes) -> Iterat
 
 def usable_rows(results: Iterable[tuple[str, Row | str]], skipped: list[Skip]) -> Iterator[Row]:
     """The rows of (path, row) pairs. Where a reason is in place of the row, it joins `skipped`. Shows progress."""
-    with Progress("listing audio") as progress:
+    with ProgressBar("listing audio") as progress:
         for path, row in results:
             if isinstance(row, str):
                 progress.add(0.0, is_skipped=True)

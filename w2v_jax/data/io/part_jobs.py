@@ -18,7 +18,7 @@ import numpy as np
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.files import write_whole
-from w2v_jax.core.progress import Progress
+from w2v_jax.core.progress import ProgressBar
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.index import SKIPPED, Source
 from w2v_jax.data.io.feature_files import METADATA, Utterance, read_metadata, write_metadata
@@ -74,7 +74,7 @@ class PartJob:
         """Calls `write` with number and rows of each part that is not in `done`, and shows the progress."""
         write_whole(self.folder / SKIPPED, self._skipped_lines(done))
         index = self.source.index
-        progress = Progress(self.folder, index.hours)
+        progress = ProgressBar(self.folder, index.hours)
         for number, rows in enumerate(self.parts):
             if number not in done:
                 write(number, rows)

@@ -93,7 +93,7 @@ def _vocabulary(folder: pathlib.Path, metadata: dict[str, Any]) -> Vocabulary:
     return vocabulary
 
 
-def _check_codes(part: feature_files.Part, groups: int) -> None:
+def _check_codes(part: feature_files.PartContent, groups: int) -> None:
     if part.array.shape[1] != groups or part.array.dtype.kind not in "iu":
         raise UserError(
             f"{part.path} holds {part.array.dtype} [frames {part.array.shape[1]}], not codes of {groups} groups"
