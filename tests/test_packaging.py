@@ -11,6 +11,8 @@ import zipfile
 import pytest
 from commands import ROOT, environment
 
+import w2v_jax
+
 BUILT_FROM = ("w2v_jax", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
 
 
@@ -50,3 +52,13 @@ def test_a_config_is_found_by_its_name_from_any_folder(installed, tmp_path, conf
     done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "h200-1" in done.stdout
+
+
+def test_the_citation_names_the_version_of_the_package():
+    assert f"\nversion: {w2v_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_the_workflow_runs_what_a_merge_requires_within_its_time():
+    """GitHub reads it; `.ci/run` is the one list of checks."""
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert "- run: .ci/run\n" in text and "3.11" in text and "3.12" in text
