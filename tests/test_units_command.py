@@ -6,10 +6,15 @@ import json
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
+import time
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import environment, free_port
 
 from w2v_jax import units
 from w2v_jax.core.cli import UserError
@@ -129,6 +134,62 @@ def test_a_killed_fit_goes_on_to_the_same_bytes(tiny_corpus, tmp_path, monkeypat
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     fit(tmp_path / "out", *common)
     assert "is finished already: inertia " in capsys.readouterr().out
+
+
+COMMAND = "import sys; from w2v_jax import units; units.SAVE_SECONDS = 0; sys.exit(units.main(sys.argv[1:]))"
+"""The command, which saves after each pool."""
+
+
+def processes(count: int, *arguments, devices: int = 2) -> list[subprocess.Popen]:
+    """The command in so many processes."""
+    port, running = free_port(), []
+    pipes: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for number in range(count):
+        join = [f"--distributed=127.0.0.1:{port},{count},{number}"] if count > 1 else []
+        command = [sys.executable, "-c", COMMAND, *map(str, arguments), *join]
+        running.append(subprocess.Popen(command, env=environment(devices, JAX_PLATFORMS="cpu"), **pipes))
+    return running
+
+
+def ended(running: list[subprocess.Popen]) -> list[str]:
+    said = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * len(running), said
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_processes_make_the_units_of_one_also_after_a_kill(tiny_corpus, few, tmp_path):
+    words = ("fit", "--root", tiny_corpus / "train", "--clusters", "10", "--memory", "0.0001", *FAST)
+    ended(processes(1, *words, "--out", tmp_path / "one"))
+    first, second = ended(processes(2, *words, "--out", tmp_path / "two"))
+    assert "done: inertia " in first and "done:" not in second
+    one, two = (UnitModel.load(tmp_path / name) for name in ("one", "two"))
+    np.testing.assert_allclose(one.centers, two.centers, rtol=0, atol=0.02)
+    assert one.inertia_per_frame == pytest.approx(two.inertia_per_frame, rel=1e-4)
+    running = processes(2, *words, "--passes", "30", "--out", tmp_path / "killed")
+    while not (tmp_path / "killed" / units.STATE).exists():
+        assert [process.poll() for process in running] == [None, None]
+        time.sleep(0.05)
+    running[1].kill()
+    assert running[0].wait(60) not in (0, 2), "a lost process ends the other"
+    running[1].wait()
+    said, _ = ended(processes(2, *words, "--passes", "30", "--out", tmp_path / "killed"))
+    assert "going on in pass" in said
+    ended(processes(2, *words, "--passes", "30", "--out", tmp_path / "whole"))
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+    few = shutil.copytree(few, tmp_path / "few")
+    for name in "xyz":
+        (few / f"{name}.flac").write_bytes(sorted(few.iterdir())[0].read_bytes()[:20_000])
+    words = ("label", "--model", tmp_path / "one", "--root", few, *PART)
+    ended(processes(1, *words, "--out", tmp_path / "alone"))
+    first, second = ended(processes(2, *words, "--out", tmp_path / "together"))
+    assert "done: 3 recordings" in first and "done:" not in second
+    assert content(tmp_path / "together") == content(tmp_path / "alone")
+    refused = processes(2, *words, "--out", tmp_path / "together", "--part-hours", "1")
+    said = [process.communicate(timeout=120)[0] for process in refused]
+    assert all("holds a labelling with other settings" in text for text in said), "it is told to both"
 
 
 @pytest.mark.parametrize("form", [("--format", "numpy"), ("--format", "jsonl", "--collapse")])

@@ -13,8 +13,6 @@ import functools
 import json
 import os
 import pathlib
-import re
-import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -29,6 +27,7 @@ from w2v_jax.core import config as configs
 from w2v_jax.core.cli import UserError, expand_home, out_of_memory, run_command, table
 from w2v_jax.core.config import Config
 from w2v_jax.core.display import short_repr
+from w2v_jax.core.distributed import add_distributed_argument, cannot_go_on, join_processes
 from w2v_jax.core.types import Mean, Method, PyTree, State
 from w2v_jax.core.units import SAMPLE_RATE, batch_units
 from w2v_jax.data.index import SKIPPED, TooFew, write_skipped
@@ -46,7 +45,6 @@ from w2v_jax.training.watchdog import ended_early, outcome
 
 PREEMPTED, DEAD = 143, 3  # exit codes
 LocalBatch = tuple[dict[str, np.ndarray], Info]
-LOST = 30  # seconds without a sign of life after which a process of a run is lost, and ends the others
 
 
 class Training(NamedTuple):
@@ -78,14 +76,7 @@ def main(argv: Sequence[str]) -> int:
         "--workdir", type=expand_home, metavar="DIR", help="folder for checkpoints, metrics and plots; made if missing"
     )
     parser.add_argument("--print-config", action="store_true", help="print the config as it would be used, and end")
-    parser.add_argument(
-        "--distributed",
-        nargs="?",
-        const="auto",
-        metavar="HOST:PORT,COUNT,NUMBER",
-        help="join the other processes of the run: alone on a TPU pod, SLURM or MPI, which say who they are; "
-        "elsewhere the address of process 0, how many there are, and which one this is",
-    )
+    add_distributed_argument(parser)
     rest, overrides = configs.split_overrides(argv)
     args = parser.parse_args(rest)
     config = configs.load(args.config, overrides)
@@ -98,22 +89,15 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             f"--workdir={args.workdir} is not a folder: mount the bucket and name the folder (launch/README.md)"
         )
-    if args.distributed is not None:
-        join_processes(args.distributed)
+    join_processes(args.distributed)
     try:
         return run(config, pathlib.Path(args.workdir).absolute())
     except jax.errors.JaxRuntimeError as error:
         if reason := out_of_memory(error):
             raise UserError(estimates.exhausted(config, reason)) from None
         if jax.process_count() > 1:
-            reason = str(error).partition("\n")[0]
-            print(
-                f"process {jax.process_index()} of {jax.process_count()} cannot go on: {reason}. Where another process "
-                f"was lost, its number (task) is named within {LOST} s; the leader is process 0. The same command, in "
-                "all processes, goes on from the newest checkpoint",
-                file=sys.stderr,
-                flush=True,
-            )
+            remedy = "The same command, in all processes, goes on from the newest checkpoint"
+            print(cannot_go_on(error, remedy), file=sys.stderr, flush=True)
         raise
 
 
@@ -256,41 +240,6 @@ def complete(training: Training, step: int) -> int:
         reached = f"step {step} of {training.config.train.steps}" + (f" (ended early: {reason})" if reason else "")
         print(f"this run is complete: {reached}; its results are in {summary}")
     return 0
-
-
-def join_processes(others: str) -> None:
-    """Joins the other processes of a run; `others` is "auto" or HOST:PORT,COUNT,NUMBER. Raises UserError."""
-    part = {} if others == "auto" else process_of(others)
-    try:
-        jax.distributed.initialize(**part, heartbeat_timeout_seconds=LOST)
-    except Exception as error:  # environments and networks fail with errors that have no common type
-        reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-        if part:
-            raise UserError(f"--distributed={others}: the processes cannot join: {reason}") from None
-        raise UserError(
-            f"--distributed without a value needs a TPU pod, SLURM or Open MPI ({reason}): leave it out to train on "
-            "one machine, or give --distributed=HOST:PORT,COUNT,NUMBER"
-        ) from None
-
-
-def process_of(text: str) -> dict[str, Any]:
-    """The arguments of jax.distributed.initialize in HOST:PORT,COUNT,NUMBER. Raises UserError."""
-    match = re.fullmatch(r"([^\s,/]+:([0-9]{1,9})),([0-9]{1,9}),([0-9]{1,9})", text)
-    if not match:
-        raise UserError(f"--distributed={text}: needs HOST:PORT,COUNT,NUMBER, e.g. 10.0.0.1:1234,2,0")
-    address, (port, count, number) = match[1], map(int, match.groups()[1:])
-    if not 1 <= port <= 65535:
-        raise UserError(f"--distributed={text}: PORT must be from 1 to 65535")
-    if not number < count:
-        raise UserError(f"--distributed={text}: NUMBER must be below COUNT: processes count from 0")
-    if number == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
-        try:
-            socket.create_server(("", port)).close()  # where JAX cannot listen, it ends the process without a word
-        except OSError as error:
-            raise UserError(
-                f"--distributed={text}: process 0 cannot listen there ({os.strerror(error.errno or 0)})"
-            ) from None
-    return {"coordinator_address": address, "num_processes": count, "process_id": number}
 
 
 def local_batches(training: Training, *, held_out: bool, first: int = 0) -> Iterator[LocalBatch]:

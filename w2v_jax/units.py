@@ -7,14 +7,16 @@ about phones or letters in time. `discrete/` holds what they do. They train no n
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,6 +34,14 @@ from w2v_jax.core.cli import (
     some_of,
     step_argument,
     table,
+)
+from w2v_jax.core.distributed import (
+    add_distributed_argument,
+    cannot_go_on,
+    is_first,
+    join_processes,
+    told_by_first,
+    wait_for_all,
 )
 from w2v_jax.core.files import file_digest, whole_file, write_whole
 from w2v_jax.core.progress import LOG_SECONDS, ProgressBar
@@ -53,6 +63,7 @@ from w2v_jax.inference.encode import BATCH_SECONDS
 from w2v_jax.inference.run import open_run
 from w2v_jax.interop.centers_file import read_centers
 from w2v_jax.training import workdir
+from w2v_jax.training.sharding import row_mesh
 
 EXAMPLES = """examples:
   HuBERT's first units: 100 clusters of MFCC, fitted to a tenth of the recordings:
@@ -67,6 +78,8 @@ EXAMPLES = """examples:
     python -m w2v_jax.units measure --units units/dev --alignment letters --source synthetic --root data/synthetic/dev
     python -m w2v_jax.units measure --units units/dev --alignment phones.tsv
 
+fit and label use all devices of the machine. On several machines give the same command on each with --distributed, and
+folders that all of them see.
 Give the same command again to go on after a stop. exit codes: 0 done, 1 a mistake, 2 wrong usage."""
 LAYER_HELP = (
     "the hidden state to cluster. Of a Transformer 0 is its input and N the output of layer N as papers count them, "
@@ -80,7 +93,13 @@ SAVE_SECONDS = 30.0
 def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
     try:
+        join_processes(args.distributed)
         return {"fit": fit, "label": label, "measure": measure}[args.command](args)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() > 1:
+            remedy = "The same command, in all processes, goes on from what is finished"
+            print(cannot_go_on(error, remedy), file=sys.stderr, flush=True)
+        raise
     except OSError as error:
         what = cannot_write(error.filename or args.out, error)
         raise UserError(f"{what}; what is finished stays, and the same command goes on from there") from None
@@ -160,6 +179,7 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
     add("--abx", action="store_true", help="also the ABX error within and across speakers, on a random part")
     add("--out", type=path_argument, metavar="FILE", help="also write the figures there, as JSON")
     add("--workers", type=count_argument, default=0, metavar="N", help="threads that read (default: one per core)")
+    parser.set_defaults(distributed=None)
 
 
 def _add_run(parser: argparse.ArgumentParser, which: str) -> None:
@@ -176,9 +196,11 @@ def _add_source(parser: argparse.ArgumentParser, *, required: bool = True) -> No
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add_distributed_argument(parser)
     cut = "of recordings above 100 s, for a run: as HuBERT's recipe (default), or even, which loses no frame"
     add("--cut", choices=CUTS, default="recipe", help=cut)
-    add("--batch-seconds", type=positive, default=BATCH_SECONDS, metavar="S", help="audio at once (default: 160)")
+    at_once = "audio at once, which the devices of the machine share (default: 160)"
+    add("--batch-seconds", type=positive, default=BATCH_SECONDS, metavar="S", help=at_once)
     add("--workers", type=count_argument, default=0, metavar="N", help="threads that read (default: one per core)")
 
 
@@ -210,6 +232,7 @@ def fit(args: argparse.Namespace) -> int:
         features = mfcc_features()
     else:
         features = layer_features(open_run(args.run, step=args.step), args.layer, key=args.features, cut=args.cut)
+    features = features.over(row_mesh(jax.local_devices()))
     source = _open_source(args)
     features.check_source(source)
     given = _given_centers(args, features)
@@ -232,17 +255,32 @@ def fit(args: argparse.Namespace) -> int:
     about |= dict(settings=settings._asdict(), share=args.share, source=args.source, split=args.split)
     about |= dict(min_seconds=args.min_seconds, fingerprint=source.index.fingerprint())
     about |= dict(centers=None if given is None else file_digest(args.centers))
-    with workdir.locked(args.out, "fit", "--out"):
-        if _is_done(args.out, about):
-            print(f"{args.out} is finished already: {_in_brief(UnitModel.load(args.out))}", flush=True)
+    with _locked(args.out, "fit"):
+        if told_by_first(lambda: _is_done(args.out, about)):
+            _say(f"{args.out} is finished already: {_in_brief(UnitModel.load(args.out))}")
             return 0
         model, skipped = _fitted(args, features, source, settings=settings, given=given, about=about)
-        write_skipped(args.out / SKIPPED, [*source.index.skipped, *skipped])
-        model.save(args.out)
-        (args.out / STATE).unlink(missing_ok=True)
+        if is_first():
+            write_skipped(args.out / SKIPPED, [*source.index.skipped, *skipped])
+            model.save(args.out)
+            (args.out / STATE).unlink(missing_ok=True)
     left_out = f"; {len(skipped):,} recordings were skipped, see {args.out / SKIPPED}" if skipped else ""
-    print(f"done: {_in_brief(model)}; in {args.out}{left_out}", flush=True)
+    _say(f"done: {_in_brief(model)}; in {args.out}{left_out}")
     return 0
+
+
+def _say(text: str) -> None:
+    """Prints a line, once for all processes."""
+    if is_first():
+        print(text, flush=True)
+
+
+@contextlib.contextmanager
+def _locked(out: pathlib.Path, what: str) -> Iterator[None]:
+    """Makes the folder --out and locks it; of several processes the first one does. Raises UserError in all."""
+    with contextlib.ExitStack() as stack:
+        told_by_first(lambda: stack.enter_context(workdir.locked(out, what, "--out")))
+        yield
 
 
 def _given_centers(args: argparse.Namespace, features: FrameFeatures) -> np.ndarray | None:
@@ -294,21 +332,21 @@ def _fitted(
     pools = fits.Pools(features, source, rows, size=settings.pool, on_skip=on_skip, **reading)
     hours = float(source.index.durations[rows].sum()) / 3600
     what = f"{'fitting' if given is None else 'measuring'} {_clusters(settings.clusters, settings.codebooks)}"
-    print(
+    _say(
         f"{what} on {features.name}: {len(rows):,} of {len(source.index):,} recordings, {hours:,.2f} h, "
-        f"{pools.total:,} frames in {len(pools)} pool(s)",
-        flush=True,
+        f"{pools.total:,} frames in {len(pools)} pool(s)"
     )
     if given is None and pools.total < settings.clusters:
         raise UserError(fits.too_few(settings.clusters, pools.total))
     state = args.out / STATE
     if given is not None:
         progress = fits.Progress(Clusters(jnp.asarray(given), jnp.zeros(given.shape[:2])))
-    elif state.exists():
+    elif told_by_first(state.exists):
         progress = fits.Progress.of(np.load(state))
-        print(f"  going on in pass {progress.pass_number + 1}, after {progress.batches:,} batches", flush=True)
+        wait_for_all()  # before the first process writes another
+        _say(f"  going on in pass {progress.pass_number + 1}, after {progress.batches:,} batches")
     else:
-        with ProgressBar(f"{args.out}: frames", hours / len(pools)) as bar:
+        with ProgressBar(f"{args.out}: frames", hours / len(pools) / jax.process_count(), is_shown=is_first()) as bar:
             pools.on_row = bar.add
             pools.load(0)
         pools.on_row = lambda seconds: None
@@ -318,7 +356,7 @@ def _fitted(
     show = _pass_reporter(f"{args.out}: pass", settings=settings, pools=len(pools), first=progress.batches)
     for _ in fits.passes(pools, settings, progress):
         show(progress)
-        if time.monotonic() - saved > SAVE_SECONDS:
+        if is_first() and time.monotonic() - saved > SAVE_SECONDS:
             _save_state(state, progress)
             saved = time.monotonic()
     centers = np.asarray(progress.clusters.centers)
@@ -328,7 +366,7 @@ def _fitted(
     )
     about |= dict(passes=progress.pass_number, batches=progress.batches, inertia=inertia.tolist())
     about |= dict(**usage(counts), counts=counts.tolist(), complete=True)
-    return UnitModel(centers, about), list(skips.values())
+    return UnitModel(centers, about), [skips[row] for row in sorted(skips)]
 
 
 def _save_state(path: pathlib.Path, progress: fits.Progress) -> None:
@@ -362,7 +400,7 @@ class _Clock:
     def show(self, done: float, total: int, text: str) -> None:
         self.first = done if self.first < 0 else self.first
         now = time.monotonic()
-        if now - self.shown > LOG_SECONDS and done > self.first:
+        if is_first() and now - self.shown > LOG_SECONDS and done > self.first:
             left = duration(self.seconds * (total - done) / (done - self.first))
             print(f"{self.name} {done:.4g} of at most {total}{text} (at most {left} left)", file=sys.stderr, flush=True)
             self.shown = now
@@ -392,7 +430,7 @@ def label(args: argparse.Namespace) -> int:
     model = UnitModel.load(args.model)
     feature_tables.check_installed(args.format)
     run = open_run(args.run, step=args.step) if args.run else None
-    features = model.features(run, cut=args.cut)
+    features = model.features(run, cut=args.cut).over(row_mesh(jax.local_devices()))
     about_source = dict(source=args.source, split=args.split, min_seconds=args.min_seconds)
     work = make_labelling(
         model,
@@ -406,7 +444,7 @@ def label(args: argparse.Namespace) -> int:
         batch_seconds=args.batch_seconds,
         workers=args.workers,
     )
-    with workdir.locked(args.out, "labelling", "--out"):
+    with _locked(args.out, "labelling"):
         write_labels(work, features)
     return 0
 
@@ -414,14 +452,17 @@ def label(args: argparse.Namespace) -> int:
 def write_labels(labelling: Labelling, features: FrameFeatures) -> None:
     """Writes the missing parts, then extract.json. Raises UserError."""
     work, model = labelling.work, labelling.model
-    summary, done, index = work.begin(), work.finished(), work.source.index
+    summary = told_by_first(work.begin)
+    done, index = work.finished(), work.source.index
     finished = f", {len(done)} of them finished already" if done else ""
-    print(
+    _say(
         f"labelling with {_clusters(model.codes, model.groups)} of {features.name}: {len(index):,} recordings, "
-        f"{index.hours:,.2f} h, {len(work.parts)} part(s){finished}",
-        flush=True,
+        f"{index.hours:,.2f} h, {len(work.parts)} part(s){finished}"
     )
     work.write_missing(labelling.write, done)
+    wait_for_all()
+    if not is_first():
+        return
     summary |= work.totals(units_size)
     counts = labelling.summary()
     write_metadata(work.folder, summary | counts | {"complete": True})

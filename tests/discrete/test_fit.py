@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import types
 
+import jax
 import numpy as np
 import pytest
 from waves import Waves
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.data.index import Row, make_index
+from w2v_jax.discrete import fit
+from w2v_jax.discrete.clustering import nearest
 from w2v_jax.discrete.fit import NOT_FINITE, Pools, Progress, Settings, begin, measured, passes, some_share
 from w2v_jax.discrete.frame_features import mfcc_features
+from w2v_jax.training.sharding import row_mesh
 
 LENGTHS = [40_000] * 6
 FAST = Settings(clusters=8, batch=200, starts=4, passes=4, patience=60)
 
 
-def pools(source, *, size=10**6, on_skip=lambda row, reason: None, rows=None) -> Pools:
+def pools(source, *, size=10**6, on_skip=lambda row, reason: None, rows=None, mesh=None) -> Pools:
     rows = np.arange(len(source.index)) if rows is None else rows
-    return Pools(mfcc_features(), source, rows, size=size, on_skip=on_skip)
+    return Pools(mfcc_features(), source, rows, size=size, on_skip=on_skip, mesh=mesh)
 
 
 def fitted(own: Pools, settings: Settings) -> Progress:
@@ -84,6 +88,63 @@ def test_a_fit_that_was_stopped_anywhere_ends_with_the_same_centres(source):
     for _ in passes(own, FAST, again):
         pass
     np.testing.assert_array_equal(again.clusters.centers, expected)
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs the eight CPU devices of conftest.py")
+def test_a_fit_on_eight_devices_is_that_of_one_which_may_take_it_over(source, whole):
+    """The same batches: centres differ by rounding, and no unit changes but on a tie."""
+    assert whole.mesh.size == 8
+    eight, alone = fitted(whole, FAST), pools(source, mesh=row_mesh(jax.devices()[:1]))
+    alone._kept = whole.load(0)
+    one, took_over = fitted(alone, FAST), begin(whole, FAST)
+    next(passes(whole, FAST, took_over))
+    took_over = Progress.of(took_over.arrays())
+    for _ in passes(alone, FAST, took_over):
+        pass
+    assert eight.batches == one.batches == took_over.batches
+    assert all(x.is_fully_replicated and len(x.devices()) == 8 for x in eight.clusters)
+    x = whole.load(0)
+    found = [nearest(x, np.asarray(progress.clusters.centers)) for progress in (eight, one, took_over)]
+    spread = float(found[0].distance.mean())
+    for progress, units in zip((one, took_over), found[1:], strict=True):
+        np.testing.assert_allclose(progress.clusters.centers, eight.clusters.centers, rtol=0, atol=1e-3)
+        sure = np.asarray(found[0].gap) > 1e-4 * spread
+        np.testing.assert_array_equal(np.asarray(units.codes)[sure], np.asarray(found[0].codes)[sure])
+    ours, counts = measured(whole, FAST, np.asarray(one.clusters.centers))
+    theirs, same = measured(alone, FAST, np.asarray(one.clusters.centers))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert np.abs(counts - same).sum() <= 2 and counts.sum() == same.sum() == len(x)
+
+
+def test_processes_share_the_recordings_of_a_pool_and_have_all_of_its_frames(whole, monkeypatch):
+    """Each computes its own rows; what the others send is put in their places, with what they could not read."""
+    source, expected = Waves([16_000, 8_000, 24_000, 9_000, 8_000, 40_000], bad=(4,)), {}
+    one = pools(source, on_skip=expected.__setitem__)
+    frames = one.load(0)
+    sent, owned, heard = {}, [], []
+    monkeypatch.setattr(fit, "told_by_all", lambda value: heard.append(value) or [value])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for process in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        own = pools(source, mesh=whole.mesh)
+        real = own.features.encode
+
+        def encode(source, rows, *, real=real, **named):
+            owned.append(rows.tolist())
+            return real(source, rows, **named)
+
+        def send(x, bounds, *, process=process):
+            mine = slice(bounds[process], bounds[process + 1])
+            sent.setdefault(x.dtype, []).append((mine, x[mine].copy()))
+
+        monkeypatch.setattr(fit, "share_rows", send)
+        own.features = types.SimpleNamespace(width=39, encode=encode)  # type: ignore
+        own.load(0)
+    assert sorted(owned[0] + owned[1]) == [0, 1, 2, 3, 4, 5] and all(owned)
+    assert [(row, reason) for own in heard for row, reason in own] == list(expected.items()) == [(4, "bad file")]
+    kept = [np.concatenate([x for _, x in sent[kind]]) for kind in (np.dtype(np.float32), np.dtype(bool))]
+    assert sent[np.dtype(bool)][0][0].stop == sent[np.dtype(bool)][1][0].start
+    np.testing.assert_allclose(kept[0][kept[1]], frames, rtol=0, atol=1e-3)
 
 
 def test_the_seed_decides(whole):

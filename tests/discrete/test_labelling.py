@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 from waves import Waves
@@ -11,6 +12,7 @@ from w2v_jax.discrete.frame_features import layer_features, mfcc_features
 from w2v_jax.discrete.labelling import labelled, make_labelling
 from w2v_jax.discrete.unit_model import UnitModel
 from w2v_jax.inference.run import open_run
+from w2v_jax.training.sharding import row_mesh
 
 LENGTHS = [40_000, 16_000, 23_456, 400]
 
@@ -56,6 +58,18 @@ def test_units_are_equal_alone_and_in_any_batch_where_the_gap_exceeds_the_margin
         assert together[row][0].shape == sure.shape and sure.mean() > 0.97
         np.testing.assert_array_equal(alone[row][0][sure], together[row][0][sure])
         np.testing.assert_array_equal(np.asarray(model.assign(arrays["features"]).codes)[sure], together[row][0][sure])
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs the eight CPU devices of conftest.py")
+def test_units_of_eight_devices_are_those_of_one_where_the_gap_exceeds_the_margin(features, source):
+    model = model_of(features, source)
+    one, _ = label(model, features, source)
+    eight, skipped = label(model, features.over(row_mesh(jax.local_devices())), source)
+    assert sorted(eight) == sorted(one) and not skipped
+    for row, (units, _) in one.items():
+        ((_, arrays),) = features.encode(source, np.array([row]))
+        sure = np.asarray(model.assign(arrays["features"]).gap) > model.margin
+        np.testing.assert_array_equal(eight[row][0][sure], units[sure])
 
 
 def test_the_tally_counts_what_was_labelled(features, source):

@@ -5,6 +5,7 @@ import json
 import shutil
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from w2v_jax.data.index import WAVE, Form, ReadError, Row, make_index, subset
 from w2v_jax.inference.encode import SHORTEST_SECONDS, Pieces, _bucket_lengths, encode
 from w2v_jax.inference.run import open_run
 from w2v_jax.ops.frames import num_frames
+from w2v_jax.training.sharding import row_mesh
 
 TOLERANCE: dict[str, Any] = dict(rtol=0, atol=2e-5)
 
@@ -70,6 +72,24 @@ def test_batches_and_padding_change_nothing(run, source):
         ((number, alone),) = encode(run, source, [row], batch_seconds=1.0, max_seconds=40.0)
         assert number == row
         assert_same(alone, together[row])
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs the eight CPU devices of conftest.py")
+def test_devices_share_a_batch_and_change_nothing(run, source):
+    one = dict(encode(run, source, range(6)))
+    several = run.over(row_mesh(jax.local_devices()))
+    assert several.devices == 8 and run.devices == 1
+    assert all(x.is_fully_replicated and len(x.devices()) == 8 for x in jax.tree.leaves(several.params))
+    shared = dict(encode(several, source, range(6)))
+    assert sorted(shared) == sorted(one)
+    for row in one:
+        assert_same(shared[row], one[row])
+    wave = np.zeros((8, 2_000), np.float32)
+    ones = dict(
+        num_samples=np.full(8, 2_000, np.int32), weight=np.ones(8, np.float32), row=np.arange(8, dtype=np.int32)
+    )
+    found = several.predictor(("context",), None)({"wave": wave, **ones})["context"]
+    assert {shard.data.shape[0] for shard in found.addressable_shards} == {1}, "a row on each"
 
 
 def test_one_layer_and_only_what_is_asked_for(run, source):
@@ -181,11 +201,14 @@ def test_batches_have_a_few_lengths_down_to_about_a_second():
         ({}, "160 s.*EXHAUSTED.* --batch-seconds=80$"),
         ({"batch_seconds": 1.0}, "80 s.*EXHAUSTED.* --max-seconds=40$"),
         ({"batch_seconds": 1.0, "flags": ("--batch-seconds",)}, "80 s.*EXHAUSTED.* with JAX_PLATFORMS=cpu$"),
+        ({"devices": 2, "batch_seconds": 400.0}, "200 s.*EXHAUSTED.* --batch-seconds=200$"),
+        ({"devices": 2}, "80 s.*EXHAUSTED.* --max-seconds=40$"),
     ],
 )
 def test_a_device_without_memory_names_the_setting_to_lower_and_the_value(run, source, monkeypatch, lengths, advice):
     without_memory = lambda batch: jnp.zeros((1 << 46,)).block_until_ready()
     monkeypatch.setattr(type(run), "predictor", lambda self, keys, layer: without_memory)
+    monkeypatch.setattr(type(run), "devices", lengths.pop("devices", 1))
     with pytest.raises(UserError, match=advice):
         dict(encode(run, source, range(2), **({"batch_seconds": 160.0} | lengths)))
 

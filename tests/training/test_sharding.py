@@ -44,6 +44,18 @@ def test_mesh_that_does_not_fit_the_devices_is_an_error(axes):
         mesh_of(*axes)
 
 
+@eight
+def test_a_mesh_of_rows_cuts_rows_alone_and_may_have_some_of_the_devices():
+    mesh = sharding.row_mesh(jax.devices()[2:6])
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 1} and sharding.batch_shards(mesh) == 4
+    x = np.arange(24.0, dtype=np.float32).reshape(8, 3)
+    rows, whole = sharding.put_rows({"x": x}, mesh)["x"], sharding.put_whole({"x": x}, mesh)["x"]
+    assert {shard.data.shape for shard in rows.addressable_shards} == {(2, 3)}
+    assert whole.is_fully_replicated and whole.devices() == rows.devices() == set(jax.devices()[2:6])
+    np.testing.assert_array_equal(rows, x)
+    np.testing.assert_array_equal(whole, x)
+
+
 def stand_ins(slices: int, each: int, processes: int = 1) -> list:
     """Devices of TPU slices that are not here, in an order that mixes the slices."""
     count = slices * each

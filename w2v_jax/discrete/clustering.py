@@ -79,6 +79,14 @@ def updated(clusters: Clusters, x: jax.Array, weight: jax.Array) -> tuple[Cluste
     return Clusters(centers, counts), (distance * weight[:, None]).sum(axis=0)
 
 
+@jax.jit
+def tallied(centers: jax.Array, x: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(sum of squared distances [G], frames [G V] of each centre) of a batch x [N D] with weight [N] 0 or 1."""
+    codes, distance, _ = nearest(x, centers)
+    chosen = (codes[..., None] == jnp.arange(centers.shape[1])) * weight[:, None, None]  # [N G V]
+    return (distance * weight[:, None]).sum(axis=0), chosen.sum(axis=0)
+
+
 @functools.partial(jax.jit, static_argnames="count")
 def plus_plus(key: jax.Array, x: jax.Array, count: int) -> jax.Array:
     """k-means++: the numbers of `count` rows of x [N E] that are far from each other, int32 [count].

@@ -9,11 +9,15 @@ scikit-learn's MiniBatchKMeans: k-means++ with 20 starts, batches of 10,000 fram
 Differs: a pass takes each frame once, where scikit-learn draws frames with replacement from an array that holds all.
 Starts come from the first pool. Of several codebooks each has its own smoothed inertia, and the last one to improve
 ends the fit. The inertia that is reported is of a last pass over all frames, as scikit-learn's.
+
+The devices share the rows of a batch. Several processes share the recordings of a pool, and then have all of its
+frames: a batch has the same rows on any number of devices and processes, and centres differ in rounding alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -21,12 +25,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
+from w2v_jax.core.distributed import share_rows, told_by_all
 from w2v_jax.data.index import Index, Source, hash_ids
-from w2v_jax.discrete.clustering import Clusters, nearest, start, updated
+from w2v_jax.discrete.clustering import Clusters, start, tallied, updated
 from w2v_jax.discrete.frame_features import FrameFeatures
+from w2v_jax.training import sharding
 
 NOT_FINITE = "its features are not finite"
 _TEXT = np.dtypes.StringDType()
@@ -116,7 +123,7 @@ class Pools:
     """The frames of rows of a source, in pools of at most `size` frames (but at least one recording).
 
     A recording whose features cannot be computed, or are not finite, goes to `on_skip`. `on_row` is called with the
-    seconds of each recording as it is done.
+    seconds of each recording that this process has done. mesh: the devices, of all processes, that share a batch.
     """
 
     def __init__(
@@ -128,9 +135,11 @@ class Pools:
         size: int,
         on_skip: Skipped,
         on_row: Callable[[float], None] = lambda seconds: None,
+        mesh: Mesh | None = None,
         **reading: Any,
     ):
         self.features, self.source, self.reading = features, source, reading
+        self.mesh = mesh or sharding.row_mesh(jax.devices())
         self.on_skip, self.on_row = on_skip, on_row
         self.frames = features.num_frames(source.index.num_samples[rows])
         cuts = np.flatnonzero(np.diff((np.cumsum(self.frames) - self.frames) // size)) + 1
@@ -148,24 +157,33 @@ class Pools:
         if self._kept is not None:
             return self._kept
         rows, counts = self.rows[number], self.counts[number]
-        first = dict(zip(rows.tolist(), (np.cumsum(counts) - counts).tolist(), strict=True))
-        frames, is_there = np.empty((int(counts.sum()), self.features.width), np.float32), np.zeros(counts.sum(), bool)
-        for row, arrays in self.features.encode(self.source, rows, on_skip=self._skip, **self.reading):
+        total, processes, own = int(counts.sum()), jax.process_count(), jax.process_index()
+        first = np.cumsum(counts) - counts
+        owners = first * processes // max(total, 1)  # of each row; they come in order
+        bounds = [int(counts[owners < process].sum()) for process in range(processes + 1)]
+        place = dict(zip(rows.tolist(), first.tolist(), strict=True))
+        frames, is_there = np.empty((total, self.features.width), np.float32), np.zeros(total, bool)
+        skipped: list[tuple[int, str]] = []
+        skip = lambda row, reason: skipped.append((int(row), reason))
+        for row, arrays in self.features.encode(self.source, rows[owners == own], on_skip=skip, **self.reading):
             x = arrays["features"]
             if np.isfinite(x).all():
-                frames[first[row] : first[row] + len(x)] = x
-                is_there[first[row] : first[row] + len(x)] = True
+                frames[place[row] : place[row] + len(x)] = x
+                is_there[place[row] : place[row] + len(x)] = True
                 self.on_row(float(self.source.index.durations[row]))
             else:
-                self._skip(row, NOT_FINITE)
+                skip(row, NOT_FINITE)
+        for row, _ in skipped:
+            self.on_row(float(self.source.index.durations[row]))
+        for of_process in told_by_all(skipped):
+            for row, reason in of_process:
+                self.on_skip(row, reason)
+        share_rows(frames, bounds)
+        share_rows(is_there, bounds)
         frames = frames if is_there.all() else frames[is_there]
         if len(self) == 1:
             self._kept = frames
         return frames
-
-    def _skip(self, row: int, reason: str) -> None:
-        self.on_skip(row, reason)
-        self.on_row(float(self.source.index.durations[row]))
 
 
 def begin(pools: Pools, settings: Settings, *, report: Callable[[int], None] = lambda start: None) -> Progress:
@@ -184,8 +202,9 @@ def begin(pools: Pools, settings: Settings, *, report: Callable[[int], None] = l
         is_better = found[1] < best[1] if best else np.ones(settings.codebooks, bool)
         best = [np.where(is_better.reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in zip(found, best or found)]
     assert best
-    centers = jnp.asarray(best[0])
-    return Progress(Clusters(centers, jnp.zeros(centers.shape[:2])))
+    centers = np.array(best[0])
+    share_rows(centers, [0] + [len(centers)] * jax.process_count())  # those of the first process, in all
+    return Progress(Clusters(jnp.asarray(centers), jnp.zeros(centers.shape[:2])))
 
 
 def too_few(clusters: int, frames: int) -> str:
@@ -198,6 +217,8 @@ def too_few(clusters: int, frames: int) -> str:
 
 def passes(pools: Pools, settings: Settings, progress: Progress) -> Iterator[Progress]:
     """Goes on with a fit until it is over. Yields after each pool, when the progress can be saved."""
+    update, _ = _programs(pools.mesh)
+    progress.clusters = sharding.put_whole(progress.clusters, pools.mesh)
     while not progress.is_over(settings):
         order = np.random.default_rng([settings.seed, 2, progress.pass_number]).permutation(len(pools))
         number = int(order[progress.place])
@@ -205,9 +226,8 @@ def passes(pools: Pools, settings: Settings, progress: Progress) -> Iterator[Pro
         rng = np.random.default_rng([settings.seed, 3, progress.pass_number, number])
         shuffled = rng.permutation(len(frames))
         for rows in np.split(shuffled, range(settings.batch, len(frames), settings.batch)):
-            x, weight = np.zeros((settings.batch, frames.shape[1]), np.float32), np.zeros(settings.batch, np.float32)
-            x[: len(rows)], weight[: len(rows)] = frames[rows], 1.0
-            progress.clusters, inertia = updated(progress.clusters, jnp.asarray(x), jnp.asarray(weight))
+            batch = _batch(frames[rows], settings, pools.mesh)
+            progress.clusters, inertia = update(progress.clusters, *batch)
             progress.note(np.asarray(inertia, np.float64) / max(len(rows), 1), len(rows), pools.total)
             if progress.is_over(settings):
                 break
@@ -220,19 +240,32 @@ def passes(pools: Pools, settings: Settings, progress: Progress) -> Iterator[Pro
 def measured(pools: Pools, settings: Settings, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(inertia per frame [G], counts [G V] of the units) over all frames."""
     total, frames, counts = np.zeros(len(centers)), 0, np.zeros(centers.shape[:2], np.int64)
-    on_device = jnp.asarray(centers)
+    _, tally = _programs(pools.mesh)
+    placed = sharding.put_whole(centers, pools.mesh)
     for number in range(len(pools)):
         x = pools.load(number)
         frames += len(x)
         for first in range(0, len(x), settings.batch):
-            piece = np.zeros((settings.batch, x.shape[1]), np.float32)
-            size = len(x[first : first + settings.batch])
-            piece[:size] = x[first : first + settings.batch]
-            codes, distance, _ = jax.device_get(nearest(piece, on_device))
-            total += distance[:size].sum(axis=0, dtype=np.float64)
-            for g, own in enumerate(counts):
-                own += np.bincount(codes[:size, g], minlength=len(own))
+            batch = _batch(x[first : first + settings.batch], settings, pools.mesh)
+            inertia, of_batch = tally(placed, *batch)
+            total += np.asarray(inertia, np.float64)
+            counts += np.asarray(of_batch).astype(np.int64)
     return total / max(frames, 1), counts
+
+
+def _batch(frames: np.ndarray, settings: Settings, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
+    """Up to a batch of frames [n D], and their weight 1, filled up with zeros to [N D] and [N], over the devices."""
+    size = -(-settings.batch // mesh.size) * mesh.size
+    x, weight = np.zeros((size, frames.shape[1]), np.float32), np.zeros(size, np.float32)
+    x[: len(frames)], weight[: len(frames)] = frames, 1.0
+    return sharding.put_rows((x, weight), mesh)
+
+
+@functools.lru_cache
+def _programs(mesh: Mesh) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`updated` and `tallied` of a batch whose rows lie over the devices; each device has what they return."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(updated, donate_argnums=0, out_shardings=whole), jax.jit(tallied, out_shardings=whole)
 
 
 def _some(rng: np.random.Generator, frames: np.ndarray, count: int) -> np.ndarray:

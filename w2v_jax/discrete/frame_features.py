@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from w2v_jax import methods
 from w2v_jax.core import config as configs
@@ -92,6 +93,10 @@ class FrameFeatures(NamedTuple):
             field, hop = self.geometry
             return min(RECIPE_SAMPLES, (self.run.most_frames - 2) * hop + field)
         return RECIPE_SAMPLES
+
+    def over(self, mesh: Mesh) -> FrameFeatures:
+        """The same features, of batches that the devices of this process share."""
+        return self._replace(run=self.run.over(mesh))
 
     def check_source(self, source: Source) -> None:
         """Raises UserError unless the source holds what the features are made of."""

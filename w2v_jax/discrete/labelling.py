@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -111,7 +112,16 @@ def make_labelling(
     settings |= dict(**about_source, fingerprint=source.index.fingerprint())
     settings |= dict(format=form, collapse=collapse, part_hours=part_hours)
     parts = cut_into_parts(source.index.num_samples, part_hours)
-    work = PartJob(out, source, parts=parts, settings=settings, noun="labelling", suffix=UNIT_FORMATS[form])
+    work = PartJob(
+        out,
+        source,
+        parts=parts,
+        settings=settings,
+        noun="labelling",
+        suffix=UNIT_FORMATS[form],
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
     return Labelling(model, features, work, reading=reading)
 
 

@@ -61,11 +61,11 @@ def encode(
     by default. Arrays are float32, codes int32. ("logits",) [F' A] stands alone, because F' may differ from F.
     quantizer: the vq-wav2vec whose codes `run` reads; then the source holds audio, which it encodes first.
 
-    Rows are padded to a few fixed lengths, in batches of `batch_seconds`. Neither changes a feature beyond rounding. A
-    recording longer than max_seconds, or than the positions that the model has learnt, is cut into equal pieces. They
-    overlap by the samples of a frame, so that no frame is lost. Context, and norms over time, end with the piece, or
-    `margin_seconds` beyond it on either side. Without `overlap`, pieces of max_seconds follow each other, and frames
-    over a cut are lost.
+    Rows are padded to a few fixed lengths, in batches of `batch_seconds`, which the devices of `run.mesh` share, at
+    least a row each. None of it changes a feature beyond rounding. A recording longer than max_seconds, or than the
+    positions that the model has learnt, is cut into equal pieces. They overlap by the samples of a frame, so that no
+    frame is lost. Context, and norms over time, end with the piece, or `margin_seconds` beyond it on either side.
+    Without `overlap`, pieces of max_seconds follow each other, and frames over a cut are lost.
 
     then: a function on the device of the arrays of a batch, padding included; what it returns takes their place.
     flags: which of the two that lower batch_seconds and max_seconds the caller has, for the error about memory.
@@ -99,7 +99,15 @@ def encode(
         return iter(())
     margin = int(margin_seconds * SAMPLE_RATE)
     pieces = Pieces(source, rows, field=field, hop=hop, max_samples=max_samples, margin=margin, overlap=overlap)
-    return _encode(pieces, predict, batch_seconds=batch_seconds, workers=workers, on_skip=on_skip, flags=flags)
+    return _encode(
+        pieces,
+        predict,
+        batch_seconds=batch_seconds,
+        workers=workers,
+        devices=first.devices,
+        on_skip=on_skip,
+        flags=flags,
+    )
 
 
 def check_keys(run: Run, keys: Sequence[str] | None, layer: Layer) -> tuple[str, ...]:
@@ -203,16 +211,22 @@ def _encode(
     *,
     batch_seconds: float,
     workers: int,
+    devices: int,
     on_skip: Callable[[int, str], None],
     flags: Sequence[str],
 ) -> Iterator[tuple[int, EncodedArrays]]:
-    lengths = _bucket_lengths(pieces.max_samples)
-    plan = eval_plan(pieces.index.num_samples, bucket_samples=lengths, units=1, unit_seconds=batch_seconds, max_hours=0)
+    plan = eval_plan(
+        pieces.index.num_samples,
+        bucket_samples=_bucket_lengths(pieces.max_samples),
+        units=devices,
+        unit_seconds=batch_seconds / devices,
+        max_hours=0,
+    )
     finished: dict[int, dict[int, EncodedArrays]] = {}
     failed: set[int] = set()
     results = _results(batches(pieces, plan, loader="threads", workers=workers), plan, predict)
     longest = pieces.max_samples / SAMPLE_RATE
-    for piece, result in _within_memory(results, batch_seconds, longest, flags=flags):
+    for piece, result in _within_memory(results, batch_seconds, longest, devices=devices, flags=flags):
         row = int(pieces.rows[piece])
         if isinstance(result, str):
             if row not in failed:
@@ -229,21 +243,22 @@ def _encode(
 
 
 def _within_memory(
-    results: Iterator[Any], batch_seconds: float, longest: float, *, flags: Sequence[str]
+    results: Iterator[Any], batch_seconds: float, longest: float, *, devices: int, flags: Sequence[str]
 ) -> Iterator[Any]:
     """`results`. Raises UserError where the device has no memory for a batch: the flag with half of what is too much.
 
-    longest: seconds of the longest piece, of which a batch holds at least one.
+    longest: seconds of the longest piece, of which each device holds at least one.
     """
     try:
         yield from results
     except jax.errors.JaxRuntimeError as error:
         if not (reason := out_of_memory(error)):
             raise
-        seconds = max(batch_seconds, longest)
-        flag = BATCH_FLAG if batch_seconds > longest else LENGTH_FLAG
+        of_device = batch_seconds / devices
+        flag, seconds = (BATCH_FLAG, batch_seconds) if of_device > longest else (LENGTH_FLAG, longest)
         advice = f"lower it with {flag}={seconds / 2:.3g}" if flag in flags else OTHER_DEVICE
-        raise UserError(f"the device has no memory for {seconds:.3g} s of audio at once ({reason}): {advice}") from None
+        what = f"{max(of_device, longest):.3g} s of audio at once"
+        raise UserError(f"the device has no memory for {what} ({reason}): {advice}") from None
 
 
 def _results(stream: Any, plan: Any, predict: Any) -> Iterator[tuple[int, EncodedArrays | str]]:

@@ -14,9 +14,11 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from w2v_jax import methods
 from w2v_jax.core import config as configs
@@ -43,7 +45,7 @@ Layer = int | tuple[float, ...] | None
 class Run:
     """A method with its parameters. `form` describes its input, and `digest` (16 hex digits) names the parameters.
 
-    chosen: why they are those of `step`.
+    chosen: why they are those of `step`. mesh: the devices that share the rows of a batch; None for one device.
     """
 
     config: Config
@@ -55,6 +57,7 @@ class Run:
     path: pathlib.Path
     form: Form
     chosen: str = ""
+    mesh: Mesh | None = None
 
     __repr__ = short_repr
 
@@ -97,7 +100,25 @@ class Run:
         layer: of hidden, one state or the weighted sum [B F D]; None: all states [L B F D]. Runs of one config share
         what is compiled.
         """
-        return functools.partial(_compiled(self.method.predict, keys, layer), self.params, self.extra)
+        predict = functools.partial(_compiled(self.method.predict, keys, layer), self.params, self.extra)
+        if (mesh := self.mesh) is None:
+            return predict
+
+        def over_devices(batch: dict[str, Any]) -> dict[str, jax.Array]:
+            with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+                return predict(sharding.put_rows(batch, mesh))
+
+        return over_devices
+
+    def over(self, mesh: Mesh) -> Run:
+        """The run with its parameters on each device of a mesh of this process, which share the rows of a batch."""
+        params, extra = sharding.put_whole((self.params, self.extra), mesh)
+        return dataclasses.replace(self, params=params, extra=extra, mesh=mesh)
+
+    @property
+    def devices(self) -> int:
+        """How many devices share the rows of a batch."""
+        return 1 if self.mesh is None else self.mesh.size
 
 
 def computation(

@@ -104,6 +104,11 @@ def _by(name: str, devices: Sequence[Any]) -> set[int]:
     return {getattr(device, name, 0) for device in devices}
 
 
+def row_mesh(devices: Sequence[Any]) -> Mesh:
+    """A mesh of these devices that cuts rows alone: each holds all parameters. For programs that train nothing."""
+    return Mesh(np.asarray(devices).reshape(-1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """How many pieces a batch is cut into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
@@ -163,6 +168,17 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, accumulation: int) -> di
         return jax.make_array_from_process_local_data(place, local)
 
     return {name: put(x) for name, x in batch.items()}
+
+
+def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Global arrays, cut into rows, from NumPy arrays [B ...] that every process holds whole."""
+    place = NamedSharding(mesh, P(("data", "fsdp")))
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, place, x.__getitem__), tree)
+
+
+def put_whole(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Global arrays that are whole on each device, from arrays that every process holds."""
+    return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
 def accumulation(units: int, unit_seconds: float, device_seconds: float, *, shards: int) -> int:

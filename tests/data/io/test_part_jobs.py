@@ -15,11 +15,11 @@ from w2v_jax.data.io.feature_files import read_metadata
 from w2v_jax.data.io.part_jobs import PartJob, changed_settings, cut_into_parts
 
 
-def job(folder, **settings):
+def job(folder, process=0, processes=1, **settings):
     rows = [Row(f"id-{i}", f"p{i}.wav", 0, SAMPLE_RATE, SAMPLE_RATE, "s", "") for i in range(5)]
     source = types.SimpleNamespace(index=make_index(rows, [Skip("bad.wav", "truncated")]))
     parts = cut_into_parts(source.index.num_samples, 2 / 3600)
-    return PartJob(folder, source, parts, settings or {"what": "x"}, "extraction", ".npy")  # type: ignore
+    return PartJob(folder, source, parts, settings or {"what": "x"}, "extraction", ".npy", process, processes)  # type: ignore
 
 
 def write(work: PartJob, done: list[int], skip: tuple[int, ...] = ()):
@@ -67,6 +67,31 @@ def test_work_that_goes_on_does_only_what_is_missing_and_names_each_skip_once(tm
     assert done == [0, 1, 2, 1] and skipped(tmp_path) == before
     assert work.totals(lambda path: (2, 10)) == dict(utterances=6, frames=30, skipped=3)
     assert work.skipped_hint(0) == "" and "3 were skipped" in work.skipped_hint(3)
+
+
+def test_processes_share_the_parts_and_end_with_the_bytes_of_one(tmp_path):
+    """Also where one of them was killed, and another number of them goes on."""
+    one, done = job(tmp_path / "one"), []
+    (tmp_path / "one").mkdir()
+    one.begin()
+    one.write_missing(write(one, done, skip=(1, 2, 4)), one.finished())
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    first, second = (job(folder, process, 2) for process in (0, 1))
+    first.begin()
+    second.write_missing(write(second, done, skip=(1, 2, 4)), second.finished())
+    first.write_missing(write(first, done, skip=(1, 2, 4)), first.finished())
+    assert done == [0, 1, 2, 1, 0, 2] and (folder / "skipped-1.jsonl").exists()
+    first.path(2).unlink()  # as if the first had been killed there
+    third = job(folder)
+    third.begin()
+    third.write_missing(write(third, done, skip=(1, 2, 4)), third.finished())
+    assert done[6:] == [2]
+    for work in (one, third):
+        assert work.totals(lambda path: (1, 1))["skipped"] == 4
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(path.name for path in one.folder.iterdir())
+    assert all((folder / name).read_bytes() == (one.folder / name).read_bytes() for name in names)
 
 
 def test_other_settings_and_other_content_are_refused(tmp_path):

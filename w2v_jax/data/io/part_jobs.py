@@ -3,6 +3,9 @@
 `feature_files.py` describes the folder. The parts that are there are finished, because each appears whole. A second
 command must have the same settings. What cannot be read stands in skipped.jsonl before its part appears. A folder that
 was killed at any moment ends with the same bytes as one that was not.
+
+Several processes may share the parts: process p of P makes every P-th. Process 0 alone calls `begin`, before the others
+start, and `totals`, after all have ended; until then the others name what they skip in skipped-p.jsonl.
 """
 
 from __future__ import annotations
@@ -29,7 +32,10 @@ Encode = Callable[[np.ndarray, Callable[[int, str], None]], Iterator[tuple[int, 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PartJob:
-    """The rows of each part, and where it goes. The `settings` stand in extract.json. noun: "extraction"."""
+    """The rows of each part, and where it goes. The `settings` stand in extract.json. noun: "extraction".
+
+    process: the number of this process, of so many `processes` that share the parts.
+    """
 
     folder: pathlib.Path
     source: Source
@@ -37,6 +43,8 @@ class PartJob:
     settings: dict[str, Any]
     noun: str
     suffix: str
+    process: int = 0
+    processes: int = 1
 
     __repr__ = short_repr
 
@@ -68,19 +76,21 @@ class PartJob:
         check()
         if is_new:
             write_metadata(self.folder, summary)
+        self._gather_skipped()
         return summary
 
     def write_missing(self, write: Callable[[int, np.ndarray], None], done: set[int]) -> None:
-        """Calls `write` with number and rows of each part that is not in `done`, and shows the progress."""
-        write_whole(self.folder / SKIPPED, self._skipped_lines(done))
-        index = self.source.index
-        progress = ProgressBar(self.folder, index.hours)
-        for number, rows in enumerate(self.parts):
+        """Calls `write` with number and rows of each part of this process that is not in `done`. Shows the progress."""
+        durations = self.source.index.durations
+        own = {number: rows for number, rows in enumerate(self.parts) if number % self.processes == self.process}
+        hours = sum(float(durations[rows].sum()) for rows in own.values()) / 3600
+        progress = ProgressBar(self.folder, hours, is_shown=self.process == 0)
+        for number, rows in own.items():
             if number not in done:
                 write(number, rows)
             for row in rows:
-                progress.add(float(index.durations[row]), is_new=number not in done)
-        progress.end(len(index))
+                progress.add(float(durations[row]), is_new=number not in done)
+        progress.end(sum(map(len, own.values())))
 
     def encoded(self, number: int, rows: np.ndarray, encode: Encode) -> list[tuple[np.ndarray, Utterance]]:
         """The frames and the utterance of each row, in their order. Names the rows without any in skipped.jsonl."""
@@ -102,13 +112,14 @@ class PartJob:
                 transcript=transcript,
             )
             encoded[row] = frames, utterance
-        with (self.folder / SKIPPED).open("a", encoding="utf-8") as file:
+        with self._skipped_path.open("a", encoding="utf-8") as file:
             for skip in sorted(skipped, key=lambda skip: (skip["id"], skip["reason"])):
                 file.write(json.dumps(skip, ensure_ascii=False) + "\n")
         return [encoded[row] for row in rows.tolist() if row in encoded]
 
     def totals(self, size: Callable[[pathlib.Path], tuple[int, int]]) -> dict[str, int]:
         """utterances, frames and skipped of the finished folder; `size` counts those of a part. Raises UserError."""
+        self._gather_skipped()
         skipped = (self.folder / SKIPPED).read_text(encoding="utf-8").count("\n")
         utterances, frames = map(sum, zip(*(size(self.path(number)) for number in range(len(self.parts))), strict=True))
         if not utterances:
@@ -119,17 +130,25 @@ class PartJob:
         """What the last line of a command adds where something was left out."""
         return f"; {skipped:,} were skipped, see {self.folder / SKIPPED}" if skipped else ""
 
-    def _skipped_lines(self, done: set[int]) -> list[str]:
-        """The lines of skipped.jsonl about the listing and the finished parts."""
-        lines = [json.dumps(skip._asdict(), ensure_ascii=False) for skip in self.source.index.skipped]
-        if (self.folder / SKIPPED).exists():
-            for line in (self.folder / SKIPPED).read_text(encoding="utf-8").split("\n"):
-                try:
-                    if json.loads(line).get("part") in done:
-                        lines.append(line)
-                except ValueError:  # cut by a kill: its part is not finished
-                    continue
-        return lines
+    @property
+    def _skipped_path(self) -> pathlib.Path:
+        return self.folder / (SKIPPED if self.process == 0 else f"skipped-{self.process}.jsonl")
+
+    def _gather_skipped(self) -> None:
+        """Writes skipped.jsonl anew: the lines about the listing, and those of all processes about finished parts."""
+        done, parts = self.finished(), {}
+        files = sorted(self.folder.glob("skipped*.jsonl"))
+        for line in "\n".join(file.read_text(encoding="utf-8") for file in files).split("\n"):
+            try:
+                parts[line] = json.loads(line).get("part")
+            except ValueError:  # cut by a kill: its part is not finished
+                continue
+        listing = [json.dumps(skip._asdict(), ensure_ascii=False) for skip in self.source.index.skipped]
+        found = sorted((line for line in parts if parts[line] in done), key=lambda line: parts[line])
+        write_whole(self.folder / SKIPPED, [*listing, *found])
+        for file in files:
+            if file.name != SKIPPED:
+                file.unlink()
 
 
 def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> str:
