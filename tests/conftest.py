@@ -45,11 +45,19 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Says in plain sight that a green run without PyTorch has not compared anything with it."""
+    """Says in plain sight that a green run without PyTorch, faiss or fastabx has not compared anything with it."""
     skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
-    if any("torch" in reason or "transformers" in reason for reason in skipped):
+    lacking = {
+        "PyTorch": "pip install -e '.[parity]'",
+        "faiss": "pip install faiss-cpu",
+        "fastabx": "pip install fastabx (Python 3.12 or newer)",
+    }
+    words = {"PyTorch": ("torch", "transformers"), "faiss": ("with faiss",), "fastabx": ("with fastabx",)}
+    absent = [name for name in lacking if any(word in reason for reason in skipped for word in words[name])]
+    if absent:
         terminalreporter.section("PARITY TESTS SKIPPED", sep="!", yellow=True, bold=True)
-        terminalreporter.line("Nothing was compared with PyTorch. To compare: pip install -e '.[parity]'")
+    for name in absent:
+        terminalreporter.line(f"Nothing was compared with {name}. To compare: {lacking[name]}")
 
 
 @pytest.fixture(scope="session", autouse=True)

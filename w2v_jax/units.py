@@ -138,7 +138,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     _add_source(parser)
     add("--clusters", type=_at_least_one, metavar="K", help="clusters of each codebook")
     codebooks = "cut the features into G equal groups with a codebook each; 3 of MFCC are static, delta, delta-delta"
-    centers = "take the centres of a k-means of scikit-learn (joblib) or in .npy, and fit nothing"
+    centers = "take the centres of a k-means of scikit-learn (joblib), of faiss, or in .npy, and fit nothing"
     add("--centers", type=path_argument, metavar="FILE", help=centers)
     add("--codebooks", type=_at_least_one, default=1, metavar="G", help=codebooks)
     add("--share", type=_share, default=1.0, metavar="S", help="a random share of the recordings (default: 1.0)")

@@ -1,9 +1,9 @@
 """Reads the centres of a k-means that others fitted, without running anything in the file.
 
 It reads what joblib writes of scikit-learn's KMeans and MiniBatchKMeans (such as the `.bin` files beside released
-HuBERTs), and arrays in .npy. A file of joblib is a pickle, between whose instructions the numbers of arrays lie. As in
-`torch_file.py`, its names stand for `Inert` objects, and nothing is called. Compressed files and faiss indices are not
-read.
+HuBERTs), indices of faiss (`faiss_file.py`), and arrays in .npy. A file of joblib is a pickle, between whose
+instructions the numbers of arrays lie. As in `torch_file.py`, its names stand for `Inert` objects, and nothing is
+called. Compressed files are not read.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from w2v_jax.core.cli import UserError, cannot_read
 from w2v_jax.core.text import wrong_content
+from w2v_jax.interop.faiss_file import MAGIC, read_index
 from w2v_jax.interop.torch_file import Inert, refuse_code
 
 ATTRIBUTE = "cluster_centers_"
@@ -30,16 +31,21 @@ def read_centers(path: pathlib.Path) -> np.ndarray:
     """The centres [K D] float32. Raises UserError for a file that is damaged, holds none, or contains code."""
     try:
         with open(path, "rb") as file:
-            is_array = file.read(6) == b"\x93NUMPY"
+            begin = file.read(6)
             file.seek(0)
-            found = np.load(file, allow_pickle=False) if is_array else _attribute(_Unpickler(file).load())
+            if begin == b"\x93NUMPY":
+                found = np.load(file, allow_pickle=False)
+            elif MAGIC.match(begin):
+                found = read_index(file)
+            else:
+                found = _attribute(_Unpickler(file).load())
     except OSError as error:
         raise cannot_read(path, error) from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # a damaged or hostile pickle may raise anything
         reason = f"{type(error).__name__}: {error}"
-        raise wrong_content(path, f"is damaged, or was not written by joblib or NumPy ({reason})") from None
+        raise wrong_content(path, f"is damaged, or was not written by joblib, faiss or NumPy ({reason})") from None
     if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind != "f" or not found.size:
         raise UserError(f"{path}: its centres are not an array of [clusters, numbers of a frame]")
     if not np.isfinite(found).all():
