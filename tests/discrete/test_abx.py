@@ -11,14 +11,17 @@ from w2v_jax.discrete.abx import LONGEST, Segment, abx_errors, cut_segments, war
 
 
 def plain_dtw(x, y):
-    """(cost, length) of the cheapest, then shortest, path; by recursion over cells."""
-    best = {}
+    """Costs by recursion over cells, then the path traced back, step by step."""
+    costs = {}
     for i, j in itertools.product(range(len(x)), range(len(y))):
-        before = [best[p] for p in ((i - 1, j - 1), (i - 1, j), (i, j - 1)) if p in best] or [(0, 0)]
-        cost, length = min(before)
-        best[i, j] = cost + (x[i] != y[j]), length + 1
-    cost, length = best[len(x) - 1, len(y) - 1]
-    return cost / length
+        before = [costs[p] for p in ((i - 1, j - 1), (i - 1, j), (i, j - 1)) if p in costs] or [0]
+        costs[i, j] = min(before) + int(x[i] != y[j])
+    i, j, length = len(x) - 1, len(y) - 1, 1
+    while (i, j) != (0, 0):
+        steps = [(i - 1, j - 1), (i, j - 1), (i - 1, j)]  # of equal costs the first
+        i, j = min((step for step in steps if step in costs), key=costs.__getitem__)
+        length += 1
+    return costs[len(x) - 1, len(y) - 1] / length
 
 
 def plain_abx(segments, across):
@@ -53,8 +56,7 @@ def test_distances_are_those_of_plain_warping():
     rows = [rng.integers(0, 3, rng.integers(1, 9)) for _ in range(12)]
     found = warped(rows)
     for i, j in itertools.product(range(12), repeat=2):
-        if i != j:
-            assert found[i, j] == pytest.approx(min(plain_dtw(rows[i], rows[j]), plain_dtw(rows[j], rows[i])))
+        assert found[i, j] == (0 if i == j else pytest.approx(plain_dtw(rows[i], rows[j])))
 
 
 @pytest.mark.parametrize("noise", [0.2, 0.6])
@@ -94,3 +96,27 @@ def test_segments_are_runs_of_one_label():
     found = list(cut_segments(labels, units, "s"))
     assert [(s.phone, s.units.tolist()) for s in found] == [(2, [0, 1]), (0, [3, 4, 5]), (2, [6])]
     assert not list(cut_segments(np.zeros(0, int), np.zeros(0, int), "s"))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("noise", [0.2, 0.6])
+def test_errors_are_those_of_fastabx(noise):
+    """The same to the last triple, with phones that not every speaker says equally often."""
+    fastabx = pytest.importorskip("fastabx", reason="compares with fastabx: pip install fastabx, on Python 3.12")
+    torch = pytest.importorskip("torch")
+    whole = random_segments(noise, speakers="stuv", phones=5, each=6)
+    kept = np.random.default_rng(1).random(len(whole)) < 0.6
+    segments = [segment for segment, keep in zip(whole, kept) if keep and (segment.phone, segment.speaker) != (2, "t")]
+    ends = np.cumsum([len(segment.units) for segment in segments])
+    places = {i: (int(end) - len(segment.units), int(end)) for i, (segment, end) in enumerate(zip(segments, ends))}
+    units = torch.from_numpy(np.concatenate([segment.units for segment in segments])).float()[:, None]
+    import polars
+
+    labels = {"phone": [segment.phone for segment in segments], "speaker": [segment.speaker for segment in segments]}
+    accessor = fastabx.InMemoryAccessor(places, units, torch.device("cpu"))
+    data = fastabx.Dataset(labels=polars.DataFrame(labels), accessor=accessor)
+    theirs = []
+    for conditions in ({"by": ["speaker"]}, {"across": ["speaker"]}):
+        score = fastabx.Score(fastabx.Task(data, on="phone", **conditions), "identical", progress=False)
+        theirs.append(score.collapse(levels=["speaker"]))
+    assert abx_errors(segments) == pytest.approx(theirs, abs=1e-6)

@@ -6,8 +6,11 @@ another. Errors are averaged over the triples of two phones and their speakers, 
 phones, so that frequent phones and talkative speakers do not dominate. Chance is 0.5.
 
 The distance of two segments is the mean cost along the cheapest path of dynamic time warping, where a frame costs
-nothing beside the same unit and 1 beside another. At most `tokens` segments of each phone and speaker and `speakers`
-speakers are taken, at random, and no segment of more than LONGEST frames, which is a pause. NumPy only.
+nothing beside the same unit and 1 beside another. Of several such paths, of other lengths, the one counts that is
+traced back from the end: a step in both segments before one in the second alone, and that before one in the first.
+Without bounds this is the error that fastabx (Poli et al. 2025) gives for the distance "identical". At most `tokens`
+segments of each phone and speaker and `speakers` speakers are taken, at random, and no segment of more than LONGEST
+frames, which is a pause. NumPy only.
 
 Differs: benchmarks such as ZeroSpeech's keep the phones on either side of a segment equal.
 """
@@ -72,34 +75,34 @@ def _mean_of_means(errors: dict[tuple[int, int], list]) -> float:
 
 
 def warped(rows: list[np.ndarray]) -> np.ndarray:
-    """The distance [N N] of each two of the rows of units."""
+    """The distance [N N] of each row of units to each other one. It may hang on which of two is the first."""
     lengths = np.array([len(row) for row in rows], np.int64)
     padded = np.full((len(rows), lengths.max(initial=1)), -1, np.int64)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
     distances = np.zeros((len(rows), len(rows)), np.float32)
-    first, second = np.triu_indices(len(rows), 1)
+    first, second = np.nonzero(~np.eye(len(rows), dtype=bool))
     longest = np.maximum(lengths[first], lengths[second])
     for length in np.unique(longest).tolist():
         pairs, size = np.flatnonzero(longest == length), max(1, CELLS // length**2)
         for begin in range(0, len(pairs), size):
             i, j = first[pairs[begin : begin + size]], second[pairs[begin : begin + size]]
-            distances[i, j] = distances[j, i] = _dtw(padded[i], padded[j], num_x=lengths[i], num_y=lengths[j])
+            distances[i, j] = _dtw(padded[i], padded[j], num_x=lengths[i], num_y=lengths[j])
     return distances
 
 
 def _dtw(x: np.ndarray, y: np.ndarray, *, num_x: np.ndarray, num_y: np.ndarray) -> np.ndarray:
-    """Mean cost along the cheapest path of each pair of rows x [N P], y [N Q]. Of equal paths the shortest counts."""
+    """Mean cost along the path that is traced back, of each pair of rows x [N P], y [N Q]."""
     rows, width = num_x.max(), num_y.max()
     total = np.full((rows + 1, width + 1, len(x)), np.inf, np.float32)
     steps = np.zeros((rows + 1, width + 1, len(x)), np.float32)
     total[0, 0] = 0
     for i, j in itertools.product(range(rows), range(width)):
-        before = np.stack([total[i, j], total[i, j + 1], total[i + 1, j]])
-        length = np.stack([steps[i, j], steps[i, j + 1], steps[i + 1, j]])
-        least = before.min(axis=0)
-        total[i + 1, j + 1] = least + (x[:, i] != y[:, j])
-        steps[i + 1, j + 1] = 1 + np.where(before == least, length, np.inf).min(axis=0)
+        both, in_x, in_y = total[i, j], total[i, j + 1], total[i + 1, j]
+        alone = np.minimum(in_x, in_y)
+        before = np.where(both <= alone, steps[i, j], np.where(in_y <= in_x, steps[i + 1, j], steps[i, j + 1]))
+        total[i + 1, j + 1] = np.minimum(both, alone) + (x[:, i] != y[:, j])
+        steps[i + 1, j + 1] = 1 + before
     pair = np.arange(len(x))
     return total[num_x, num_y, pair] / steps[num_x, num_y, pair]
 
