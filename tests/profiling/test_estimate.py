@@ -188,6 +188,16 @@ def test_remat_keeps_less():
     assert 1.1 < full.flops / plain.flops < 4 / 3
 
 
+def test_weights_that_are_used_again_are_no_activations():
+    """A layer that is computed once more needs its float32 weights, which the state holds."""
+
+    def activations(mlp):
+        config = load(f"{BASE}:tiny", [("encoder.remat_layers", "full"), ("encoder.mlp", mlp)])
+        return estimated(config, Target("here", 1, 1e9, 1e12, 1e12)).activations
+
+    assert activations("64") == activations("256")
+
+
 @pytest.mark.parametrize(("frontend", "layers"), [("none", "none"), ("products", "products"), ("auto", "full")])
 def test_the_parts_that_are_computed_again_are_those_of_the_policies(frontend, layers):
     """Against a count of the products in the gradient."""

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import multihost_utils, topologies
+from jax.extend.core import Var
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from w2v_jax import methods
@@ -149,12 +150,14 @@ def _costs(config_json: str, rows: int, samples: int) -> Costs:
         loss = lambda params: method.loss(params, extra, batch, key, number, train=True)[0].total
         return jax.vjp(loss, params)[1]
 
-    residuals = jax.eval_shape(backward, params, extra, batch, number=jax.ShapeDtypeStruct((), np.int32))
+    program = jax.make_jaxpr(backward)(params, extra, batch, number=jax.ShapeDtypeStruct((), np.int32)).jaxpr
+    state = program.invars[: len(jax.tree.leaves(params))]  # kept anyway
+    kept = {x for x in program.outvars if isinstance(x, Var)}.difference(state)
     forward = forward_flops(trained, batch)
     flops = sum(step_flops(trained, batch).values())
     flops += sum(forward[part] for part in recomputed_parts(trained) if part in forward)
     first_flops = sum(step_flops(config, batch).values()) if frozen_updates(config) else flops
-    return Costs(float(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(residuals))), flops, first_flops)
+    return Costs(float(sum(x.aval.size * x.aval.dtype.itemsize for x in kept)), flops, first_flops)
 
 
 def recomputed_parts(config: Config) -> list[str]:
