@@ -26,13 +26,29 @@ def test_every_config_can_be_planned(path, capsys):
 def test_a_compiled_program_that_does_not_fit_gets_flags_that_lower_its_memory(monkeypatch, capsys):
     found = dict(memory=1e15, arguments=1.0, temporaries=1.0, code=1.0, seconds=1.0)
     monkeypatch.setattr(plan.estimates, "topology", lambda target: ["a device"])
-    monkeypatch.setattr(plan.estimates, "compiled_memory", lambda *_: found)
+    monkeypatch.setattr(plan.estimates, "compiled_program", lambda *_: ("", found))
     command = [f"--config={BASE}", "--target=v5e-16", "--compile"]
     assert plan.main([*command, "--json"]) == 1
     (flag,) = json.loads(capsys.readouterr().out)["suggestion"]
     assert flag == "--config.encoder.remat_layers=products"
     assert plan.main(command) == 1
     assert f"does not fit the memory: try {flag}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_compiled_program_is_explained(monkeypatch, capsys):
+    line = '%y = f32[64,64]{1,0} dot(%x, %x), lhs_contracting_dims={1}, metadata={op_name="jit(f)/encoder/layers/dot"}'
+    text = f"ENTRY %main (x: f32[64,64]) -> f32[64,64] {{\n  %x = f32[64,64]{{1,0}} parameter(0)\n  ROOT {line}\n}}\n"
+    found = dict(memory=1.0, arguments=1.0, temporaries=1.0, code=1.0, seconds=1.0)
+    monkeypatch.setattr(plan.estimates, "topology", lambda target: ["a device"])
+    monkeypatch.setattr(plan.estimates, "compiled_program", lambda *_: (text, found))
+    command = [f"--config={BASE}:tiny", "--target=v5e-1", "--compile", "--explain"]
+    assert plan.main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["explained"]["flops"] == 2 * 64**3
+    assert plan.main(command) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Transformer layers, forward" in shown and "1 x dot f32[64,64] jit(f)/encoder/layers/dot" in shown
+    with pytest.raises(UserError, match="give --compile as well"):
+        plan.main([*command[:2], "--explain"])
 
 
 def test_what_cannot_be_compiled_for_is_said(monkeypatch):

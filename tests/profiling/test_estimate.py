@@ -22,7 +22,7 @@ from w2v_jax.profiling.estimate import (
     LESS,
     ROOM,
     Target,
-    compiled_memory,
+    compiled_program,
     estimated,
     exhausted,
     fits,
@@ -80,7 +80,7 @@ def test_program_takes_at_least_the_state_and_the_batch(parts):
     config = load(f"{BASE}:tiny", [*overrides, ("data.unit_seconds", "12.0"), ("data.device_seconds", "12.0")])
     estimate = estimated(config, Target("here-8", 8, 1e9, 1e12, 1e12))
     assert estimate.parts == parts
-    found = compiled_memory(config, jax.devices(), estimate)
+    _, found = compiled_program(config, jax.devices(), estimate)
     batch = 4 * estimate.parts * estimate.rows * estimate.samples
     assert estimate.state + batch <= found["arguments"] < 1.01 * (estimate.state + batch) + 1000
     assert found["memory"] >= found["arguments"] and found["temporaries"] > 0 and found["seconds"] > 0
@@ -117,7 +117,7 @@ def test_a_formulation_that_the_target_lacks_is_refused():
     config = changed(config, {"train.dtype": "bfloat16"})
     estimate = estimated(config, Target("here-8", 8, 1e9, 1e12, 1e12))
     with pytest.raises(UserError, match="encoder.attention='cudnn' needs an NVIDIA GPU"):
-        compiled_memory(config, jax.devices(), estimate)
+        compiled_program(config, jax.devices(), estimate)
 
 
 @pytest.mark.parametrize(("name", "options"), [("v4-8", {"chip_config_name": "megacore"}), ("v6e-4", {})])

@@ -157,7 +157,8 @@ def _costs(config_json: str, rows: int, samples: int) -> Costs:
     flops = sum(step_flops(trained, batch).values())
     flops += sum(forward[part] for part in recomputed_parts(trained) if part in forward)
     first_flops = sum(step_flops(config, batch).values()) if frozen_updates(config) else flops
-    return Costs(float(sum(x.aval.size * x.aval.dtype.itemsize for x in kept)), flops, first_flops)
+    shapes: list[Any] = [x.aval for x in kept]
+    return Costs(float(sum(x.size * x.dtype.itemsize for x in shapes)), flops, first_flops)
 
 
 def recomputed_parts(config: Config) -> list[str]:
@@ -281,14 +282,17 @@ def planned_update(config: Config, devices: Sequence[Any], estimate: Estimate) -
     return config, mesh, micro_batch, jax.tree.map(stacked, micro_batch)
 
 
-def compiled_memory(config: Config, devices: Sequence[Any], estimate: Estimate) -> dict[str, float]:
-    """What XLA reports of an update that it compiles for these devices: bytes on each device, seconds to compile."""
+def compiled_program(config: Config, devices: Sequence[Any], estimate: Estimate) -> tuple[str, dict[str, float]]:
+    """The text of an update that XLA compiles for these devices, and what XLA reports of it.
+
+    The report: bytes on each device, and the seconds of the compilation.
+    """
     config, mesh, micro_batch, batch = planned_update(config, devices, estimate)
     _, _, program, seconds = compile_update(config, mesh, micro_batch, batch=batch)
     memory: Any = program.memory_analysis()
     sizes = {"memory": memory.peak_memory_in_bytes, "arguments": memory.argument_size_in_bytes}
     sizes |= {"temporaries": memory.temp_size_in_bytes, "code": memory.generated_code_size_in_bytes}
-    return {name: float(size) for name, size in sizes.items()} | {"seconds": seconds}
+    return program.as_text(), {name: float(size) for name, size in sizes.items()} | {"seconds": seconds}
 
 
 def memory_flags(config: Config, target: Target) -> list[str]:
