@@ -220,6 +220,7 @@ def topology(target: Target) -> list[Any]:
         raise UserError("--compile needs XLA's TPU compiler: pip install 'w2v-jax[tpu]'")
     jax.config.update("jax_platforms", "cpu")  # libtpu must compile, and must not look for a TPU
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # a compilation that was killed leaves a lock behind
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", target.name.replace("v5e", "v5litepod"))
     name = f"{kind}:{'x'.join(map(str, grid(target.devices, 3 if kind in ('v4', 'v5p') else 2)))}"
     options: dict[str, Any] = {"chip_config_name": "megacore"} if kind == "v4" else {}  # a chip is one device of JAX

@@ -207,7 +207,7 @@ class Program:
                 read, written = self._traffic(x, computation)
                 result = ", ".join(map(str, x.arrays))
                 yield Operation(
-                    x.name, x.kind, self._path(x), result, times, flops, float32, read, written, self._moves(x)
+                    x.name, x.kind, self.path_of(x), result, times, flops, float32, read, written, self._moves(x)
                 )
 
     def _turns(self, x: Instruction) -> int:
@@ -303,12 +303,14 @@ class Program:
         while part.kind in ("bitcast", "convert", "reshape", "dynamic-update-slice"):
             part = inside[part.operands[1 if part.kind == "dynamic-update-slice" else 0]]
         made = computation[x.operands[inside.parameters.index(part.name)]] if part.kind == "parameter" else part
-        return made.path or self._path(x)
+        return made.path or self.path_of(x)
 
-    def _path(self, x: Instruction) -> str:
+    def path_of(self, x: Instruction) -> str:
         """The path of an instruction; of a fusion without one, that of the last instruction inside it that has one."""
-        inside = self.computations[x.bodies[0]].values() if x.kind == "fusion" and not x.path else ()
-        return x.path or next((y.path for y in reversed(inside) if y.path), "")
+        if x.path or x.kind not in ("fusion", "async-start"):
+            return x.path
+        inside = [y for body in x.bodies for y in self.computations[body].values()]
+        return next((y.path for y in reversed(inside) if y.path), "")
 
     def _moves(self, x: Instruction) -> bool:
         inside = self.computations[x.bodies[0]].values() if x.kind == "fusion" else [x]
@@ -382,7 +384,7 @@ def _parsed(line: str) -> Instruction | None:
     if not start:
         return None
     rest = line[start.end() :]
-    end = _closing(rest) if rest.startswith("(") else rest.index(" ")
+    end = _closing(rest) if rest.startswith("(") else rest.find(" ")
     kind = re.match(r" ([\w\-]+)(?=\()", rest[end:])
     if not kind:
         return None

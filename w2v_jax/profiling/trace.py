@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from jax.profiler import ProfileData
 
 from w2v_jax.profiling.flops import PARTS, part_of
+from w2v_jax.profiling.hlo import Program
 
 NAMELESS = "copies and zeros"
 """Operations that XLA added and that therefore have no path."""
@@ -51,21 +52,10 @@ def operations(program: str) -> tuple[dict[str, str], set[str]]:
 
     A fusion without a path gets the path of the last operation inside it.
     """
-    paths, last_paths, calls, containers, computation = {}, {}, {}, set(), ""
-    for line in program.splitlines():
-        if opened := re.match(r"(?:ENTRY )?%?([\w.-]+) .*\{$", line):
-            computation = opened[1]
-        operation = re.match(r"\s+(?:ROOT )?%?([\w.-]+) = ", line)
-        if not operation:
-            continue
-        if re.search(r"[\])}] (while|conditional|call)\(", line):
-            containers.add(operation[1])
-        if path := re.search(r'op_name="([^"]+)"', line):
-            paths[operation[1]] = last_paths[computation] = path[1]
-        elif called := re.search(r"calls=%?([\w.-]+)", line):
-            calls[operation[1]] = called[1]
-    fusions = {name: last_paths[called] for name, called in calls.items() if called in last_paths}
-    return fusions | paths, containers
+    read = Program(program)
+    found = [x for computation in read.computations.values() for x in computation.values()]
+    containers = {x.name for x in found if x.kind in ("while", "conditional", "call")}
+    return {x.name: path for x in found if (path := read.path_of(x))}, containers
 
 
 def newest_trace(folder: pathlib.Path) -> Any:
