@@ -106,6 +106,8 @@ def plan_text(config: Config, target: Target, estimate: Estimate, *, result: dic
         "run": f"{config.train.steps:,} updates in about {duration(result['hours'] * 3600)} "
         f"({result['device_hours']:,.0f} device-hours), {result['audio_hours_per_hour']:,.0f} hours of audio per hour",
     }
+    if estimates.moves_few_rows(config, target, estimate):
+        rows["update"] += f"\nfewer than {estimates.FEW_ROWS} rows at once make convolutions slow on TPUs"
     if frozen := estimates.frozen_updates(config):
         share = f"{estimate.first_share:.0%} of the work"
         rows["run"] += f"\nthe first {frozen:,} do not train the encoder and take {share}"

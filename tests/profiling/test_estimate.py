@@ -30,6 +30,7 @@ from w2v_jax.profiling.estimate import (
     lower_update,
     memory_flags,
     memory_options,
+    moves_few_rows,
     parse_target,
     peak_flops,
     planned_update,
@@ -236,6 +237,14 @@ def test_an_update_without_memory_is_told_with_flags_that_take_clearly_less():
     one = Target("here", jax.device_count(), 1e9, 1e12, 1e12)
     before, after = (estimated(c, one).memory for c in (config, changed(config, {key: float(value)})))
     assert after <= LESS * before and "allocating 99 bytes" in said and "\n" not in said
+
+
+def test_few_rows_of_convolutions_are_many_moves_on_tpus():
+    few, many = (SimpleNamespace(rows=rows) for rows in (7, 8))
+    tpu, gpu = parse_target("v6e-4"), parse_target("h200-4")
+    assert moves_few_rows(load(BASE), tpu, few) and not moves_few_rows(load(BASE), tpu, many)
+    assert not moves_few_rows(load(BASE), gpu, few)
+    assert not moves_few_rows(load("configs/bert_codes_base.py"), tpu, few)
 
 
 def test_float32_is_slower_where_the_device_is():

@@ -32,6 +32,8 @@ ROOM = 0.9
 """The share of the memory that a program may take; the rest is the runtime's."""
 LESS = 0.8
 """Of an estimate that was too low, the share to which the suggested flags bring it."""
+FEW_ROWS = 8
+"""XLA cuts fewer rows than these into pieces for the convolutions of a TPU, and moves their activations many times."""
 AUTO = (AxisType.Auto,) * 3
 
 
@@ -205,6 +207,12 @@ def here() -> Target | None:
     return (
         Target("here", jax.device_count(), memory=float(least), flops=math.nan, bandwidth=math.nan) if least else None
     )
+
+
+def moves_few_rows(config: Config, target: Target, estimate: Estimate) -> bool:
+    """Whether XLA cuts the rows of a micro-batch into pieces for the feature encoder (docs/performance.md)."""
+    convolutions = len(flatten(config).get("encoder.conv_layers", ())) > 1
+    return target.name.startswith("v") and convolutions and estimate.rows < FEW_ROWS
 
 
 def fits(estimate: Estimate, target: Target) -> bool:
