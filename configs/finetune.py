@@ -93,6 +93,7 @@ def get_config(variant: str = "") -> ConfigDict:
         standardise=False,
         head_dropout=0.0,
         clean_steps=0,  # first updates without dropout and masks, which keep a small model on the plateau
+        consistency=0.0,  # weight of the agreement of two passes with other dropout and masks; 0: one pass
         outputs=0,  # tokens and the blank; 0: as many as the alphabet has
     )
     config.masking = dict(time_prob=0.65, time_length=10, time_spans=2, channel_prob=0.5, channel_length=64)
@@ -108,6 +109,7 @@ def get_config(variant: str = "") -> ConfigDict:
         eps=1e-8,
         weight_decay=0.0,
         clip_norm=0.0,  # 0: never clip
+        average=0.0,  # decay of a running mean of the weights, which is evaluated and used instead of them; 0: none
         rules=(("^encoder/frontend/", 0.0, 0.0),),  # (regex, learning-rate scale, weight decay), first match
     )
     config.sharding = dict(

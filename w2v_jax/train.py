@@ -35,7 +35,7 @@ from w2v_jax.data.pipeline import Info, batches
 from w2v_jax.ops.random import Stream
 from w2v_jax.probing.live import LiveProbe
 from w2v_jax.profiling import estimate as estimates
-from w2v_jax.training import checkpoint, console, sharding, step, workdir
+from w2v_jax.training import checkpoint, console, optimizer, sharding, step, workdir
 from w2v_jax.training.dataset import Data, fingerprints, micro_batch, open_data
 from w2v_jax.training.preemption import Preemption
 from w2v_jax.training.run_log import RunLog, rows_before
@@ -221,7 +221,7 @@ def due_after(n: int, config: Config) -> set[str]:
 def pause(training: Training, log: RunLog, manager: Any, *, state: State, n: int, due: set[str]) -> None:
     """Probes, evaluates and saves after step n, as far as each is due. A run that ends here is saved."""
     if training.probe is not None and "probe" in due:
-        log.probed(n, training.probe.measure(state.params, state.extra, n))
+        log.probed(n, training.probe.measure(optimizer.weights(state), state.extra, n))
     scores = log.evaluation(n, evaluation(training, state)) if "eval" in due else {}
     if "save" in due or log.ended:
         log.save(manager, n, state, metrics=scores)

@@ -99,6 +99,18 @@ def test_token_errors_are_the_edit_distance_of_the_best_path():
         assert found[row] == edit_distance(said, tokens[row, : count[row]].tolist())
 
 
+def test_consistency_is_the_divergence_of_two_passes_both_ways_over_valid_frames():
+    rng = np.random.default_rng(2)
+    logits, frames = rng.normal(size=(2, 3, F, A)).astype(np.float32), np.array([F, 2, 0])
+    p, q = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    distance = ((p - q) * (np.log(p) - np.log(q))).sum(-1) * (np.arange(F) < frames[:, None])
+    found, pullback = jax.vjp(lambda a, b: losses.consistency(a, b, jnp.asarray(frames)), *logits)
+    np.testing.assert_allclose(found, distance.sum(-1), rtol=1e-4)
+    first, _ = pullback(jnp.ones(3))
+    valid = (np.arange(F) < frames[:, None])[..., None]
+    np.testing.assert_allclose(first, (p - q) * valid, atol=1e-6)  # of cross-entropy alone: the other is held fixed
+
+
 @pytest.mark.parity
 def test_ctc_equals_pytorch(case):
     torch = pytest.importorskip("torch", reason="torch is not installed (extra `parity`)")
@@ -260,6 +272,24 @@ def test_first_updates_are_without_dropout_and_masks():
     assert last == 3 and at(clean, 1) == at(clean, 2) == pytest.approx(at(method.loss, 1, train=False), rel=1e-6)
     assert at(method.loss, 1) != at(method.loss, 2)
     assert ctc.make(configs.changed(config, {"acoustic.clean_steps": 0})).early == ()
+
+
+def test_two_passes_agree_in_the_limit_of_no_noise_and_their_disagreement_is_in_the_loss():
+    law = dict(acoustic__consistency=0.5, masking__channel_prob=0.0)
+    masked = config_of("acoustic_logmel", masking__time_prob=0.5, **law)
+    still = config_of("acoustic_logmel", masking__time_prob=0.0, **law)
+    totals = []
+    for config in (masked, still, configs.changed(still, {"acoustic.consistency": 0.0})):
+        method, params, extra = start(config)
+        params["head"]["kernel"] += jax.random.normal(jax.random.key(2), params["head"]["kernel"].shape)
+        total = jax.jit(lambda p, loss=method.loss: loss(p, {}, batch_of(), jax.random.key(1), 0, train=True))
+        mean, (_, metrics) = total(params)
+        totals.append((float(mean.value()), metrics))
+    (noisy, apart), (quiet, none), (single, plain) = totals
+    assert float(apart["consistency"].value()) > 0.01 and float(none["consistency"].total) == 0.0
+    assert quiet == pytest.approx(single, rel=1e-6) and "consistency" not in plain
+    ctc_alone = apart["loss"].total + 0.5 * apart["consistency"].total
+    assert noisy == pytest.approx(float(ctc_alone) / 8, rel=1e-5)  # two passes over 4 rows
 
 
 def test_recogniser_standardises_by_the_frames_that_are_not_masked(monkeypatch):

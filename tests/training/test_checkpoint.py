@@ -23,6 +23,7 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.core.types import State
 from w2v_jax.training import checkpoint
 from w2v_jax.training.checkpoint import SaveError
+from w2v_jax.training.optimizer import AverageState
 
 # A restore that fails leaves a future behind that Orbax never looks at.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -394,6 +395,19 @@ def test_params_and_extra_come_as_numpy_from_a_workdir_a_directory_or_a_step(tmp
         assert_equal(restored.extra, make_state(step).extra)
     assert checkpoint.restore_params(tmp_path, step="best").step == 1
     assert checkpoint.restore_params(tmp_path, step=1).step == 1
+
+
+def test_params_of_an_optimizer_that_keeps_their_mean_are_the_mean(tmp_path):
+    """The mean is the last state of a chain, after some that are empty."""
+    state, mean = make_state(3), make_state(4).params
+    state = state.replace(opt=(optax.EmptyState(), *state.opt, AverageState(jnp.int32(1), mean)))
+    manager = manager_at(tmp_path)
+    checkpoint.save(manager, 3, state)
+    checkpoint.close(manager)
+    found = checkpoint.restore_params(tmp_path)
+    assert_equal(found.params, mean)
+    assert_equal(found.extra, state.extra)
+    assert_equal(checkpoint.restore_latest(manager_at(tmp_path), abstract(state)).state, state)
 
 
 def test_params_of_a_method_without_extra_come_with_an_empty_one(tmp_path):

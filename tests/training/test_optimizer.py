@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from w2v_jax.core.cli import UserError
+from w2v_jax.core.types import State
 from w2v_jax.training import optimizer
 
 STEPS = 1000
@@ -19,7 +20,7 @@ STEPS = 1000
 
 def settings(**changes) -> SimpleNamespace:
     values = dict(schedule="polynomial", peak=5e-4, start=0.0, end=0.0, warmup=100, power=1.0, stages=(0.1, 0.4, 0.5))
-    values |= dict(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, clip_norm=0.0, rules=())
+    values |= dict(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, clip_norm=0.0, average=0.0, rules=())
     return SimpleNamespace(**(values | changes))
 
 
@@ -104,6 +105,29 @@ def test_clip_norm_limits_the_gradient_and_0_never_clips(params):
     raw = optax.tree.norm(gradient(params, 0, 1.0))
     np.testing.assert_allclose(optax.tree.norm(first_moments(0.5, 1.0)), 0.1 * min(0.5, raw), rtol=1e-5)
     np.testing.assert_allclose(optax.tree.norm(first_moments(0.0, 1e3)), 0.1 * 1e3 * raw, rtol=1e-5)
+
+
+def test_the_mean_of_the_weights_follows_them_and_changes_no_update(params):
+    without, tx = (optimizer.optimizer(settings(average=x), lambda n: 0.1, params) for x in (0.0, 0.5))
+    opt, weights, mean = tx.init(params), params, {}
+    for step in range(4):
+        updates, opt = tx.update(gradient(params, step), opt, weights, count=jnp.int32(step))
+        weights = optax.apply_updates(weights, updates)
+        share = 1 - min(0.5, step / (step + 9))
+        mean = optax.incremental_update(weights, mean or weights, share)
+    state = State(jnp.int32(4), weights, {}, opt)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), optimizer.weights(state), mean)
+    expected = updated(params, without, 4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), weights, expected)
+    assert optimizer.weights(State(jnp.int32(4), weights, {}, without.init(params))) is weights
+
+
+def test_an_update_that_is_not_finite_leaves_the_mean_as_it_is(params):
+    tx = optimizer.optimizer(settings(average=0.5), lambda n: 0.1, params)
+    opt = tx.init(params)
+    broken = jax.tree.map(lambda p: p * jnp.nan, params)
+    _, after = tx.update(broken, opt, params, count=jnp.int32(0), finite=jnp.bool_(False))
+    jax.tree.map(np.testing.assert_array_equal, after[-1], opt[-1])
 
 
 def test_polynomial_schedule_at_its_key_points():

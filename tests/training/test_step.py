@@ -10,6 +10,7 @@ import pytest
 
 from w2v_jax.core.types import Mean, Method, State
 from w2v_jax.training import step
+from w2v_jax.training.optimizer import AverageState
 
 KEY = jax.random.key(0)
 
@@ -82,6 +83,13 @@ def test_an_evaluation_is_no_training_and_draws_the_same_at_every_step(state):
     first, later = (step.eval_step(state.replace(step=jnp.int32(n)), batches_of(1), KEY, method=TOY) for n in (0, 7))
     assert first["train"].value() == 0 and first["objective"].weight == 5
     assert first["draw"].value() == later["draw"].value() == jax.random.normal(KEY)
+
+
+def test_an_evaluation_is_one_of_the_running_mean_where_there_is_one(state):
+    mean = {"w": jnp.asarray([3.0, 0.0, 1.0])}
+    averaged = state.replace(opt=((), AverageState(jnp.int32(1), mean)))
+    found, expected = (step.eval_step(TOY, s, batches_of(1), KEY) for s in (averaged, state.replace(params=mean)))
+    assert found["loss"].value() == expected["loss"].value()
 
 
 def test_a_batch_of_zeros_has_the_shapes_and_types_of_the_given_one():

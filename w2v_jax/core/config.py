@@ -93,7 +93,7 @@ COMMON = {"method", "seed"} | keys_of(
         "init": "run step",
         "data": "name root normalize min_seconds hours train_hours loader workers eval_root eval_share eval_hours "
         "batch_hours unit_seconds device_seconds bucket_seconds",
-        "optim": "peak schedule warmup start end power stages betas eps weight_decay clip_norm rules",
+        "optim": "peak schedule warmup start end power stages betas eps weight_decay clip_norm average rules",
         "sharding": "data fsdp tensor slices",
         "train": "steps dtype log_every log_rows eval_every watchdog compile_cache checkpoint_every keep_latest "
         "keep_best best patience on_config_change",
@@ -299,7 +299,7 @@ POSITIVE = keys_of(
 )
 NOT_NEGATIVE = keys_of(
     {
-        "acoustic": "clean_steps",
+        "acoustic": "clean_steps consistency",
         "data": "workers",
         "encoder": "relative_buckets relative_distance",
         "loss": "offset extra_classes masked_weight unmasked_weight",
@@ -308,7 +308,7 @@ NOT_NEGATIVE = keys_of(
     }
 )
 KEYS_OF_SHARES = ("data.eval_share", "data.mix_prob", "masking.prob")
-"""Keys that must be above 0, at least 0, and from 0 to 1. Whatever ends in dropout or _drop must be below 1."""
+"""Keys that must be above 0, at least 0, and from 0 to 1. `optim.average` and all dropouts must be below 1."""
 KEYS_OF_LAYERS = ("encoder.conv_layers", "encoder.context_kernels", "acoustic.conv_layers")
 """Keys whose tuples hold whole numbers above 0."""
 
@@ -322,7 +322,7 @@ def check_config(config: Config) -> None:
     for key, value in flat.items():
         if key in KEYS_OF_SHARES and not 0 <= value <= 1:
             raise UserError(f"{key}={value!r}: must be between 0 and 1")
-        if key.endswith(("dropout", "_drop")) and not 0 <= value < 1:
+        if key.endswith(("dropout", "_drop", "optim.average")) and not 0 <= value < 1:
             raise UserError(f"{key}={value!r}: must be at least 0 and below 1")
     if flat["data.batch_hours"] * 3600 < 0.5 * flat["data.unit_seconds"]:
         raise UserError("data.batch_hours is less than half of data.unit_seconds: a batch holds at least one unit")
@@ -385,7 +385,7 @@ def flatten(config: Mapping[str, Any] | Config, prefix: str = "") -> dict[str, A
     return flat
 
 
-CONFIG_VERSION = 6
+CONFIG_VERSION = 7
 """Of `config.json`: raised when a key is added, with a line in ADDED."""
 ADDED = (
     (2, "init.run", "", "seed"),
@@ -404,6 +404,8 @@ ADDED = (
     (5, "data.targets_model", "", "data.targets"),
     (6, "encoder.relative_buckets", 0, "encoder.conv_grad_scale"),
     (6, "encoder.relative_distance", 0, "encoder.conv_grad_scale"),
+    (7, "optim.average", 0.0, "optim.clip_norm"),
+    (7, "acoustic.consistency", 0.0, "acoustic.head_dropout"),
 )
 """(version that added a key, the key, what runs without it meant, a key of the configs that have it)."""
 

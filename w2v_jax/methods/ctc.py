@@ -4,6 +4,7 @@ wav2vec 2.0 recipe (Baevski et al. 2020, sections 3.3 and 4.3): a linear layer o
 first updates train that layer alone, without a backward pass of the encoder; time and channel masks regularise, as in
 SpecAugment. wav2vec and vq-wav2vec recipe (2019, section 4.2): the encoder stays as it is and
 an acoustic model reads its features. With `encoder.kind="logmel"` the same model reads log-mel features: the baseline.
+With `acoustic.consistency` two passes with other dropout and masks must agree (CR-CTC, Yao et al. 2024).
 
 Differs: the wav2vec papers train with ASG and stochastic gradient descent. Transcripts that have no alignment weigh
 nothing, where fairseq counts them with loss 0. There is no separator after the last word.
@@ -149,6 +150,7 @@ def make(config: Config) -> Method:
     """CTC for a config. Raises UserError for an input that no encoder gives."""
     if config.acoustic.input not in INPUTS:
         raise UserError(f"acoustic.input is {config.acoustic.input!r}; it is one of {', '.join(INPUTS)}")
+    weight = config.acoustic.consistency
     model, encoder = CTCModel(config), make_encoder(config, jnp.dtype(config.train.dtype))
 
     def init(key: jax.Array, batch: Batch) -> tuple[PyTree, PyTree]:
@@ -161,8 +163,15 @@ def make(config: Config) -> Method:
         layer_key = jax.random.fold_in(key, Stream.LAYER_DROP.number) if train and noisy else None
 
         def whole(params):
-            logits, frames = cast(Any, model.apply({"params": params}, batch, noise, layer_key))
+            run = lambda noise: cast(Any, model.apply({"params": params}, batch, noise, layer_key))
+            logits, frames = run(noise)
             total, metrics = objective(logits, frames, batch, train=train)
+            if weight > 0 and noise is not None:
+                other, _ = run(noises.fold(noise, Stream.SECOND_PASS))
+                total, metrics = jax.tree.map(jnp.add, (total, metrics), objective(other, frames, batch, train=train))
+                apart = (losses.consistency(logits, other, frames) * batch["weight"]).sum()
+                metrics["consistency"] = Mean(apart, metrics["loss"].weight)
+                total = Mean(total.total + weight * apart, total.weight)
             return total.total, (total.weight, metrics)
 
         def head(params):
@@ -172,8 +181,8 @@ def make(config: Config) -> Method:
             outputs = either(step >= config.encoder.frozen_steps, whole, head)(params)
         else:
             outputs = whole(params)
-        total, (weight, metrics) = outputs
-        return Mean(total, weight), (extra, metrics)
+        total, (count, metrics) = outputs
+        return Mean(total, count), (extra, metrics)
 
     def predict(params, extra, batch):
         return model.apply({"params": params}, batch, method=CTCModel.features)

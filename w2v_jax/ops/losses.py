@@ -205,6 +205,19 @@ def ctc(logits: jax.Array, *, num_frames: jax.Array, tokens: jax.Array, num_toke
     return jnp.where(possible, nll, 0.0), possible
 
 
+def consistency(first: jax.Array, second: jax.Array, num_frames: jax.Array) -> jax.Array:
+    """How far two passes over the same audio disagree: logits [B F A] twice, num_frames [B] -> [B] in nats.
+
+    KL(second || first) + KL(first || second) summed over the valid frames. The gradient moves the second argument of
+    each towards the first, which is held fixed (Yao et al. 2024, CR-CTC, arXiv 2410.05101, section 3.1).
+    """
+    a, b = (jax.nn.log_softmax(logits.astype(jnp.float32)) for logits in (first, second))
+    fixed_a, fixed_b = map(jax.lax.stop_gradient, (a, b))
+    distance = jnp.exp(fixed_b) * (fixed_b - a) + jnp.exp(fixed_a) * (fixed_a - b)
+    valid = jnp.arange(first.shape[1])[None] < num_frames[:, None]
+    return jnp.where(valid, distance.sum(axis=-1), 0.0).sum(axis=-1)
+
+
 def token_errors(logits: jax.Array, *, num_frames: jax.Array, tokens: jax.Array, num_tokens: jax.Array) -> jax.Array:
     """Edit distance [B] between tokens [B U] and the best path of logits [B F A], repeats and blanks removed.
 

@@ -59,6 +59,7 @@ class Restored(NamedTuple):
 class Weights(NamedTuple):
     """What `restore_params` gives back: the parts of a state that a method needs to `predict`.
 
+    params: their running mean where the run keeps one (optim.average).
     chosen: "best held-out METRIC" where this was looked for, else "".
     """
 
@@ -485,9 +486,13 @@ def _set_aside(manager, corrupt: Mapping[int, str]) -> None:
 def _read_params(manager, step: int, chosen: str) -> Weights:
     tree = manager.item_metadata(step)["state"].tree
     wanted = {name: tree[name] for name in ("params", "extra") if tree.get(name)}  # an empty extra is not stored
+    *others, last = tree.get("opt") or [None]
+    mean = (last or {}).get("mean")  # of `optimizer.average`
+    if mean:
+        del wanted["params"]
+        wanted["opt"] = [*(None for _ in others), {"mean": mean}]
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     state = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)  # pyright: ignore[reportCallIssue]
     items = manager.restore(step, args=ocp.args.Composite(state=state, meta=ocp.args.JsonRestore()))
-    return Weights(
-        items["state"]["params"], items["state"].get("extra", {}), step=step, meta=items["meta"]["meta"], chosen=chosen
-    )
+    params = items["state"]["opt"][-1]["mean"] if mean else items["state"]["params"]
+    return Weights(params, items["state"].get("extra", {}), step=step, meta=items["meta"]["meta"], chosen=chosen)

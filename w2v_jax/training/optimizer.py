@@ -1,4 +1,4 @@
-"""Optimizer: Adam with fairseq's details, learning-rate schedules, and per-parameter rules.
+"""Optimizer: Adam with fairseq's details, learning-rate schedules, per-parameter rules, and a mean of the weights.
 
 One optax transformation per run. Learning rate, decay and freezing of a parameter are decided by the first rule
 whose regular expression matches its path, e.g. ("encoder/frontend/", 0.0, 0.0) freezes the convolutions.
@@ -16,7 +16,8 @@ import optax
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
-from w2v_jax.core.types import PyTree
+from w2v_jax.core.types import PyTree, State
+from w2v_jax.ops.moving_average import moving_average, rising_decay
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -106,6 +107,37 @@ def clip(max_norm: float) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
+class AverageState(NamedTuple):
+    """count of updates, and the running mean of the parameters after each (float32)."""
+
+    count: jax.Array
+    mean: PyTree
+
+    __repr__ = short_repr
+
+
+def average(decay: float) -> optax.GradientTransformationExtraArgs:
+    """Keeps the running mean of the parameters (`moving_average`), and leaves updates as they are. The last of a chain.
+
+    Without `finite` the mean stays as it is, like the parameters.
+    """
+
+    def init(params: PyTree) -> AverageState:
+        return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
+
+    def update(updates: Any, state: Any, params: Any = None, *, finite: Any = True, **_: Any) -> tuple[Any, Any]:
+        mean = moving_average(state.mean, optax.apply_updates(params, updates), rising_decay(decay, state.count))
+        new = AverageState(state.count + 1, mean)
+        return updates, jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def weights(state: State) -> PyTree:
+    """The parameters that are evaluated and used: their running mean where the optimizer keeps one."""
+    return next((part.mean for part in state.opt if isinstance(part, AverageState)), state.params)
+
+
 def path_name(path: Sequence[Any]) -> str:
     """ "encoder/frontend/conv0/kernel" of a key path."""
     return "/".join(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)
@@ -138,11 +170,11 @@ def apply_rules(
 
 
 def optimizer(optim: Any, rate: Schedule, params: PyTree) -> optax.GradientTransformationExtraArgs:
-    """Clip (optim.clip_norm, 0 = never), Adam, decoupled weight decay of every parameter, learning rate.
+    """Clip (optim.clip_norm, 0 = never), Adam, decoupled weight decay of every parameter, learning rate, mean.
 
     p <- p - lr * scale * (adam + decay * p). Frozen parameters (scale 0) stay bit-equal. params, which may be
     abstract, gives the parameters' paths. Its update is given `count` (of updates before), the gradient's `norm` if it
-    clips, and `finite` (see `adam`).
+    clips, and `finite` (see `adam`). optim.average is the decay of a running mean of the parameters, 0 for none.
     """
     scale, decay = apply_rules(params, optim.rules, optim.weight_decay)
 
@@ -156,4 +188,5 @@ def optimizer(optim: Any, rate: Schedule, params: PyTree) -> optax.GradientTrans
     first = [clip(optim.clip_norm)] if optim.clip_norm > 0 else []
     beta1, beta2 = optim.betas
     tail = optax.GradientTransformationExtraArgs(init, step)
-    return optax.chain(*first, adam(beta1, beta2, optim.eps), tail)
+    last = [average(optim.average)] if optim.average > 0 else []
+    return optax.chain(*first, adam(beta1, beta2, optim.eps), tail, *last)

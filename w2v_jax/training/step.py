@@ -148,7 +148,10 @@ def updates(
 
 
 def eval_step(state: State, batches: Batch, key: jax.Array, *, method: Method) -> dict[str, Mean]:
-    """Metrics of one evaluation batch [1 B ...] as Means; the caller adds them up. No dropout, fixed draws."""
+    """Metrics of one evaluation batch [1 B ...] as Means; the caller adds them up. No dropout, fixed draws.
+
+    They are those of the running mean of the parameters where the optimizer keeps one.
+    """
     batch = jax.tree.map(lambda x: x[0], batches)
-    total, (_, metrics) = method.loss(state.params, state.extra, batch, key, state.step, train=False)
+    total, (_, metrics) = method.loss(optimizer.weights(state), state.extra, batch, key, state.step, train=False)
     return {"objective": total} | metrics
