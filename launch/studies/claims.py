@@ -10,8 +10,8 @@ DIR are folders of transcribed recordings; nothing is tuned on those of --test, 
 recogniser's training: it chooses the checkpoint that is scored, and when to stop.
 Everything is made of the commands of the package with the `:demo` configs, printed as they run, so that every number
 can be had by hand. Results: OUT/CLAIM.json, OUT/CLAIM.png and a table, of this and all earlier calls with this OUT. A
-run that stands there and was made with other flags is an error. A row whose recogniser ended on the plateau of CTC says
-nothing about its input: the table marks it.
+run that stands there and was made with other flags is an error. A recogniser that ended on the plateau of CTC says
+nothing about its input: it is left out of the means, and the table marks its row.
 """
 
 from __future__ import annotations
@@ -308,10 +308,11 @@ def command(name: str, *arguments: Any) -> None:
 
 
 def summary(rows: Sequence[dict[str, Any]], key: str) -> dict[tuple[str, Any], tuple[float, float, int]]:
-    """{(row, x): (mean, half the spread, seeds)} of a rate."""
+    """{(row, x): (mean, half the spread, seeds)} of a rate, without recognisers that ended on the plateau of CTC."""
     found: defaultdict[tuple[str, Any], list[float]] = defaultdict(list)
     for row in rows:
-        found[row["row"], row["x"]].append(row[key])
+        if not row.get("on_plateau", False):
+            found[row["row"], row["x"]].append(row[key])
     return {k: (float(np.mean(v)), float(np.ptp(v) / 2), len(v)) for k, v in found.items()}
 
 
@@ -322,15 +323,16 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """
     cer, wer, before, after = (summary(rows, key) for key in ("cer", "wer", "pretrain_minutes", "train_minutes"))
     lines = [f"{'input':<20} {'amount':>8} {'CER':>15} {'WER':>15}  seeds  minutes of pretraining, training"]
-    for (row, x), (mean, spread, count) in cer.items():
-        amount = "" if x == row else "all" if x == 0 else f"{x:g}"
-        words = f"{wer[row, x][0]:>7.1%} ±{wer[row, x][1]:>5.1%}"
-        cost = f"{before[row, x][0]:.1f}, {after[row, x][0]:.1f}"
-        line = f"{row:<20} {amount:>8} {mean:>7.1%} ±{spread:>5.1%}  {words:>14}  {count:>5}  {cost}"
-        these = [r for r in rows if (r["row"], r["x"]) == (row, x)]
-        stuck = sum(r.get("on_plateau", False) for r in these)
-        marks = [f"no result: {stuck} of {count} ended on the plateau"] if stuck else []
-        marks += ["same speakers"] if any(r.get("same_speakers") for r in these) else []
+    for row, x in dict.fromkeys((each["row"], each["x"]) for each in rows):
+        these = [each for each in rows if (each["row"], each["x"]) == (row, x)]
+        stuck = sum(each.get("on_plateau", False) for each in these)
+        line = f"{row:<20} {'' if x == row else 'all' if x == 0 else f'{x:g}':>8}"
+        if (row, x) in cer:
+            (mean, spread, count), (words, words_spread, _) = cer[row, x], wer[row, x]
+            line += f" {mean:>7.1%} ±{spread:>5.1%}  {words:>7.1%} ±{words_spread:>5.1%}  {count:>5}"
+            line += f"  {before[row, x][0]:.1f}, {after[row, x][0]:.1f}"
+        marks = [f"no result: {stuck} of {len(these)} ended on the plateau"] if stuck else []
+        marks += ["same speakers"] if any(each.get("same_speakers") for each in these) else []
         lines.append("  ".join([line, *marks]))
     return "\n".join(lines)
 
@@ -364,7 +366,8 @@ def draw(rows: Sequence[dict[str, Any]], claim: str, path: pathlib.Path) -> None
         ax.set_xlabel("hours of unlabelled audio" if claim == "unlabelled" else "labelled minutes")
         ax.set_ylabel(rate)
         ax.set_ylim(bottom=0)
-        ax.legend(frameon=False)
+        if found:
+            ax.legend(frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 

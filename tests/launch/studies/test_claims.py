@@ -47,6 +47,17 @@ def test_rows_that_are_no_results_are_marked(claims):
     assert all(line.endswith("same speakers") for line in lines)
 
 
+def test_recognisers_that_ended_on_the_plateau_are_in_no_mean_and_no_plot(claims, tmp_path):
+    stuck = [row | {"on_plateau": True} if row["seed"] == 2 else row for row in ROWS]
+    assert claims.summary(stuck, "cer")["pretrained", 10.0][2] == 1
+    rows = [row | {"on_plateau": row["row"] == "pretrained"} for row in ROWS]
+    assert {name for name, _ in claims.summary(rows, "cer")} == {row["row"] for row in ROWS} - {"pretrained"}
+    pretrained = [line for line in claims.table(rows).splitlines() if line.startswith("pretrained")]
+    assert pretrained and not any("%" in line for line in pretrained)
+    claims.draw(rows, "labels", tmp_path / "plot.png")
+    claims.draw([row | {"on_plateau": True} for row in ROWS], "labels", tmp_path / "empty.png")
+
+
 def test_speakers_of_the_test_in_training_are_refused_unless_allowed(claims, tmp_path, capsys):
     corpus = synthetic.write_corpus(tmp_path / "corpus", 0.02)
     words = ["inputs", "--train", str(corpus), "--test", str(corpus), "--out", str(tmp_path / "out")]
