@@ -93,7 +93,8 @@ def get_config(variant: str = "") -> ConfigDict:
         standardise=False,
         head_dropout=0.0,
         clean_steps=0,  # first updates without dropout and masks, which keep a small model on the plateau
-        consistency=0.0,  # weight of the agreement of two passes with other dropout and masks; 0: one pass
+        members=1,  # acoustic models that learn side by side; the output is their mean probability
+        consistency=0.0,  # weight of the agreement of members, or of one with itself under other dropout and masks
         outputs=0,  # tokens and the blank; 0: as many as the alphabet has
     )
     config.masking = dict(time_prob=0.65, time_length=10, time_spans=2, channel_prob=0.5, channel_length=64)

@@ -99,16 +99,17 @@ def test_token_errors_are_the_edit_distance_of_the_best_path():
         assert found[row] == edit_distance(said, tokens[row, : count[row]].tolist())
 
 
-def test_consistency_is_the_divergence_of_two_passes_both_ways_over_valid_frames():
+def test_disagreement_is_the_divergence_of_each_pass_from_the_others_over_valid_frames():
     rng = np.random.default_rng(2)
-    logits, frames = rng.normal(size=(2, 3, F, A)).astype(np.float32), np.array([F, 2, 0])
-    p, q = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    distance = ((p - q) * (np.log(p) - np.log(q))).sum(-1) * (np.arange(F) < frames[:, None])
-    found, pullback = jax.vjp(lambda a, b: losses.consistency(a, b, jnp.asarray(frames)), *logits)
-    np.testing.assert_allclose(found, distance.sum(-1), rtol=1e-4)
-    first, _ = pullback(jnp.ones(3))
-    valid = (np.arange(F) < frames[:, None])[..., None]
-    np.testing.assert_allclose(first, (p - q) * valid, atol=1e-6)  # of cross-entropy alone: the other is held fixed
+    logits, frames = rng.normal(size=(3, 3, F, A)).astype(np.float32), np.array([F, 2, 0])
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    valid = np.arange(F) < frames[:, None]
+    pairs = list(itertools.permutations(range(3), 2))
+    expected = sum((p[q] * np.log(p[q] / p[i])).sum(-1) * valid for i, q in pairs).sum(-1) / 2
+    found, pullback = jax.vjp(lambda x: losses.disagreement(x, jnp.asarray(frames)), jnp.asarray(logits))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    gradient = (p - (p.sum(0) - p) / 2) * valid[..., None]  # of cross-entropies alone: the others are held fixed
+    np.testing.assert_allclose(pullback(jnp.ones(3))[0], gradient, atol=1e-6)
 
 
 @pytest.mark.parity
@@ -274,22 +275,46 @@ def test_first_updates_are_without_dropout_and_masks():
     assert ctc.make(configs.changed(config, {"acoustic.clean_steps": 0})).early == ()
 
 
-def test_two_passes_agree_in_the_limit_of_no_noise_and_their_disagreement_is_in_the_loss():
+def losses_of(config):
+    """(loss, metrics) of training, and the metrics of an evaluation, with a last layer that says something."""
+    method, params, extra = start(config)
+    stir = lambda path, leaf: leaf + ("head" in str(path)) * jax.random.normal(jax.random.key(2), leaf.shape)
+    params = jax.tree_util.tree_map_with_path(stir, params)
+    loss = jax.jit(
+        lambda train: method.loss(params, {}, batch_of(), jax.random.key(1), 0, train=train), static_argnums=0
+    )
+    (mean, (_, metrics)), (_, (_, scored)) = loss(True), loss(False)
+    return float(mean.value()), metrics, scored
+
+
+def test_two_passes_of_one_model_agree_without_noise_and_their_disagreement_is_in_the_loss():
     law = dict(acoustic__consistency=0.5, masking__channel_prob=0.0)
-    masked = config_of("acoustic_logmel", masking__time_prob=0.5, **law)
-    still = config_of("acoustic_logmel", masking__time_prob=0.0, **law)
-    totals = []
-    for config in (masked, still, configs.changed(still, {"acoustic.consistency": 0.0})):
-        method, params, extra = start(config)
-        params["head"]["kernel"] += jax.random.normal(jax.random.key(2), params["head"]["kernel"].shape)
-        total = jax.jit(lambda p, loss=method.loss: loss(p, {}, batch_of(), jax.random.key(1), 0, train=True))
-        mean, (_, metrics) = total(params)
-        totals.append((float(mean.value()), metrics))
-    (noisy, apart), (quiet, none), (single, plain) = totals
-    assert float(apart["consistency"].value()) > 0.01 and float(none["consistency"].total) == 0.0
-    assert quiet == pytest.approx(single, rel=1e-6) and "consistency" not in plain
-    ctc_alone = apart["loss"].total + 0.5 * apart["consistency"].total
-    assert noisy == pytest.approx(float(ctc_alone) / 8, rel=1e-5)  # two passes over 4 rows
+    noisy, metrics, scored = losses_of(config_of("acoustic_logmel", masking__time_prob=0.5, **law))
+    assert float(metrics["disagreement"].value()) > 0.01 and "disagreement" not in scored
+    total = metrics["loss"].total + 0.5 * metrics["disagreement"].total
+    assert noisy == pytest.approx(float(total) / 8, rel=1e-5)  # two passes over 4 rows
+    quiet, metrics, _ = losses_of(still := config_of("acoustic_logmel", masking__time_prob=0.0, **law))
+    single, alone, _ = losses_of(configs.changed(still, {"acoustic.consistency": 0.0}))
+    assert float(metrics["disagreement"].value()) == pytest.approx(0.0, abs=1e-5)
+    assert quiet == pytest.approx(single, rel=1e-5) and "disagreement" not in alone
+
+
+def test_members_learn_apart_and_speak_with_their_mean_probability():
+    config = config_of("acoustic_logmel", acoustic__members=3, masking__channel_prob=0.0, masking__time_prob=0.0)
+    method, params, extra = start(config)
+    assert sorted(params) == ["acoustic", "head", "others_0", "others_1"]
+    params["others_1"]["head"]["bias"] += jnp.arange(8.0)
+    members = [params | {"acoustic": p["acoustic"], "head": p["head"]} for p in (params, params["others_0"])]
+    members += [params | {"acoustic": params["others_1"]["acoustic"], "head": params["others_1"]["head"]}]
+    one = ctc.make(configs.changed(config, {"acoustic.members": 1}))
+    alone = [{k: p[k] for k in ("acoustic", "head")} for p in members]
+    single = [jax.jit(one.predict)(p, extra, batch_of())["logits"] for p in alone]
+    found = jax.jit(method.predict)(params, extra, batch_of())["logits"]
+    expected = np.mean([jax.nn.softmax(x) for x in single], axis=0)
+    np.testing.assert_allclose(jax.nn.softmax(found), expected, atol=1e-5)
+    total = lambda m, p: m.loss(p, {}, batch_of(), jax.random.key(1), 0, train=True)[0].value()
+    apart = [float(total(one, p)) for p in alone]
+    assert float(total(method, params)) == pytest.approx(np.mean(apart), rel=1e-5)
 
 
 def test_recogniser_standardises_by_the_frames_that_are_not_masked(monkeypatch):

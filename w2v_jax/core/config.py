@@ -288,7 +288,7 @@ POSITIVE = keys_of(
     {
         "data": "batch_hours unit_seconds device_seconds targets_hop",
         "encoder": "layers heads width mlp pos_kernel pos_groups pos_layers",
-        "acoustic": "layers heads width mlp pos_kernel pos_groups",
+        "acoustic": "layers heads width mlp pos_kernel pos_groups members",
         "quantizer": "groups codes dim",
         "masking": "length",
         "loss": "proj negatives steps temperature",
@@ -405,6 +405,7 @@ ADDED = (
     (6, "encoder.relative_buckets", 0, "encoder.conv_grad_scale"),
     (6, "encoder.relative_distance", 0, "encoder.conv_grad_scale"),
     (7, "optim.average", 0.0, "optim.clip_norm"),
+    (7, "acoustic.members", 1, "acoustic.head_dropout"),
     (7, "acoustic.consistency", 0.0, "acoustic.head_dropout"),
 )
 """(version that added a key, the key, what runs without it meant, a key of the configs that have it)."""

@@ -4,7 +4,8 @@ wav2vec 2.0 recipe (Baevski et al. 2020, sections 3.3 and 4.3): a linear layer o
 first updates train that layer alone, without a backward pass of the encoder; time and channel masks regularise, as in
 SpecAugment. wav2vec and vq-wav2vec recipe (2019, section 4.2): the encoder stays as it is and
 an acoustic model reads its features. With `encoder.kind="logmel"` the same model reads log-mel features: the baseline.
-With `acoustic.consistency` two passes with other dropout and masks must agree (CR-CTC, Yao et al. 2024).
+With `acoustic.members` several acoustic models learn side by side, and their mean probability is the output. With
+`acoustic.consistency` they must agree, or one with itself under other dropout and masks (CR-CTC, Yao et al. 2024).
 
 Differs: the wav2vec papers train with ASG and stochastic gradient descent. Transcripts that have no alignment weigh
 nothing, where fairseq counts them with loss 0. There is no separator after the last word.
@@ -35,18 +36,47 @@ from w2v_jax.ops.random import Stream
 INPUTS = ("context", "local", "weighted")
 
 
-class CTCModel(nn.Module):
-    """Params "encoder", "acoustic" (unless it is linear), "head", and "layer_weights" for the weighted sum."""
+class Member(nn.Module):
+    """One more acoustic model with its last layer, beside those of `CTCModel`."""
 
     config: Config
 
     def setup(self) -> None:
-        config, dtype = self.config, jnp.dtype(self.config.train.dtype)
-        self.encoder = make_encoder(config, dtype)
-        self.acoustic = acoustic_model(config.acoustic, dtype)
-        # Near zero: CTC would align to large random logits, and a model could then only learn its utterances by heart.
-        init, zeros = nn.initializers.variance_scaling(1e-4, "fan_avg", "uniform"), nn.initializers.zeros
-        self.head = Dense(config.acoustic.outputs, ("embed", None), kernel_init=init, bias_init=zeros)
+        self.acoustic, self.head = acoustic_part(self.config)
+
+    def __call__(self, x, num_frames, *, noise, layer_key) -> tuple[jax.Array, jax.Array]:
+        return token_logits(self, x, num_frames, noise=noise, layer_key=layer_key)
+
+
+def acoustic_part(config: Config) -> tuple[nn.Module, nn.Module]:
+    """(the acoustic model, the last layer)."""
+    # Near zero: CTC would align to large random logits, and a model could then only learn its utterances by heart.
+    init, zeros = nn.initializers.variance_scaling(1e-4, "fan_avg", "uniform"), nn.initializers.zeros
+    head = Dense(config.acoustic.outputs, ("embed", None), kernel_init=init, bias_init=zeros)
+    return acoustic_model(config.acoustic, jnp.dtype(config.train.dtype)), head
+
+
+def token_logits(model: Any, x: jax.Array, num_frames: jax.Array, *, noise, layer_key) -> tuple[jax.Array, jax.Array]:
+    """(logits [B F' A] float32, num_frames' [B]) of a model with an acoustic part, for features x [B F D]."""
+    noise = noises.fold(noise, Stream.ACOUSTIC_MODEL)
+    x, frames = model.acoustic(x, num_frames, noise=noise, layer_key=layer_key)
+    x = noises.dropout(x, model.config.acoustic.head_dropout, noises.fold(noise, Stream.NETWORK_OUTPUT))
+    return model.head(x.astype(jnp.float32)), frames
+
+
+class CTCModel(nn.Module):
+    """Params "encoder", "acoustic" (unless it is linear), "head", and "layer_weights" for the weighted sum.
+
+    With acoustic.members above 1 also "others_0", ...: acoustic models with their last layers, on the same encoder.
+    """
+
+    config: Config
+
+    def setup(self) -> None:
+        config = self.config
+        self.encoder = make_encoder(config, jnp.dtype(config.train.dtype))
+        self.acoustic, self.head = acoustic_part(config)
+        self.others = [Member(config) for _ in range(config.acoustic.members - 1)]
         if config.acoustic.input == "weighted":
             layers = self.encoder.hidden_states
             if not layers:
@@ -74,13 +104,16 @@ class CTCModel(nn.Module):
         return encoded, masked
 
     def __call__(self, batch: Batch, noise=None, layer_key=None) -> tuple[jax.Array, jax.Array]:
-        """(logits [B F' A] float32, num_frames' [B])."""
+        """(logits [N B F' A] float32 of the N members, num_frames' [B])."""
         draws = (None, None) if self.config.encoder.frozen else (noise, layer_key)
         encoded, masked = self.encode(batch, *draws, collect=self.config.acoustic.input == "weighted")
         return self.recognise(encoded, masked, noise, layer_key=layer_key)
 
     def recognise(self, encoded: Encoded, masked=None, noise=None, *, layer_key=None):
-        """(logits [B F' A] float32, num_frames' [B]) from what `encode` returns."""
+        """(logits [N B F' A] float32 of the N members, num_frames' [B]) from what `encode` returns.
+
+        Each member has masks and dropout of its own.
+        """
         encoder, acoustic = self.config.encoder, self.config.acoustic
         x: Any = {"context": encoded.context, "local": encoded.local, "weighted": encoded.hidden}[acoustic.input]
         x = jax.lax.stop_gradient(x) if encoder.frozen else x
@@ -89,21 +122,37 @@ class CTCModel(nn.Module):
             x = jnp.einsum("l,lbfd->bfd", weights.astype(x.dtype), x)
         if acoustic.standardise:
             x = standardise(x, encoded.num_frames, masked)
-        if noise is not None and (encoder.frozen or not self.encoder.hides_masked):
-            frames, (total, width) = encoded.num_frames, x.shape[1:]
-            words = noises.fold(noise, Stream.SPEC_AUGMENT)
-            masked, channels = draw_spec_augment(self.config.masking, words, frames, total=total, width=width)
-            x = jnp.where(masked[..., None] | channels[:, None], jnp.zeros((), x.dtype), x)
-        noise = noises.fold(noise, Stream.ACOUSTIC_MODEL)
-        x, frames = self.acoustic(x, encoded.num_frames, noise=noise, layer_key=layer_key)
-        x = noises.dropout(x, acoustic.head_dropout, noises.fold(noise, Stream.NETWORK_OUTPUT))
-        return self.head(x.astype(jnp.float32)), frames
+        hides = encoder.frozen or not self.encoder.hides_masked
+        first = functools.partial(token_logits, self)
+        outputs = []
+        for number, member in enumerate((first, *self.others)):
+            own = other_pass(noise, number)
+            seen = self.hidden(x, encoded.num_frames, own) if hides and own is not None else x
+            outputs.append(member(seen, encoded.num_frames, noise=own, layer_key=layer_key))
+        return jnp.stack([logits for logits, _ in outputs]), outputs[0][1]
+
+    def hidden(self, x: jax.Array, num_frames: jax.Array, noise: jax.Array) -> jax.Array:
+        """Features [B F D] with zeros where SpecAugment hides them."""
+        words, (total, width) = noises.fold(noise, Stream.SPEC_AUGMENT), x.shape[1:]
+        masked, channels = draw_spec_augment(self.config.masking, words, num_frames, total=total, width=width)
+        return jnp.where(masked[..., None] | channels[:, None], jnp.zeros((), x.dtype), x)
 
     def features(self, batch: Batch) -> dict[str, Any]:
         """Logits with their valid frames, and the encoder's record."""
         encoded, _ = self.encode(batch, collect=True)
-        logits, frames = self.recognise(encoded)
+        members, frames = self.recognise(encoded)
+        logits = joined(members)
         return encoded.record() | {"logits": logits, "logits_valid": valid_frames(frames, logits.shape[1])}
+
+
+def other_pass(noise: jax.Array | None, number: int) -> jax.Array | None:
+    """The words [B] of a pass over the same rows. Those of pass 0 are the noise itself."""
+    return noises.fold(noises.fold(noise, Stream.OTHER_PASS), number) if number else noise
+
+
+def joined(members: jax.Array) -> jax.Array:
+    """The logits [B F A] of members [N B F A]: those of one, or the logarithm of the mean probability of several."""
+    return members[0] if len(members) == 1 else jax.nn.logsumexp(jax.nn.log_softmax(members), axis=0)
 
 
 @jax.named_scope("draws")
@@ -146,6 +195,12 @@ def objective(logits: jax.Array, frames: jax.Array, batch: Any, *, train: bool) 
     return Mean(total, count), metrics
 
 
+def mean_objective(members: jax.Array, frames: jax.Array, batch: Any, *, train: bool) -> tuple[Mean, dict[str, Mean]]:
+    """`objective` of logits [N B F A], summed over the N."""
+    parts = [objective(logits, frames, batch, train=train) for logits in members]
+    return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts)
+
+
 def make(config: Config) -> Method:
     """CTC for a config. Raises UserError for an input that no encoder gives."""
     if config.acoustic.input not in INPUTS:
@@ -164,13 +219,15 @@ def make(config: Config) -> Method:
 
         def whole(params):
             run = lambda noise: cast(Any, model.apply({"params": params}, batch, noise, layer_key))
-            logits, frames = run(noise)
-            total, metrics = objective(logits, frames, batch, train=train)
-            if weight > 0 and noise is not None:
-                other, _ = run(noises.fold(noise, Stream.SECOND_PASS))
-                total, metrics = jax.tree.map(jnp.add, (total, metrics), objective(other, frames, batch, train=train))
-                apart = (losses.consistency(logits, other, frames) * batch["weight"]).sum()
-                metrics["consistency"] = Mean(apart, metrics["loss"].weight)
+            members, frames = run(noise)
+            if not train:
+                members = joined(members)[None]
+            elif weight > 0 and len(members) == 1 and noise is not None:
+                members = jnp.concatenate([members, run(other_pass(noise, 1))[0]])
+            total, metrics = mean_objective(members, frames, batch, train=train)
+            if weight > 0 and len(members) > 1:
+                apart = (losses.disagreement(members, frames) * batch["weight"]).sum()
+                metrics["disagreement"] = Mean(apart, metrics["loss"].weight)
                 total = Mean(total.total + weight * apart, total.weight)
             return total.total, (total.weight, metrics)
 

@@ -205,17 +205,20 @@ def ctc(logits: jax.Array, *, num_frames: jax.Array, tokens: jax.Array, num_toke
     return jnp.where(possible, nll, 0.0), possible
 
 
-def consistency(first: jax.Array, second: jax.Array, num_frames: jax.Array) -> jax.Array:
-    """How far two passes over the same audio disagree: logits [B F A] twice, num_frames [B] -> [B] in nats.
+def disagreement(members: jax.Array, num_frames: jax.Array) -> jax.Array:
+    """How far N passes over the same audio disagree: logits [N B F A], num_frames [B] -> [B] in nats.
 
-    KL(second || first) + KL(first || second) summed over the valid frames. The gradient moves the second argument of
-    each towards the first, which is held fixed (Yao et al. 2024, CR-CTC, arXiv 2410.05101, section 3.1).
+    KL(q || p) of each pass p and each other one q, over the valid frames; summed over p, the mean over q. The gradient
+    moves p towards q, which is held fixed (Yao et al. 2024, CR-CTC, arXiv 2410.05101, section 3.1, for two passes).
     """
-    a, b = (jax.nn.log_softmax(logits.astype(jnp.float32)) for logits in (first, second))
-    fixed_a, fixed_b = map(jax.lax.stop_gradient, (a, b))
-    distance = jnp.exp(fixed_b) * (fixed_b - a) + jnp.exp(fixed_a) * (fixed_a - b)
-    valid = jnp.arange(first.shape[1])[None] < num_frames[:, None]
-    return jnp.where(valid, distance.sum(axis=-1), 0.0).sum(axis=-1)
+    log_p = jax.nn.log_softmax(members.astype(jnp.float32))
+    log_q = jax.lax.stop_gradient(log_p)
+    q, others = jnp.exp(log_q), len(members) - 1
+    # sum over q != p of q (log q - log p); the term of q = p is 0 and has no gradient
+    entropy, mean = (q * log_q).sum(axis=(0, -1)), q.sum(axis=0)
+    distance = len(members) * entropy - (mean * log_p.sum(axis=0)).sum(axis=-1)  # [B F]
+    valid = jnp.arange(members.shape[2])[None] < num_frames[:, None]
+    return jnp.where(valid, distance, 0.0).sum(axis=-1) / others
 
 
 def token_errors(logits: jax.Array, *, num_frames: jax.Array, tokens: jax.Array, num_tokens: jax.Array) -> jax.Array:

@@ -56,7 +56,7 @@ class Stream(enum.Enum):
     SPEC_AUGMENT = "a row of CTC", 0
     FINE_TUNED_ENCODER = "a row of CTC", 6
     ACOUSTIC_MODEL = "a row of CTC", 7
-    SECOND_PASS = "a row of CTC", 8
+    OTHER_PASS = "a row of CTC", 8
     TIME_SPANS = "SpecAugment", 0
     CHANNEL_SPANS = "SpecAugment", 1
 
