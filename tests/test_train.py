@@ -132,6 +132,7 @@ def test_killed_run_resumes_bit_equal_with_the_same_rows(shared, whole, tmp_path
         ("vq_wav2vec.py:kmeans_tiny", ("--config.quantizer.restart=0.5", "--config.quantizer.init_iterations=3")),
         ("bert_codes_base.py:tiny", ()),
         ("finetune.py:tiny", ()),
+        ("acoustic_logmel.py:tiny", ("--config.optim.average=0.9", "--config.acoustic.members=2")),
         ("hubert_base.py:tiny", ()),
         ("wavlm_base.py:tiny", ()),
     ],

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -204,12 +205,13 @@ def short(spec: P) -> P:
 def test_parameters_and_optimizer_state_live_where_they_are_declared(parts_of_a_run):
     method, tx, _, _ = parts_of_a_run
     mesh = mesh_of(2, 2, 2)
-    _, shapes = step.create_state(method, tx, jax.random.key(0), batch=micro_batch(), mesh=mesh)
-    params = by_name(shapes.params)
+    averaged = optax.chain(tx, optimizer.average(0.9))
+    _, shapes = step.create_state(method, averaged, jax.random.key(0), batch=micro_batch(), mesh=mesh)
+    params, (opt, average) = by_name(shapes.params), shapes.opt
     for name, spec in EXPECTED.items():
         assert short(params[name].sharding.spec) == short(spec), name
-    moments = next(s for s in shapes.opt if isinstance(s, optimizer.AdamState))
-    for tree in (moments.mu, moments.nu):
+    moments = next(s for s in opt if isinstance(s, optimizer.AdamState))
+    for tree in (moments.mu, moments.nu, average.mean):
         for name, leaf in by_name(tree).items():
             assert (leaf.shape, leaf.sharding) == (params[name].shape, params[name].sharding), name
     assert moments.count.sharding.spec == P() and shapes.step.sharding.spec == P()
