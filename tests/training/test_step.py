@@ -88,7 +88,9 @@ def test_an_evaluation_is_no_training_and_draws_the_same_at_every_step(state):
 def test_an_evaluation_is_one_of_the_running_mean_where_there_is_one(state):
     mean = {"w": jnp.asarray([3.0, 0.0, 1.0])}
     averaged = state.replace(opt=((), AverageState(jnp.int32(1), mean)))
-    found, expected = (step.eval_step(TOY, s, batches_of(1), KEY) for s in (averaged, state.replace(params=mean)))
+    found, expected = (
+        step.eval_step(s, batches_of(1), KEY, method=TOY) for s in (averaged, state.replace(params=mean))
+    )
     assert found["loss"].value() == expected["loss"].value()
 
 
