@@ -104,6 +104,7 @@ def get_config(variant: str = "") -> ConfigDict:
         eps=1e-6,
         weight_decay=0.01,
         clip_norm=0.0,  # 0: never clip
+        average=0.0,  # decay of a running mean of the weights, which is evaluated and used instead of them; 0: none
         rules=(),  # (regex on the parameter's path, learning-rate scale, weight decay), first match
     )
     config.probe = dict(
