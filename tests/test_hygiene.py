@@ -265,6 +265,25 @@ def test_no_public_name_means_two_things():
     assert shared.keys() == ROLES, {name: places for name, places in shared.items() if name not in ROLES}
 
 
+def test_no_variable_has_the_name_of_a_module_that_its_file_imports():
+    """Whoever reads `step.updates` must find the module behind it. A function may bind a module itself (torch)."""
+    for path in modules():
+        tree = ast.parse(path.read_text())
+        top = {node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))}
+        names = {a.asname or a.name for node in top for a in node.names if is_module(node, a.name)}
+        bound = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+        bound |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        assert not names & bound, f"{dotted(path)}: {names & bound}"
+
+
+def is_module(node: ast.Import | ast.ImportFrom, name: str) -> bool:
+    """Whether an import statement binds a module: `import` does, `from` where a file or folder of ours has the name."""
+    if isinstance(node, ast.Import) or not (node.module or "").startswith("w2v_jax"):
+        return isinstance(node, ast.Import)
+    place = ROOT.joinpath(*str(node.module).split("."), name)
+    return place.is_dir() or place.with_suffix(".py").is_file()
+
+
 # What is tracked
 
 

@@ -16,8 +16,8 @@ def commands() -> dict[str, str]:
     """{name: what the first line of its docstring says} of the modules beside this one. Imports none of them."""
     files = sorted(path for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
     texts = {path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in files}
-    said = {name: text.partition("\n")[0].rpartition("`: ")[2].rstrip(".") for name, text in texts.items()}
-    return {name: text[:1].lower() + text[1:] for name, text in said.items()}
+    summaries = {name: text.partition("\n")[0].rpartition("`: ")[2].rstrip(".") for name, text in texts.items()}
+    return {name: text[:1].lower() + text[1:] for name, text in summaries.items()}
 
 
 def overview() -> str:

@@ -227,17 +227,17 @@ def pause(training: Training, log: RunLog, manager: Any, *, state: State, n: int
         log.save(manager, n, state, metrics=scores)
 
 
-def complete(training: Training, step: int) -> int:
+def complete(training: Training, last: int) -> int:
     """Nothing is left to do but, after a run that ended between its last checkpoint and its summary, the summary."""
     summary, active = training.path / "done.json", jax.process_index() == 0
     if active and not summary.exists():
         levels = training.method.levels()
-        last = console.Report(training.path, step, start_step=step, levels=levels, tensorboard=False)
+        report = console.Report(training.path, last, start_step=last, levels=levels, tensorboard=False)
         rows = console.read_metrics(training.path / "metrics.jsonl")
-        last.finish(step=step, **outcome(rows, training.config, levels))
+        report.finish(step=last, **outcome(rows, training.config, levels))
     if active:
         reason = json.loads(summary.read_text(encoding="utf-8")).get("ended_early") or ""
-        reached = f"step {step} of {training.config.train.steps}" + (f" (ended early: {reason})" if reason else "")
+        reached = f"step {last} of {training.config.train.steps}" + (f" (ended early: {reason})" if reason else "")
         print(f"this run is complete: {reached}; its results are in {summary}")
     return 0
 

@@ -12,7 +12,7 @@ from w2v_jax.training import console, curves
 def test_curves_are_drawn_for_any_number_of_rows(tmp_path, count):
     rows = [row(s, data_wait_share=0.1, audio_hours_per_hour=5.0, skipped_updates=1) for s in range(1, count + 1)]
     rows += [row(count, "eval"), row(count, loss=None)]
-    curves.draw_curves(rows, tmp_path / "curves.png", LEVELS, title="a run")
+    curves.draw_curves(rows, tmp_path / "curves.png", LEVELS)
     assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
 
 

@@ -11,6 +11,7 @@ Philox words and an integer hash, whose values no NumPy version changes.
 
 from __future__ import annotations
 
+import enum
 import functools
 import threading
 from collections.abc import Sequence
@@ -27,8 +28,23 @@ FILLER = -1
 NO_OTHER = -1
 """The number of the other row where none is mixed in."""
 _MAX_CYCLE = 1 << 20
-_SCHEDULE, _ORDER, _CROP, _CHOICE, _SPEED = range(5)  # separate streams of one seed
-_MIX, _MIX_OTHER, _MIX_LENGTH, _MIX_FROM, _MIX_TO, _MIX_DECIBELS = range(5, 11)
+
+
+@enum.unique
+class _Stream(enum.IntEnum):
+    """What random numbers of one seed are drawn for. Runs go on as they began: a number never changes."""
+
+    SCHEDULE = 0
+    ORDER = 1
+    CROP = 2
+    CHOICE = 3
+    SPEED = 4
+    MIX = 5
+    MIX_OTHER = 6
+    MIX_LENGTH = 7
+    MIX_FROM = 8
+    MIX_TO = 9
+    MIX_DECIBELS = 10
 
 
 class Mix(NamedTuple):
@@ -146,7 +162,7 @@ class TrainPlan(Plan):
 
     def _permutation(self, number: int, epoch: int) -> np.ndarray:
         rows = self.buckets[number].rows
-        keys = _random_words(len(rows), self.seed, _ORDER, self.buckets[number].length, epoch)
+        keys = _random_words(len(rows), self.seed, _Stream.ORDER, self.buckets[number].length, epoch)
         return rows[np.argsort(keys, kind="stable")]
 
 
@@ -223,7 +239,7 @@ def eval_plan(
     num_samples = np.asarray(num_samples, np.int64)
     chosen = np.arange(len(num_samples))
     if max_hours > 0:
-        order = np.argsort(_random_words(len(num_samples), 0, _CHOICE), kind="stable")
+        order = np.argsort(_random_words(len(num_samples), 0, _Stream.CHOICE), kind="stable")
         total = np.cumsum(np.minimum(num_samples[order], max(bucket_samples)))
         count = np.searchsorted(total, max_hours * 3600 * SAMPLE_RATE, side="right")
         chosen = np.sort(order[: max(count, 1)])
@@ -301,7 +317,7 @@ def _schedule(batches_per_bucket: Sequence[float], seed: int) -> tuple[np.ndarra
     counts = np.maximum(np.rint(shares * cycle).astype(np.int64), 1)
     visits = np.concatenate([np.arange(count) for count in counts])
     numbers = np.repeat(np.arange(len(counts)), counts)
-    jitter = _random_words(len(numbers), seed, _SCHEDULE) / 2.0**64
+    jitter = _random_words(len(numbers), seed, _Stream.SCHEDULE) / 2.0**64
     order = np.lexsort((numbers, (visits + jitter) / counts[numbers]))
     return numbers[order].astype(np.int16), visits[order].astype(np.int32), counts
 
@@ -314,7 +330,7 @@ def _random_words(count: int, seed: int, *stream: int) -> np.ndarray:
 
 def _crops(spare: np.ndarray, *, rows: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
     """Uniform offsets in 0 .. spare of each row, a function of (seed, epoch, row). 0 where the row is not cropped."""
-    mixed = _words_of(rows, epochs, seed=seed, stream=_CROP)
+    mixed = _words_of(rows, epochs, seed=seed, stream=_Stream.CROP)
     return (mixed % (np.maximum(spare, 0) + 1).astype(np.uint64)).astype(np.int64)
 
 
@@ -326,7 +342,7 @@ def _speeds(
     `filled` is the recording's share of its row. At no speed is a recording longer than the row; 1 where it is cropped.
     """
     lowest, highest = np.clip(filled, *limits), limits[1]
-    share = _words_of(rows, epochs, seed=seed, stream=_SPEED) / 2.0**64
+    share = _words_of(rows, epochs, seed=seed, stream=_Stream.SPEED) / 2.0**64
     return np.where(filled > 1, 1.0, lowest + share * (highest - lowest))
 
 
@@ -341,11 +357,17 @@ def _mixes(
     if count < 2:
         return None
     uniform = lambda stream: (_words_of(rows, epochs, seed=seed, stream=stream) >> np.uint64(11)) / 2.0**53
-    others = (_words_of(rows, epochs, seed=seed, stream=_MIX_OTHER) % np.uint64(count - 1)).astype(np.int64)
-    others = np.where(uniform(_MIX) < prob, others + (others >= own), NO_OTHER)
+    others = (_words_of(rows, epochs, seed=seed, stream=_Stream.MIX_OTHER) % np.uint64(count - 1)).astype(np.int64)
+    others = np.where(uniform(_Stream.MIX) < prob, others + (others >= own), NO_OTHER)
     lowest, highest = decibels
-    louder = lowest + uniform(_MIX_DECIBELS) * (highest - lowest)
-    return Mix(others, lengths=uniform(_MIX_LENGTH), froms=uniform(_MIX_FROM), tos=uniform(_MIX_TO), decibels=louder)
+    louder = lowest + uniform(_Stream.MIX_DECIBELS) * (highest - lowest)
+    return Mix(
+        others,
+        lengths=uniform(_Stream.MIX_LENGTH),
+        froms=uniform(_Stream.MIX_FROM),
+        tos=uniform(_Stream.MIX_TO),
+        decibels=louder,
+    )
 
 
 def _words_of(rows: np.ndarray, epochs: np.ndarray, *, seed: int, stream: int) -> np.ndarray:

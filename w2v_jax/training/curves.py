@@ -15,7 +15,7 @@ TRAIN, EVAL, SECOND, LEVEL = "#2b6cb0", "#c05621", "#2f855a", "#718096"
 MAX_POINTS = 2000
 
 
-def draw_curves(rows: Sequence[MetricsRow], path, levels: Levels | None = None, *, title: str = "") -> None:
+def draw_curves(rows: Sequence[MetricsRow], path, levels: Levels | None = None) -> None:
     """Draws the curves of a run: loss, accuracy, perplexities, gradient norm, schedules and speed, with `levels`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -39,8 +39,6 @@ def draw_curves(rows: Sequence[MetricsRow], path, levels: Levels | None = None, 
             ax.text(0.5, 0.5, "nothing logged yet", transform=ax.transAxes, ha="center", color=LEVEL)
         elif ax.get_legend_handles_labels()[0]:
             ax.legend(frameon=False, fontsize=9, loc="best")
-    if title:
-        figure.suptitle(title, fontsize=13)
     with whole_file(path) as partial:
         figure.savefig(partial, format="png")
 

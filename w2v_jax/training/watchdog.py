@@ -12,7 +12,7 @@ to do about a finding (warn, stop, nothing) is the loop's affair; skipping a non
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from w2v_jax.core.config import Config, setting
@@ -97,9 +97,6 @@ def check(history: Sequence[MetricsRow], levels: Levels, settings: WatchdogSetti
     findings.append(next((finding for finding in collapses if finding), None))
     findings += [rule(evaluations, levels, settings) for rule in (_writes_nothing, _overfits) if evaluations]
     return list({finding.name: finding for finding in findings if finding}.values())
-
-
-Rule = Callable[[Sequence[MetricsRow], Levels, WatchdogSettings], Finding | None]
 
 
 def _last(rows: Sequence[MetricsRow], name: str, count: int) -> list[float] | None:

@@ -7,7 +7,7 @@ import pytest
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.data.io import feature_tables
-from w2v_jax.data.io.feature_files import Utterance, part_path, part_size
+from w2v_jax.data.io.feature_files import FORMATS, Utterance, part_path, part_size
 
 pyarrow_parquet = pytest.importorskip("pyarrow.parquet")
 h5py = pytest.importorskip("h5py")
@@ -22,7 +22,7 @@ def pairs():
 
 
 def write(folder, form):
-    path = part_path(folder, 0, form)
+    path = part_path(folder, 0, FORMATS[form])
     if form == "parquet":
         feature_tables.write_parquet(path, pairs(), dtype="float32")
     else:

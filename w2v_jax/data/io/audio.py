@@ -109,12 +109,12 @@ def read_frames(path: str | BinaryIO, start: int, count: int, *, rate: int) -> n
     """
     pieces, position, slack = [], 0, 0
     with _reasons(path):
-        found = _find(path)
-        for part in found.parts:
-            stop = position + _measure(path, found, part).frames if part != found.parts[-1] else start + count
+        recordings = _find(path)
+        for part in recordings.parts:
+            stop = position + _measure(path, recordings, part).frames if part != recordings.parts[-1] else start + count
             first, last = max(start, position), min(start + count, stop)
             if first < last:
-                with _decoder(path, found, part) as decoder:
+                with _decoder(path, recordings, part) as decoder:
                     if decoder.rate != rate:
                         raise ReadError(f"changed after listing: {decoder.rate} Hz, and the index has {rate} Hz")
                     pieces.append(average_channels(decoder.read(first - position, last - first)))
@@ -179,8 +179,8 @@ def probe(path: str) -> Header:
 def probe_content(path: str | BinaryIO) -> Header:
     """Does what `probe` does for a regular file; `path` may be an open file instead. Raises ReadError."""
     with _reasons(path):
-        found = _find(path)
-        headers = [_measure(path, found, part) for part in found.parts]
+        recordings = _find(path)
+        headers = [_measure(path, recordings, part) for part in recordings.parts]
     frames, rates = sum(header.frames for header in headers), sorted({header.rate for header in headers})
     if len(rates) > 1:
         raise ReadError(f"recordings of {' and '.join(map(str, rates))} Hz in one file: write a file of each")
@@ -189,7 +189,7 @@ def probe_content(path: str | BinaryIO) -> Header:
         raise ReadError("no samples, or a header without a length")
     if not 1000 <= rate <= 1_000_000:
         raise ReadError(f"sampling rate out of range: {rate} Hz")
-    return Header(frames, rate, found.note)
+    return Header(frames, rate, recordings.note)
 
 
 @contextlib.contextmanager
@@ -208,10 +208,10 @@ def _reasons(path: str | BinaryIO) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _decoder(path: str | BinaryIO, found: Parts, part: Part) -> Iterator[Decoder]:
+def _decoder(path: str | BinaryIO, recordings: Parts, part: Part) -> Iterator[Decoder]:
     """The decoder of a part of a file."""
     with open(path, "rb") if isinstance(path, str) else contextlib.nullcontext(path) as file:
-        name = path if isinstance(path, str) and found.is_whole_file and path.lower().endswith(NAMES) else None
+        name = path if isinstance(path, str) and recordings.is_whole_file and path.lower().endswith(NAMES) else None
         with contextlib.closing(open_decoder(file, part, name)) as decoder:
             yield decoder
 
@@ -221,19 +221,19 @@ def _find(path: str | BinaryIO) -> Parts:
     return _find_in(path, *_state(path)) if isinstance(path, str) else find_parts(path)
 
 
-def _measure(path: str | BinaryIO, found: Parts, part: Part) -> Header:
+def _measure(path: str | BinaryIO, recordings: Parts, part: Part) -> Header:
     """The header of a part. Those of a path are kept until the file changes."""
     if not isinstance(path, str):
-        return _decode_header(path, found, part)
+        return _decode_header(path, recordings, part)
     size, changed = _state(path)
-    return _measure_in(path, found, part, size=size, changed=changed)
+    return _measure_in(path, recordings, part, size=size, changed=changed)
 
 
-def _decode_header(path: str | BinaryIO, found: Parts, part: Part) -> Header:
-    with _decoder(path, found, part) as decoder:
+def _decode_header(path: str | BinaryIO, recordings: Parts, part: Part) -> Header:
+    with _decoder(path, recordings, part) as decoder:
         header, channels = Header(decoder.length(), decoder.rate), decoder.channels
     if channels > 1:
-        with _decoder(path, found, part) as decoder:
+        with _decoder(path, recordings, part) as decoder:
             check_channels(decoder.read(0, min(header.frames, JUDGED_SECONDS * header.rate)))
     return header
 
@@ -250,5 +250,5 @@ def _find_in(path: str, size: int, changed: int) -> Parts:
 
 
 @functools.lru_cache(FILES_KEPT)
-def _measure_in(path: str, found: Parts, part: Part, *, size: int, changed: int) -> Header:
-    return _decode_header(path, found, part)
+def _measure_in(path: str, recordings: Parts, part: Part, *, size: int, changed: int) -> Header:
+    return _decode_header(path, recordings, part)

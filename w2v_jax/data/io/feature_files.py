@@ -62,8 +62,9 @@ Layouts = dict[str, tuple[int, str]]
 """(header bytes, dtype) of the array of each part, by the path of the part."""
 
 
-def part_path(folder: pathlib.Path, number: int, form: str = "numpy") -> pathlib.Path:
-    return folder / f"part-{number:05d}{FORMATS[form]}"
+def part_path(folder: pathlib.Path, number: int, suffix: str = FORMATS["numpy"]) -> pathlib.Path:
+    """The file of a part."""
+    return folder / f"part-{number:05d}{suffix}"
 
 
 def write_part(

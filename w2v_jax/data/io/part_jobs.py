@@ -24,7 +24,7 @@ from w2v_jax.core.files import write_whole
 from w2v_jax.core.progress import ProgressBar
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.index import SKIPPED, Source
-from w2v_jax.data.io.feature_files import METADATA, Utterance, read_metadata, write_metadata
+from w2v_jax.data.io.feature_files import METADATA, Utterance, part_path, read_metadata, write_metadata
 
 Encode = Callable[[np.ndarray, Callable[[int, str], None]], Iterator[tuple[int, np.ndarray]]]
 """A function of rows and `on_skip` that gives (row, frames [F D]) of each row that can be encoded."""
@@ -50,7 +50,7 @@ class PartJob:
 
     def path(self, number: int) -> pathlib.Path:
         """The file of a part."""
-        return self.folder / f"part-{number:05d}{self.suffix}"
+        return part_path(self.folder, number, self.suffix)
 
     def finished(self) -> set[int]:
         """The numbers of the parts that are there."""

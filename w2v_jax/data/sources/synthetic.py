@@ -30,6 +30,7 @@ VERSION = 1
 """Raise it when the sound or the language changes, so that an old corpus on disk is not mistaken for a new one."""
 
 DEV_SPEAKERS = 4
+NUM_WORDS = 500
 MIN_SECONDS, MAX_SECONDS = 2.0, 15.0
 
 # Columns of a sound: duration in ms; formants F1 F2 F3 in Hz (NaN: interpolated between the neighbours); bandwidth
@@ -182,7 +183,7 @@ def make_speaker(number: int, *, seed: int = 0) -> Speaker:
 
 
 @functools.cache
-def lexicon(num_words: int = 500) -> tuple[tuple[str, ...], np.ndarray]:
+def lexicon() -> tuple[tuple[str, ...], np.ndarray]:
     """(words, probabilities), the same for every corpus, frequent words first. No letter occurs twice in a row."""
     rng = _generator(20)
     syllables = []
@@ -192,12 +193,12 @@ def lexicon(num_words: int = 500) -> tuple[tuple[str, ...], np.ndarray]:
         syllables.append(f"{onset}{rng.choice(list(VOWELS))}{coda}")
     weights = 1 / np.arange(3, 123)
     words: dict[str, None] = {}
-    while len(words) < num_words:
+    while len(words) < NUM_WORDS:
         length = rng.choice([1, 2, 3], p=[0.25, 0.5, 0.25])
         word = "".join(rng.choice(syllables, size=length, p=weights / weights.sum()))
         if len(word) > 1 and all(a != b for a, b in zip(word, word[1:], strict=False)):
             words[word] = None
-    zipf = 1 / np.arange(2, num_words + 2)
+    zipf = 1 / np.arange(2, NUM_WORDS + 2)
     return tuple(words), zipf / zipf.sum()
 
 
