@@ -94,7 +94,8 @@ def test_every_kind_of_encoder_has_a_floor(name):
 
 
 def test_a_part_has_a_direction():
-    operation = Operation("x", "dot", "jit(step)/transpose(jvp(model))/encoder/frontend/dot", "", 1, 0, 0, 0, 0, False)
+    path = "jit(step)/transpose(jvp(model))/encoder/frontend/dot"
+    operation = Operation("x", "dot", path, "", times=1, flops=0, float32=0, read=0, written=0, moves=False)
     assert roofline.part(operation) == "feature encoder, backward"
     assert roofline.part(operation._replace(path="jit(step)/optimizer/mul")) == "optimizer"
     assert roofline.part(operation._replace(path="")) == "added by XLA"

@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from w2v_jax.profiling.hlo_text import BODIES, Array, Computation, Instruction, computations, numbers
+
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 VIEWS = ("bitcast", "get-tuple-element", "tuple", "optimization-barrier", "add-dependency")
 """Operations that only rename memory."""
@@ -23,87 +25,20 @@ MOVES = ("copy", "transpose", "reshape")
 NO_WORK = (*VIEWS, "parameter", "constant", "iota", "partition-id", "replica-id", "after-all")
 UNMOVED = ("AllocateBuffer", "ConcatBitcast", "AsyncCollectiveStart", "AsyncCollectiveDone", "Sharding")
 """Targets of custom calls that move nothing."""
-BODIES = {
-    "while": "body",
-    "fusion": "calls",
-    "async-start": "calls",
-    "call": "to_apply",
-    "conditional": "branch_computations|true_computation|false_computation",
-}
-"""By kind of instruction the attributes that name the computations that it runs."""
-WINDOW = {"size": 1, "stride": 1, "pad": 0, "lhs_dilate": 1, "rhs_dilate": 1}
-"""The keys of a convolution's window and what they are where it lacks them."""
 
 
-class Array(NamedTuple):
-    """An array in memory. layout: XLA's text of the order of axes, tiles and memory space."""
+class Window(NamedTuple):
+    """A convolution along one axis, by XLA's names; what its text leaves out is as here.
 
-    dtype: str
-    shape: tuple[int, ...]
-    layout: str
+    size: positions of the kernel. stride: how far outputs lie apart. pad: entries of padding before the first one.
+    lhs_dilate, rhs_dilate: how far entries, and positions of the kernel, lie apart.
+    """
 
-    @property
-    def bytes(self) -> int:
-        """What it takes in the device's main memory: 0 where it lies on the chip."""
-        return 0 if re.search(r"S\([1-9]", self.layout) else self.size
-
-    @property
-    def size(self) -> int:
-        """Its bytes with the padding of its tiles."""
-        order, _, rest = self.layout.partition(":")
-        padded, tile = list(self.shape), re.match(r"T\(([\d,]+)\)", rest)
-        for axis, size in zip(_numbers(order), reversed(_numbers(tile[1]))) if tile else ():
-            padded[axis] = -(-padded[axis] // size) * size
-        return math.ceil(math.prod(padded) * _bits(self.dtype) / 8)
-
-    def __str__(self) -> str:
-        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
-
-
-class Instruction(NamedTuple):
-    """One line of a program. arguments: the text between its parentheses, attributes: what follows."""
-
-    name: str
-    kind: str
-    result: str
-    arguments: str
-    attributes: str
-
-    @property
-    def operands(self) -> list[str]:
-        return re.findall(r"%([\w.\-]+)", self.arguments)
-
-    @property
-    def path(self) -> str:
-        """The path of modules and named scopes that it comes from; "" for what XLA added."""
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found[1] if found else ""
-
-    @property
-    def arrays(self) -> list[Array]:
-        found = re.findall(r"(pred|[a-z]+\d+\w*)\[([\d,]*)\](?:\{([^}]*)\})?", self.result)
-        return [Array(dtype, _numbers(shape), layout) for dtype, shape, layout in found]
-
-    @property
-    def bytes(self) -> int:
-        return sum(array.bytes for array in self.arrays)
-
-    @property
-    def size(self) -> int:
-        return sum(array.size for array in self.arrays)
-
-    @property
-    def bodies(self) -> list[str]:
-        """The computations that a loop (without its condition), branch, call or fusion runs."""
-        if self.kind not in BODIES:
-            return []
-        named = re.findall(rf"\b(?:{BODIES[self.kind]})=(\{{[^}}]*\}}|%?[\w.\-]+)", self.attributes)
-        return [name for each in named for name in re.findall(r"[\w.\-]+", each)]
-
-    @property
-    def element(self) -> int:
-        """Which element of a tuple a "get-tuple-element" takes."""
-        return int(re.split(r"\D+", self.attributes.removeprefix("index="), maxsplit=1)[0])
+    size: int = 1
+    stride: int = 1
+    pad: int = 0
+    lhs_dilate: int = 1
+    rhs_dilate: int = 1
 
 
 class Operation(NamedTuple):
@@ -147,47 +82,12 @@ class Kept(NamedTuple):
     path: str
 
 
-class Computation(dict[str, Instruction]):
-    """The instructions of a computation by name, in order, the result last."""
-
-    @functools.cached_property
-    def users(self) -> dict[str, list[Instruction]]:
-        users: dict[str, list[Instruction]] = {name: [] for name in self}
-        for instruction in self.values():
-            for operand in dict.fromkeys(instruction.operands):
-                users[operand].append(instruction)
-        return users
-
-    @functools.cached_property
-    def parameters(self) -> list[str]:
-        """Their names, by number."""
-        found = [x for x in self.values() if x.kind == "parameter"]
-        return [x.name for x in sorted(found, key=lambda x: int(x.arguments))]
-
-    @property
-    def root(self) -> Instruction:
-        return next(reversed(self.values()))
-
-
 class Program:
-    """A compiled program: its computations by name, and the name of the first one."""
+    """A compiled program, read from its text as `jax.stages.Compiled.as_text` returns it."""
 
     def __init__(self, text: str) -> None:
-        """text: as `jax.stages.Compiled.as_text` returns it. Raises ValueError where it holds no program."""
-        self.computations: dict[str, Computation] = {}
-        self.entry = root = ""
-        current = Computation()
-        for line in text.splitlines():
-            if opened := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
-                current = self.computations[opened[2]] = Computation()
-                self.entry = opened[2] if opened[1] else self.entry
-            elif line == "}" and current:
-                current[root] = current.pop(root)
-            elif instruction := _parsed(line):
-                current[instruction.name] = instruction
-                root = instruction.name if line.lstrip().startswith("ROOT ") else root
-        if not self.entry:
-            raise ValueError("the text is not that of a compiled program: no line of it begins with ENTRY")
+        """Raises ValueError where the text holds no program."""
+        self.computations, self.entry = computations(text)
 
     def operations(self) -> list[Operation]:
         """All that it executes, loops and branches opened. Of several branches the one with the most work counts."""
@@ -205,9 +105,17 @@ class Program:
             elif x.kind not in NO_WORK and not x.kind.endswith(("-done", "-update")):
                 flops, float32 = self._flops(x, computation)
                 read, written = self._traffic(x, computation)
-                result = ", ".join(map(str, x.arrays))
                 yield Operation(
-                    x.name, x.kind, self.path_of(x), result, times, flops, float32, read, written, self._moves(x)
+                    x.name,
+                    x.kind,
+                    path=self.path_of(x),
+                    result=", ".join(map(str, x.arrays)),
+                    times=times,
+                    flops=flops,
+                    float32=float32,
+                    read=read,
+                    written=written,
+                    moves=self._moves(x),
                 )
 
     def _turns(self, x: Instruction) -> int:
@@ -239,7 +147,8 @@ class Program:
                     arrays = x.arrays[-1:] if x.kind != kind else x.arrays
                     size, result = sum(array.size for array in arrays), ", ".join(map(str, arrays))
                     channel = re.search(r"channel_id=\d+", x.attributes)
-                    found.setdefault(channel[0] if channel else x.name, Collective(kind, x.path, result, times, size))
+                    collective = Collective(kind, x.path, result=result, times=times, bytes=size)
+                    found.setdefault(channel[0] if channel else x.name, collective)
         return list(found.values())
 
     def _reached(self, name: str, times: int) -> Iterator[tuple[str, int]]:
@@ -378,44 +287,9 @@ class Program:
         return root.bytes
 
 
-def _parsed(line: str) -> Instruction | None:
-    """The instruction in a line of a program, or None."""
-    start = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line)
-    if not start:
-        return None
-    rest = line[start.end() :]
-    end = _closing(rest) if rest.startswith("(") else rest.find(" ")
-    kind = re.match(r" ([\w\-]+)(?=\()", rest[end:])
-    if not kind:
-        return None
-    rest, result = rest[end + kind.end() :], rest[:end]
-    end = _closing(rest)
-    return Instruction(start[1], kind[1], result, rest[1 : end - 1], rest[end:].removeprefix(", "))
-
-
-def _closing(text: str) -> int:
-    """The length of the parenthesis with which a text begins."""
-    depth = 0
-    for match in re.finditer(r"[()]", text):
-        depth += 1 if match[0] == "(" else -1
-        if depth == 0:
-            return match.end()
-    raise ValueError(f"a parenthesis is not closed: {text[:100]}")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(",") if number)
-
-
-def _bits(dtype: str) -> int:
-    """Bits of an element: "f32", "bf16", "s4", "f8e4m3fn", "c64"; a "pred" is a byte."""
-    found = re.search(r"\d+", dtype)
-    return int(found[0]) if found else 8
-
-
 def _dot_flops(x: Instruction, left: Array) -> float:
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", x.attributes)
-    axes = _numbers(contracted[1]) if contracted else ()
+    axes = numbers(contracted[1]) if contracted else ()
     return 2.0 * math.prod(x.arrays[0].shape) * math.prod(left.shape[axis] for axis in axes)
 
 
@@ -430,27 +304,27 @@ def _convolution_flops(x: Instruction, left: Array, right: Array) -> float:
     inputs, kernel, outputs = (
         dict(zip(text, array.shape)) for text, array in zip(labels.groups(), (left, right, x.arrays[0]))
     )
-    window = _window(x.attributes)
     work = 2.0 * kernel["i"] * outputs["b"] * outputs["f"]
     for axis in sorted(set(inputs) - {"b", "f"}):
-        place = (window[key][int(axis)] if key in window else default for key, default in WINDOW.items())
-        work *= meetings(inputs[axis], outputs[axis], *place)
+        work *= meetings(inputs[axis], outputs[axis], _window(x.attributes, int(axis)))
     return work
 
 
-def _window(attributes: str) -> dict[str, tuple[int, ...]]:
-    """The window of a convolution: the value of each key by axis, of "pad" that before the first entry."""
+def _window(attributes: str, axis: int) -> Window:
+    """The window of a convolution along one of its axes."""
     found = re.search(r"window=\{([^}]*)\}", attributes)
-    pairs = (pair.split("=") for pair in found[1].split()) if found else ()
-    return {key: tuple(int(each.partition("_")[0]) for each in values.split("x")) for key, values in pairs}
+    pairs = dict(pair.split("=") for pair in found[1].split()) if found else {}
+    by_axis = {key: pairs[key].split("x")[axis] for key in Window._fields if key in pairs}
+    return Window()._replace(**{key: int(value.partition("_")[0]) for key, value in by_axis.items()})
 
 
 @functools.lru_cache(maxsize=4096)
-def meetings(entries: int, outputs: int, size: int, stride: int, pad: int, spread: int, dilation: int) -> int:
+def meetings(entries: int, outputs: int, window: Window) -> int:
     """Along one axis of a convolution, the pairs of an output and a position of the kernel that meet an entry.
 
-    Output o and position k < size meet what lies at o * stride + k * dilation - pad, where entry e lies at e * spread.
+    Output o and position k meet what lies at o * stride + k * rhs_dilate - pad; entry e lies at e * lhs_dilate.
     """
+    size, stride, pad, spread, dilation = window
     if size > outputs:  # the sum goes over the shorter of both
         outputs, size, stride, dilation = size, outputs, dilation, stride
     count, period = 0, spread // math.gcd(spread, stride)
