@@ -313,8 +313,8 @@ def _overfits(evaluations: Sequence[MetricsRow], levels: Levels, settings: Watch
         "overfits",
         f"overfits since update {lowest.step:,}: the held-out loss was {lowest.value:.2f} there and is {later[-1]:.2f} "
         f"now{training}. The lowest held-out error so far is {best.value:.3f}, of {best}; that checkpoint is kept "
-        "and is the one that evaluate and transcribe use. Next: more labelled audio; masking.time_prob and "
-        "masking.channel_prob up, acoustic.dropout up; acoustic.members=2; train.patience ends a run that gets no better",
+        "and is the one that evaluate and transcribe use. Next: more labelled audio; masking.time_prob, "
+        "masking.channel_prob, acoustic.dropout up; acoustic.members=2; train.patience ends a run that gets no better",
         dead=False,
     )
 
