@@ -143,7 +143,8 @@ def instruction_in(line: str) -> Instruction | None:
         return None
     rest, result = rest[end + kind.end() :], rest[:end]
     end = _closing(rest)
-    return Instruction(start[1], kind[1], result, rest[1 : end - 1], rest[end:].removeprefix(", "))
+    arguments, attributes = rest[1 : end - 1], rest[end:].removeprefix(", ")
+    return Instruction(name=start[1], kind=kind[1], result=result, arguments=arguments, attributes=attributes)
 
 
 def _closing(text: str) -> int:
