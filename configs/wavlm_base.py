@@ -46,6 +46,10 @@ def get_config(variant: str = "") -> ConfigDict:
         normalize=False,  # zero mean and unit variance per utterance
         mix_prob=0.2,  # the share of utterances into which a part of another one is mixed; labels stay
         mix_decibels=(-5.0, 5.0),  # by how much the mean power of the utterance is above that of the other one
+        noise_root=(),  # folders of noise of which a part is mixed in instead; the paper's is of the DNS challenge
+        noise_name="folder",  # how noise_root is read, as name says of root
+        noise_prob=0.0,  # with a noise_root, the share of the mixed utterances that get noise; none in the paper's Base
+        noise_decibels=(-5.0, 20.0),
     )
     config.encoder = dict(
         conv_layers=CONV,  # (channels, kernel, stride)

@@ -6,8 +6,9 @@ r"""WavLM Base+ (Chen et al. 2021, arXiv 2110.13900): 95 M parameters, 94k h, 1M
 The data are 60k h of Libri-light, 10k h of GigaSpeech and 24k h of VoxPopuli. The labels are clusters of layer 9 of
 HuBERT Base, iteration 2. An effective batch as HuBERT's on 32 GPUs (0.78 h of audio) is kept on any number of devices
 by accumulation. The batch, the learning rate and all other numbers without a note are those of HuBERT Base: the paper's
-training was not released. Differs: some of what the paper mixes in is noise; here all of it is speech. The updates are
-those of notes about the paper; warm-up has the same share of them as in HuBERT. No expected number is at hand.
+training was not released. A tenth of what is mixed in is noise where `--config.data.noise_root` names some, as in the
+paper; without, all of it is speech. The updates are those of notes about the paper; warm-up has the same share of them
+as in HuBERT. No expected number is at hand.
 
 Variants: `:demo` learns on a self-made corpus in minutes on two CPU cores; `:tiny` is for tests.
 """
@@ -47,6 +48,10 @@ def get_config(variant: str = "") -> ConfigDict:
         normalize=False,  # zero mean and unit variance per utterance
         mix_prob=0.2,  # the share of utterances into which a part of another one is mixed; labels stay
         mix_decibels=(-5.0, 5.0),  # by how much the mean power of the utterance is above that of the other one
+        noise_root=(),  # folders of noise of which a part is mixed in instead; the paper's is of the DNS challenge
+        noise_name="folder",  # how noise_root is read, as name says of root
+        noise_prob=0.1,  # with a noise_root, the share of mixed utterances that get noise (a note about the paper)
+        noise_decibels=(-5.0, 20.0),
     )
     config.encoder = dict(
         conv_layers=CONV,  # (channels, kernel, stride)

@@ -7,9 +7,9 @@ The data are 60k h of Libri-light, 10k h of GigaSpeech and 24k h of VoxPopuli. T
 HuBERT Base, iteration 2. Expected after fine-tuning, with a language model, WER on test-other: 6.6 with 1 h of labels,
 5.5 with 10 h, 4.6 with 100 h (as the paper of data2vec lists them). An effective batch as HuBERT's on 128 GPUs (2.0 h
 of audio) is kept on any number of devices by accumulation. The batch, the learning rate and all other numbers without a
-note are those of HuBERT Large: the paper's training was not released. Differs: some of what the paper mixes in is
-noise; here all of it is speech. The updates are those of notes about the paper; warm-up has the same share of them as
-in HuBERT.
+note are those of HuBERT Large: the paper's training was not released. A tenth of what is mixed in is noise where
+`--config.data.noise_root` names some, as in the paper; without, all of it is speech. The updates are those of notes
+about the paper; warm-up has the same share of them as in HuBERT.
 
 Variants: `:demo` learns on a self-made corpus in minutes on two CPU cores; `:tiny` is for tests.
 """
@@ -49,6 +49,10 @@ def get_config(variant: str = "") -> ConfigDict:
         normalize=True,  # zero mean and unit variance per utterance
         mix_prob=0.2,  # the share of utterances into which a part of another one is mixed; labels stay
         mix_decibels=(-5.0, 5.0),  # by how much the mean power of the utterance is above that of the other one
+        noise_root=(),  # folders of noise of which a part is mixed in instead; the paper's is of the DNS challenge
+        noise_name="folder",  # how noise_root is read, as name says of root
+        noise_prob=0.1,  # with a noise_root, the share of mixed utterances that get noise (a note about the paper)
+        noise_decibels=(-5.0, 20.0),
     )
     config.encoder = dict(
         conv_layers=CONV,  # (channels, kernel, stride)

@@ -5,10 +5,12 @@ Mixing: against a loop in NumPy, drawn alike in both loaders and on any hosts, a
 
 import numpy as np
 import pytest
+from mixing import mixed_by_loop, rows_of
 
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.augment import at_speed, mixed
-from w2v_jax.data.batch_plan import NO_OTHER, eval_plan, train_plan
+from w2v_jax.data.batch_plan import NO_OTHER, Noise, eval_plan, train_plan
+from w2v_jax.data.index import ReadError
 from w2v_jax.data.io.arrays import Arrays
 from w2v_jax.data.pipeline import batches
 
@@ -66,17 +68,6 @@ def test_a_row_is_read_at_its_speed_and_evaluation_is_not():
     )
 
 
-def oracle(wave, other, length, start, place, decibels):
-    """Sample by sample, from the definition."""
-    most = min(len(wave) // 2, len(other))
-    count = next(n for n in range(most + 1) if length * (most + 1) < n + 1)
-    first = next(n for n in range(len(other) - count + 1) if start * (len(other) - count + 1) < n + 1)
-    here = next(n for n in range(len(wave) - count + 1) if place * (len(wave) - count + 1) < n + 1)
-    powers = [sum(float(x) ** 2 for x in each) / len(each) for each in (wave, other)]
-    scale = (powers[0] / (powers[1] * 10 ** (decibels / 10))) ** 0.5
-    return [x + scale * other[first + t - here] if here <= t < here + count else x for t, x in enumerate(wave)]
-
-
 @pytest.mark.parametrize("share", [0.0, 0.37, 1 - 2.0**-53])
 @pytest.mark.parametrize(("size", "of_other"), [(40, 40), (40, 9), (9, 40), (1, 5)])
 def test_mixing_is_that_of_a_loop(size, of_other, share):
@@ -86,7 +77,7 @@ def test_mixing_is_that_of_a_loop(size, of_other, share):
         draws = dict(length=length, start=start, place=place)
         ours = mixed(wave, other, **draws, decibels=-4.0)
         assert ours.dtype == np.float32
-        np.testing.assert_allclose(ours, oracle(wave, other, **draws, decibels=-4.0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ours, mixed_by_loop(wave, other, **draws, decibels=-4.0), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(mixed(wave, 0 * other, length=0.8, start=0.3, place=0.1, decibels=0.0), wave)
 
 
@@ -111,13 +102,86 @@ def test_what_is_mixed_is_drawn_for_each_row_and_epoch_and_never_a_row_with_itse
     assert set(others) == {NO_OTHER, *range(20)}
     assert (shares >= 0).all() and (shares < 1).all() and (np.abs(decibels) <= 5).all()
     np.testing.assert_allclose(shares.mean(axis=1), 0.5, atol=0.02)
-    assert np.abs(np.corrcoef(found[1:])[np.triu_indices(4, 1)]).max() < 0.05, "one draw hangs on another"
+    assert np.abs(np.corrcoef(found[1:5])[np.triu_indices(4, 1)]).max() < 0.05, "one draw hangs on another"
     again = mixing_plan(units=5).step(77)
     np.testing.assert_array_equal(np.stack(again.mix), np.stack(steps[77].mix))
     assert (np.stack(mixing_plan(units=5, seed=2).step(77).mix) != np.stack(again.mix)).any()
     assert train_plan(np.full(9, 800), bucket_samples=(800,), units=1, unit_seconds=0.05, seed=1).step(0).mix is None
     alone = train_plan(np.full(9, 800), bucket_samples=(800,), units=1, unit_seconds=0.05, seed=1, mix_prob=1.0)
     assert alone.step(0).mix is None, "a batch of one row"
+
+
+LONG = np.array([300, 1_500, 1_000, 4_000, 900])
+"""Lengths of five recordings of noise, some longer than a row."""
+
+
+def noisy_plan(prob=0.25, units=2, mix_prob=0.6, **changes):
+    about = dict(bucket_samples=(1_000,), units=units, unit_seconds=4_000 / SAMPLE_RATE, seed=1, mix_prob=mix_prob)
+    about |= dict(mix_decibels=(-5.0, 5.0), noise=Noise(LONG, prob=prob, decibels=(6.0, 20.0)))
+    return train_plan(np.full(60, 1_000), **about | changes)
+
+
+def test_some_of_the_mixed_rows_get_noise_and_the_draws_of_the_others_stay():
+    steps, plain = ([of.step(n).mix for n in range(300)] for of in (noisy_plan(), noisy_plan(noise=None)))
+    noises, others, starts, louder = (
+        np.concatenate([getattr(mix, name) for mix in steps])
+        for name in ("noises", "others", "noise_starts", "decibels")
+    )
+    is_noise = noises != NO_OTHER
+    assert np.mean(is_noise | (others != NO_OTHER)) == pytest.approx(0.6, abs=0.03)
+    assert np.mean(is_noise) == pytest.approx(0.6 * 0.25, abs=0.03) and (others[is_noise] == NO_OTHER).all()
+    assert (louder[is_noise] >= 6).all() and (louder[is_noise] <= 20).all() and set(noises) == {NO_OTHER, *range(5)}
+    spare = np.maximum(LONG[noises] - 1_000, 0)
+    assert (starts[~is_noise] == 0).all() and (starts <= spare).all() and (starts[noises == 3] > 2_000).any()
+    for name in ("others", "lengths", "froms", "tos", "decibels"):
+        before = np.concatenate([getattr(mix, name) for mix in plain])
+        after = np.concatenate([getattr(mix, name) for mix in steps])
+        np.testing.assert_array_equal(after[~is_noise], before[~is_noise])
+    again = noisy_plan().step(77).mix
+    assert all((a == b).all() for a, b in zip(again, steps[77], strict=True)), "a function of (seed, step, row)"
+    alone = noisy_plan(units=1, unit_seconds=1_000 / SAMPLE_RATE, mix_prob=1.0)
+    found = [alone.step(n).mix for n in range(200)]
+    assert np.mean([mix.noises[0] != NO_OTHER for mix in found]) == pytest.approx(0.25, abs=0.1)
+    assert all(mix.others[0] == NO_OTHER for mix in found), "a batch of one row has no other"
+
+
+@pytest.mark.parametrize("loader", ["threads", "tfdata"])
+def test_both_loaders_mix_the_noise_that_the_plan_names_as_a_loop_does(loader):
+    rng = np.random.default_rng(0)
+    waves = [rng.normal(size=1_000).astype(np.float32) for _ in range(60)]
+    noises = [rng.normal(size=n).astype(np.float32) for n in LONG]
+    plan, seen = noisy_plan(prob=0.6), 0
+    found = batches(Arrays(waves, SAMPLE_RATE), plan, noise=Arrays(noises, SAMPLE_RATE), stop=6, loader=loader)
+    for batch, info in found:
+        step = plan.step(info.step)
+        np.testing.assert_allclose(batch["wave"], np.stack(rows_of(step, waves, noises)), rtol=0, atol=1e-5)
+        seen += (step.mix.noises != NO_OTHER).sum()
+        assert not info.no_noise and not info.failed
+    assert seen > 3
+
+
+@pytest.mark.parametrize("loader", ["threads", "tfdata"])
+def test_noise_that_cannot_be_read_is_named_and_the_row_stays(loader):
+    class Broken(Arrays):
+        def read(self, row, start, length):
+            if row in (1, 3):
+                raise ReadError("truncated")
+            return super().read(row, start, length)
+
+    rng = np.random.default_rng(0)
+    waves = [rng.normal(size=1_000).astype(np.float32) for _ in range(60)]
+    noises = Broken([rng.normal(size=n).astype(np.float32) for n in LONG], SAMPLE_RATE)
+    plan, named = noisy_plan(prob=1.0), 0
+    for batch, info in batches(Arrays(waves, SAMPLE_RATE), plan, noise=noises, stop=6, loader=loader):
+        step = plan.step(info.step)
+        bad = np.isin(step.mix.noises, (1, 3))
+        assert [(x.path, x.reason) for x in info.no_noise] == [
+            (str(noises.index.paths[row]), "truncated") for row in step.mix.noises[bad]
+        ]
+        assert not info.failed and (batch["weight"] == 1).all()
+        np.testing.assert_array_equal(batch["wave"][bad], np.stack([waves[row] for row in step.rows])[bad])
+        named += len(info.no_noise)
+    assert named > 3
 
 
 def test_both_loaders_and_any_host_read_the_same_mix():
@@ -129,7 +193,7 @@ def test_both_loaders_and_any_host_read_the_same_mix():
     for n, batch in enumerate(whole):
         step = plan.step(n)
         for i, row in enumerate(step.rows):
-            other, length, start, place, decibels = (x[i] for x in step.mix)
+            other, length, start, place, decibels = (x[i] for x in step.mix[:5])
             draws = dict(length=length, start=start, place=place)
             expected = waves[row]
             if other != NO_OTHER:

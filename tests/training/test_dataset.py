@@ -163,6 +163,40 @@ def test_rows_are_mixed_in_training_alone_and_limits_in_the_wrong_order_are_refu
         open_data(config, 8, 8, path=tmp_path)
 
 
+def test_noise_is_listed_told_and_mixed_in_training_alone(letters, tiny_corpus, tmp_path):
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    for path in sorted((tiny_corpus / "train").rglob("*.flac"))[:2]:
+        shutil.copy(path, folder)
+    (folder / "bad.wav").write_bytes(b"RIFF")
+    usual = dict(
+        mix_prob=1.0, mix_decibels=(-5.0, 5.0), noise_prob=1.0, noise_decibels=(0.0, 10.0), noise_name="folder"
+    )
+    config = letters()
+    with config.unlocked():
+        config.data.update(usual, noise_root=(str(folder),))
+    data = open_data(config, 8, 8, path=tmp_path)
+    assert len(data.noise.index) == 2 and [skip.path for skip in data.noise.index.skipped] == [str(folder / "bad.wav")]
+    assert set(data.train_plan.step(0).mix.noises) <= {0, 1} and data.eval_plan.step(0).mix is None
+    assert fingerprints(data)["noise"] == data.noise.index.fingerprint()
+    wrong = {
+        r"data.noise_root is given, but data.mix_prob=0 mixes nothing": dict(mix_prob=0.0),
+        r"data.noise_root is given, but data.noise_prob=0 mixes nothing": dict(noise_prob=0.0),
+        r"data.noise_decibels=\(5, -5\): needs the lowest and the highest": dict(noise_decibels=(5.0, -5.0)),
+        r"data.noise_root": dict(noise_root=(str(tmp_path / "nowhere"),)),
+        r"data.noise_name='hum' is not a source": dict(noise_name="hum"),
+    }
+    for message, changes in wrong.items():
+        with config.unlocked():
+            config.data.update(usual, noise_root=(str(folder),))
+            config.data.update(changes)
+        with pytest.raises(UserError, match=message):
+            open_data(config, 8, 8, path=tmp_path)
+    with config.unlocked():
+        config.data.update(usual, noise_root=())
+    assert open_data(config, 8, 8, path=tmp_path).noise is None
+
+
 def data_of(form=WAVE, labels=None) -> Data:
     """Data of a form, without rows and plans."""
     source = SimpleNamespace(form=form)

@@ -7,7 +7,7 @@ from commands import ROOT
 from test_watchdog import DEATHS, LEVELS, dying
 
 from w2v_jax.core import config as configs
-from w2v_jax.data.pipeline import Info
+from w2v_jax.data.pipeline import Failed, Info
 from w2v_jax.training import run_log
 from w2v_jax.training.run_log import RunLog, rows_before
 from w2v_jax.training.throughput import Meter
@@ -85,8 +85,21 @@ def test_silent_recordings_are_named_once_and_counted(tmp_path, capsys, monkeypa
     config = configs.load(f"{ROOT / 'configs' / 'w2v2_base.py'}:tiny", [])
     log = RunLog(config, tmp_path, Meter(), levels=LEVELS, rows=[], first=0, epoch=0.0)
     for step, silent in enumerate((["a.wav", "a.wav"], ["a.wav", "b.wav"], ["c.wav"]), 1):
-        log._count_failures(step, Info(step, 0.0, 16000, [], [], [], silent), {"skipped": 0.0})
+        log._count_failures(step, Info(step, 0.0, 16000, [], [], [], silent, []), {"skipped": 0.0})
     log.report.close()
     assert log.meter.row()["silent_rows"] == 5
     said = [line for line in capsys.readouterr().err.splitlines() if "silent where it was read" in line]
     assert ["a.wav" in line for line in said] == [True, False] and "b.wav" in said[1]
+
+
+def test_noise_that_cannot_be_read_is_named_once(tmp_path, capsys):
+    config = configs.load(f"{ROOT / 'configs' / 'w2v2_base.py'}:tiny", [])
+    log = RunLog(config, tmp_path, Meter(), levels=LEVELS, rows=[], first=0, epoch=0.0)
+    for step, names in enumerate((["a"], ["a", "b"], ["b"]), 1):
+        unread = [Failed(name, f"{name}.wav", "truncated") for name in names]
+        log._count_failures(step, Info(step, 0.0, 16000, [], [], [], [], unread), {"skipped": 0.0})
+    log.report.close()
+    said = [line for line in capsys.readouterr().err.splitlines() if "was not mixed in: truncated" in line]
+    assert ["step 1: a.wav" in said[0], "step 2: b.wav" in said[1], len(said)] == [True, True, 2]
+    assert len((tmp_path / "unread.jsonl").read_text().splitlines()) == 2
+    assert log.meter.row()["unread_rows"] == 0, "their rows were read"

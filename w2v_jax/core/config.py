@@ -106,6 +106,8 @@ OPTIONAL: dict[str, Any] = {
     "data.labels": "",
     "data.mix_decibels": (0.0, 0.0),
     "data.mix_prob": 0.0,
+    "data.noise_decibels": (0.0, 0.0),
+    "data.noise_root": (),
     "data.speeds": (1.0, 1.0),
     "data.targets": None,  # learns no units that were made before
     "encoder.frozen": False,
@@ -124,13 +126,19 @@ OPTIONAL: dict[str, Any] = {
 
 
 PATHS = keys_of(
-    {"init": "run", "data": "root eval_root alphabet targets", "probe": "root test_root", "train": "compile_cache"}
+    {
+        "init": "run",
+        "data": "root eval_root alphabet targets noise_root",
+        "probe": "root test_root",
+        "train": "compile_cache",
+    }
 )
 """Keys whose values are paths, one or a tuple of them: `~` at the start of each is the home folder."""
 
 ELEMENTS = {
     "data.root": "",
     "data.eval_root": "",
+    "data.noise_root": "",
     "data.targets": "",
     "encoder.context_kernels": 0,
     "init.fresh": "",
@@ -140,7 +148,8 @@ ELEMENTS = {
 }
 """What an element of a tuple is like, for the keys whose tuple may be empty."""
 
-LENGTHS = {"data.mix_decibels": 2, "data.speeds": 2, "optim.betas": 2, "optim.stages": 3, "quantizer.temperature": 3}
+LENGTHS = {"data.mix_decibels": 2, "data.noise_decibels": 2, "data.speeds": 2, "optim.betas": 2, "optim.stages": 3}
+LENGTHS |= {"quantizer.temperature": 3}
 """How many numbers a tuple has, for the keys whose numbers have a meaning each."""
 
 
@@ -307,7 +316,7 @@ NOT_NEGATIVE = keys_of(
         "train": "patience",
     }
 )
-KEYS_OF_SHARES = ("data.eval_share", "data.mix_prob", "masking.prob")
+KEYS_OF_SHARES = ("data.eval_share", "data.mix_prob", "data.noise_prob", "masking.prob")
 """Keys that must be above 0, at least 0, and from 0 to 1. `optim.average` and all dropouts must be below 1."""
 KEYS_OF_LAYERS = ("encoder.conv_layers", "encoder.context_kernels", "acoustic.conv_layers")
 """Keys whose tuples hold whole numbers above 0."""
@@ -407,6 +416,10 @@ ADDED = (
     (7, "optim.average", 0.0, "optim.clip_norm"),
     (7, "acoustic.members", 1, "acoustic.head_dropout"),
     (7, "acoustic.consistency", 0.0, "acoustic.head_dropout"),
+    (7, "data.noise_root", (), "data.mix_prob"),
+    (7, "data.noise_name", "folder", "data.mix_prob"),
+    (7, "data.noise_prob", 0.0, "data.mix_prob"),
+    (7, "data.noise_decibels", (-5.0, 20.0), "data.mix_prob"),
 )
 """(version that added a key, the key, what runs without it meant, a key of the configs that have it)."""
 

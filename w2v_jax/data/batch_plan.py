@@ -26,7 +26,7 @@ from w2v_jax.core.units import SAMPLE_RATE, unit_rows
 FILLER = -1
 """The row number that fills up an incomplete batch."""
 NO_OTHER = -1
-"""The number of the other row where none is mixed in."""
+"""The number of the other row, or of the recording of noise, where none is mixed in."""
 _MAX_CYCLE = 1 << 20
 
 
@@ -45,6 +45,23 @@ class _Stream(enum.IntEnum):
     MIX_FROM = 8
     MIX_TO = 9
     MIX_DECIBELS = 10
+    NOISE = 11
+    NOISE_ROW = 12
+    NOISE_START = 13
+
+
+class Noise(NamedTuple):
+    """Recordings of noise, of `num_samples` [M] (16 kHz).
+
+    prob: the share of the mixed rows that get noise instead of another row. decibels: by how much such a row is louder
+    at least and at most.
+    """
+
+    num_samples: np.ndarray
+    prob: float
+    decibels: tuple[float, float]
+
+    __repr__ = short_repr
 
 
 class Mix(NamedTuple):
@@ -52,7 +69,8 @@ class Mix(NamedTuple):
 
     others: the number in the batch of the row of which a part is added, NO_OTHER for none. lengths, froms, tos: shares
     in [0, 1) of the largest length of that part, and of the last place in the other row and in this one where it may
-    begin. decibels: by how much this row is louder.
+    begin. decibels: by how much this row is louder. noises: the recording of noise that stands for the other row, from
+    sample `noise_starts` on and as long as a row; NO_OTHER for none.
     """
 
     others: np.ndarray
@@ -60,6 +78,8 @@ class Mix(NamedTuple):
     froms: np.ndarray
     tos: np.ndarray
     decibels: np.ndarray
+    noises: np.ndarray
+    noise_starts: np.ndarray
 
     __repr__ = short_repr
 
@@ -127,9 +147,11 @@ class TrainPlan(Plan):
         speeds: tuple[float, float],
         mix_prob: float,
         mix_decibels: tuple[float, float],
+        noise: Noise | None,
     ):
         super().__init__(num_samples, buckets, units)
         self.seed, self.speeds, self.mix_prob, self.mix_decibels = seed, speeds, mix_prob, mix_decibels
+        self.noise = noise
         self.steps_per_epoch = sum(len(b.rows) / b.batch for b in buckets)
         self._schedule, self._visits, self._steps_in_cycle = _schedule([len(b.rows) / b.batch for b in buckets], seed)
         self._lock = threading.Lock()
@@ -153,12 +175,39 @@ class TrainPlan(Plan):
         num_samples = self.num_samples[rows]
         starts = _crops(num_samples - bucket.length, rows=rows, epochs=epochs, seed=self.seed)
         speeds = _speeds(num_samples / bucket.length, rows=rows, epochs=epochs, seed=self.seed, limits=self.speeds)
-        mix = (
-            _mixes(rows, epochs, seed=self.seed, prob=self.mix_prob, decibels=self.mix_decibels)
-            if self.mix_prob
-            else None
-        )
+        mix = self._mixes(rows, epochs, bucket.length) if self.mix_prob else None
         return Step(rows, starts, bucket.length, epoch=step / self.steps_per_epoch, speeds=speeds, mix=mix)
+
+    def _mixes(self, rows: np.ndarray, epochs: np.ndarray, length: int) -> Mix | None:
+        """The mix of a batch: of each row a function of (seed, epoch, row), and of the other rows of its batch.
+
+        None in a batch of one row without noise.
+        """
+        count, own, noise = len(rows), np.arange(len(rows)), self.noise
+        if count < 2 and noise is None:
+            return None
+        words = lambda stream: _words_of(rows, epochs, seed=self.seed, stream=stream)
+        uniform = lambda stream: (words(stream) >> np.uint64(11)) / 2.0**53
+        louder = lambda limits: limits[0] + uniform(_Stream.MIX_DECIBELS) * (limits[1] - limits[0])
+        is_mixed, decibels = uniform(_Stream.MIX) < self.mix_prob, louder(self.mix_decibels)
+        noises, noise_starts = np.full(count, NO_OTHER, np.int64), np.zeros(count, np.int64)
+        if noise is not None:
+            is_noise = is_mixed & (uniform(_Stream.NOISE) < noise.prob)
+            chosen = (words(_Stream.NOISE_ROW) % np.uint64(len(noise.num_samples))).astype(np.int64)
+            spare = np.maximum(noise.num_samples[chosen] - length, 0).astype(np.uint64)
+            starts = (words(_Stream.NOISE_START) % (spare + np.uint64(1))).astype(np.int64)
+            noises, noise_starts = np.where(is_noise, chosen, NO_OTHER), np.where(is_noise, starts, 0)
+            is_mixed, decibels = is_mixed & ~is_noise, np.where(is_noise, louder(noise.decibels), decibels)
+        others = (words(_Stream.MIX_OTHER) % np.uint64(max(count - 1, 1))).astype(np.int64)
+        return Mix(
+            np.where(is_mixed & (count > 1), others + (others >= own), NO_OTHER),
+            lengths=uniform(_Stream.MIX_LENGTH),
+            froms=uniform(_Stream.MIX_FROM),
+            tos=uniform(_Stream.MIX_TO),
+            decibels=decibels,
+            noises=noises,
+            noise_starts=noise_starts,
+        )
 
     def _permutation(self, number: int, epoch: int) -> np.ndarray:
         rows = self.buckets[number].rows
@@ -197,6 +246,7 @@ def train_plan(
     speeds: tuple[float, float] = (1.0, 1.0),
     mix_prob: float = 0.0,
     mix_decibels: tuple[float, float] = (0.0, 0.0),
+    noise: Noise | None = None,
 ) -> TrainPlan:
     """The endless plan over recordings of `num_samples` [N] samples (16 kHz), with `units` units in every batch.
 
@@ -206,8 +256,8 @@ def train_plan(
     a recording from its transcript, it takes the longest rows of the next shorter one instead, or all of them. speeds:
     the lowest and the highest speed at which a recording is played, drawn anew each epoch; none becomes longer than its
     row, and one that is cropped keeps its speed. mix_prob: the share of rows into which a part of another row of the
-    batch is mixed; mix_decibels: by how much they are louder at least and at most. Raises UserError where the
-    recordings do not fill one batch.
+    batch is mixed; mix_decibels: by how much they are louder at least and at most; noise: what some of them get in
+    place of another row. Raises UserError where the recordings do not fill one batch.
     """
     num_samples = np.asarray(num_samples, np.int64)
     buckets = _merge_up(
@@ -224,7 +274,7 @@ def train_plan(
     if not buckets or len(buckets[0].rows) < buckets[0].batch:
         raise UserError(_too_few_message(num_samples, buckets, units=units, unit_seconds=unit_seconds))
     return TrainPlan(
-        num_samples, buckets, units, seed=seed, speeds=speeds, mix_prob=mix_prob, mix_decibels=mix_decibels
+        num_samples, buckets, units, seed=seed, speeds=speeds, mix_prob=mix_prob, mix_decibels=mix_decibels, noise=noise
     )
 
 
@@ -344,30 +394,6 @@ def _speeds(
     lowest, highest = np.clip(filled, *limits), limits[1]
     share = _words_of(rows, epochs, seed=seed, stream=_Stream.SPEED) / 2.0**64
     return np.where(filled > 1, 1.0, lowest + share * (highest - lowest))
-
-
-def _mixes(
-    rows: np.ndarray, epochs: np.ndarray, *, seed: int, prob: float, decibels: tuple[float, float]
-) -> Mix | None:
-    """The mix of a batch: of each row a function of (seed, epoch, row), and of the other rows of its batch.
-
-    None in a batch of one row.
-    """
-    count, own = len(rows), np.arange(len(rows))
-    if count < 2:
-        return None
-    uniform = lambda stream: (_words_of(rows, epochs, seed=seed, stream=stream) >> np.uint64(11)) / 2.0**53
-    others = (_words_of(rows, epochs, seed=seed, stream=_Stream.MIX_OTHER) % np.uint64(count - 1)).astype(np.int64)
-    others = np.where(uniform(_Stream.MIX) < prob, others + (others >= own), NO_OTHER)
-    lowest, highest = decibels
-    louder = lowest + uniform(_Stream.MIX_DECIBELS) * (highest - lowest)
-    return Mix(
-        others,
-        lengths=uniform(_Stream.MIX_LENGTH),
-        froms=uniform(_Stream.MIX_FROM),
-        tos=uniform(_Stream.MIX_TO),
-        decibels=louder,
-    )
 
 
 def _words_of(rows: np.ndarray, epochs: np.ndarray, *, seed: int, stream: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import NO_TARGET
 from w2v_jax.data.augment import at_speed, mixed
 from w2v_jax.data.batch_plan import FILLER, NO_OTHER, Plan, Step
-from w2v_jax.data.index import WAVE, ReadError, Source
+from w2v_jax.data.index import WAVE, Index, ReadError, Source
 from w2v_jax.data.io.audio import check_finite, is_silent
 from w2v_jax.data.io.tf_import import import_tensorflow
 from w2v_jax.data.targets import Targets
@@ -51,7 +51,8 @@ class Info(NamedTuple):
     """Where the batch of a step comes from: the `length` of its rows, and `ids` and `starts` of this host's rows.
 
     `length` and `starts` are in 16 kHz samples, whatever the elements of the rows are. `silent` has the paths of the
-    rows in which nothing can be heard.
+    rows in which nothing can be heard. `no_noise` are recordings of noise that could not be read: their rows are
+    without.
     """
 
     step: int
@@ -61,6 +62,7 @@ class Info(NamedTuple):
     starts: list[int]
     failed: list[Failed]
     silent: list[str]
+    no_noise: list[Failed]
 
     __repr__ = short_repr
 
@@ -75,6 +77,7 @@ def batches(
     normalize: bool = False,
     labels: Labels | None = None,
     targets: Targets | None = None,
+    noise: Source | None = None,
     loader: str = "tfdata",
     workers: int = 0,
 ) -> Generator[tuple[dict[str, np.ndarray], Info], None, None]:
@@ -86,8 +89,8 @@ def batches(
     - with `labels`: tokens [n U] int32 and num_tokens [n] int32;
     - with `targets`: targets [n S U] int32, the speech units of each row's crop, NO_TARGET where there is none.
     A row that cannot be read is zeros with num_samples 0 and weight 0, and `info.failed` names it. `normalize` gives
-    each recording zero mean and unit variance before it is cropped. `workers` are threads (0: one per core). Close the
-    iterator (or exhaust it) to stop reading ahead. Raises UserError.
+    each recording zero mean and unit variance before it is cropped. `noise` holds what the plan mixes into rows.
+    `workers` are threads (0: one per core). Close the iterator (or exhaust it) to stop reading ahead. Raises UserError.
     """
     if loader not in LOADERS:
         raise UserError(f"data.loader={loader!r} is not a loader; the loaders are {' and '.join(LOADERS)}")
@@ -97,7 +100,7 @@ def batches(
         _tensorflow()
     units = tuple(range(plan.units)) if units is None else tuple(units)
     stop = plan.steps if stop is None else stop
-    reader = _Reader(normalized(source) if normalize else source, plan, targets)
+    reader = _Reader(normalized(source) if normalize else source, plan, targets, noise=noise)
     run = _tfdata if loader == "tfdata" else _threads
     parts = run(reader, start, stop, units=units, workers=workers or os.cpu_count() or 1)
     iterator = _assemble(reader, parts, start=start, units=units, labels=labels)
@@ -150,14 +153,15 @@ class _Normalized:
 class _Reader:
     """Reads units of a plan. Both loaders call `unit`."""
 
-    def __init__(self, source: Source, plan: Plan, targets: Targets | None):
-        self.source, self.plan, self.targets = source, plan, targets
+    def __init__(self, source: Source, plan: Plan, targets: Targets | None, *, noise: Source | None):
+        self.source, self.plan, self.targets, self.noise = source, plan, targets, noise
 
-    def unit(self, step: int, unit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """elements [R *form.shape(T)], num_samples [R], targets [R S U], reasons [R], silent [R] of one unit.
+    def unit(self, step: int, unit: int) -> tuple[np.ndarray, ...]:
+        """elements [R *form.shape(T)], num_samples [R], targets [R S U], reasons [R], silent [R], no_noise [R].
 
-        A row that was read has no reason. A silent one is audio in which nothing can be heard, as far as it was read.
-        Without targets S and U are 0.
+        They are those of one unit. A row that was read has no reason, and one whose noise was read, or that has none,
+        none in no_noise. A silent row is audio in which nothing can be heard, as far as it was read. Without targets S
+        and U are 0.
         """
         form = self.source.form
         planned = self.plan.step(step)
@@ -167,11 +171,10 @@ class _Reader:
         num_samples = np.zeros(count, np.int32)
         shape = (0, 0) if self.targets is None else self.targets.shape(planned.length)
         targets = np.full((count, *shape), NO_TARGET, np.int32)
-        reasons = np.zeros(count, object)
+        reasons, no_noise = np.full(count, b"", object), np.full(count, b"", object)
         silent = np.zeros(count, bool)
         for i, number in enumerate(range(members.start, members.stop)):
             row, start = int(planned.rows[number]), int(planned.starts[number])
-            reasons[i] = b""
             if row == FILLER:
                 continue
             try:
@@ -179,12 +182,12 @@ class _Reader:
                 if self.targets is not None:
                     targets[i] = self.targets.read(row, start, planned.length)
                 silent[i] = self._is_silent(content)
-                elements[i, : len(content)] = self._mixed(content, planned, number)
+                content, no_noise[i] = self._mixed(content, planned, number)
+                elements[i, : len(content)] = content
                 num_samples[i] = len(content) * form.hop
             except Exception as error:  # whatever a codec raises, one row must not end the run
-                reason = str(error) if isinstance(error, ReadError) else f"{type(error).__name__}: {error}"
-                reasons[i] = reason.encode()
-        return elements, num_samples, targets, reasons, silent
+                reasons[i] = _reason(error)
+        return elements, num_samples, targets, reasons, silent, no_noise
 
     def _is_silent(self, content: np.ndarray) -> bool:
         gain = EPSILON**-0.5 if isinstance(self.source, _Normalized) else 1.0  # the most that silence is amplified by
@@ -192,27 +195,47 @@ class _Reader:
 
     def _played(self, planned: Step, number: int) -> np.ndarray:
         """Row `number` of the batch, at its speed."""
-        content = self._row(int(planned.rows[number]), int(planned.starts[number]), planned.length)
+        row, start = int(planned.rows[number]), int(planned.starts[number])
+        content = _read(self.source, row, start=start, length=planned.length)
         speed = planned.speeds[number]
         return content if speed == 1 else at_speed(content, speed)[: planned.length]
 
-    def _mixed(self, content: np.ndarray, planned: Step, number: int) -> np.ndarray:
-        """The content of a row with what the plan mixes into it; as it is where the other row cannot be read."""
-        if planned.mix is None or (other := int(planned.mix.others[number])) == NO_OTHER:
-            return content
-        _, length, start, place, decibels = (float(each[number]) for each in planned.mix)
-        try:
-            part = self._played(planned, other)
-        except Exception:  # it is named where its own row is read
-            return content
-        return mixed(content, part, length=length, start=start, place=place, decibels=decibels)
+    def _mixed(self, content: np.ndarray, planned: Step, number: int) -> tuple[np.ndarray, bytes]:
+        """The content of a row with what the plan mixes into it, and why there is none of the noise that it names.
 
-    def _row(self, row: int, start: int, length: int) -> np.ndarray:
-        content = self.source.read(row, start, length)
-        if not len(content):
-            raise ReadError("no samples")
-        check_finite(content)
-        return content
+        The content is as it was where the other row, or the noise, cannot be read.
+        """
+        if (mix := planned.mix) is None:
+            return content, b""
+        other, noise = int(mix.others[number]), int(mix.noises[number])
+        if noise != NO_OTHER and self.noise is not None:
+            try:
+                part = _read(self.noise, noise, start=int(mix.noise_starts[number]), length=planned.length)
+            except Exception as error:
+                return content, _reason(error)
+        elif other != NO_OTHER:
+            try:
+                part = self._played(planned, other)
+            except Exception:  # it is named where its own row is read
+                return content, b""
+        else:
+            return content, b""
+        length, start, place = (float(share[number]) for share in (mix.lengths, mix.froms, mix.tos))
+        decibels = float(mix.decibels[number])
+        return mixed(content, part, length=length, start=start, place=place, decibels=decibels), b""
+
+
+def _read(source: Source, row: int, *, start: int, length: int) -> np.ndarray:
+    """The samples of a recording. Raises ReadError where there is none, or one is no number."""
+    content = source.read(row, start, length)
+    if not len(content):
+        raise ReadError("no samples")
+    check_finite(content)
+    return content
+
+
+def _reason(error: Exception) -> bytes:
+    return (str(error) if isinstance(error, ReadError) else f"{type(error).__name__}: {error}").encode()
 
 
 def _threads(
@@ -239,8 +262,8 @@ def _tfdata(
     tf = _tensorflow()
     count = len(units)
     form = reader.source.form
-    dtypes = (tf.as_dtype(form.dtype), tf.int32, tf.int32, tf.string, tf.bool)
-    ranks = (1 + len(form.shape(0)), 1, 3, 1, 1)
+    dtypes = (tf.as_dtype(form.dtype), tf.int32, tf.int32, tf.string, tf.bool, tf.string)
+    ranks = (1 + len(form.shape(0)), 1, 3, 1, 1, 1)
 
     def read(number):
         step, unit = divmod(int(number), count)
@@ -264,13 +287,12 @@ def _assemble(
     """Adds weights, labels and ids to the arrays of each step. Raises UserError where every row fails for long."""
     index, plan, consecutive_failures = reader.source.index, reader.plan, 0
     with contextlib.closing(parts):
-        for step, (elements, num_samples, targets, reasons, silent) in enumerate(parts, start):
+        for step, (elements, num_samples, targets, reasons, silent, no_noise) in enumerate(parts, start):
             planned = plan.step(step)
             count = len(planned.rows) // plan.units
             row = np.concatenate([np.arange(unit * count, (unit + 1) * count, dtype=np.int32) for unit in units])
             rows = planned.rows[row]
-            failures = [(r, reason.decode()) for r, reason in zip(rows, reasons, strict=True) if reason]
-            failed = [Failed(str(index.ids[r]), str(index.paths[r]), reason) for r, reason in failures]
+            failed = _failed(index, rows, reasons)
             all_failed = len(failed) == (rows != FILLER).sum()
             consecutive_failures = consecutive_failures + len(failed) if all_failed else 0
             if consecutive_failures >= MAX_FAILURES:
@@ -287,7 +309,26 @@ def _assemble(
             ids = [str(index.ids[r]) if r != FILLER else "" for r in rows]
             starts = planned.starts[row].tolist()
             paths = [str(index.paths[r]) for r in rows[silent]]
-            yield batch, Info(step, planned.epoch, planned.length, ids=ids, starts=starts, failed=failed, silent=paths)
+            unread = []
+            if reader.noise is not None and planned.mix is not None:
+                unread = _failed(reader.noise.index, planned.mix.noises[row], no_noise)
+            info = Info(
+                step,
+                planned.epoch,
+                planned.length,
+                ids=ids,
+                starts=starts,
+                failed=failed,
+                silent=paths,
+                no_noise=unread,
+            )
+            yield batch, info
+
+
+def _failed(index: Index, rows: np.ndarray, reasons: np.ndarray) -> list[Failed]:
+    """Those of the rows of a source that have a reason."""
+    found = [(row, reason.decode()) for row, reason in zip(rows, reasons, strict=True) if reason]
+    return [Failed(str(index.ids[row]), str(index.paths[row]), reason) for row, reason in found]
 
 
 def _tensorflow():

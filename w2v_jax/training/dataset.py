@@ -15,8 +15,8 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import Config, setting
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import SAMPLE_RATE
-from w2v_jax.data import source_module
-from w2v_jax.data.batch_plan import EvalPlan, TrainPlan, eval_plan, train_plan
+from w2v_jax.data import open_source, source_module
+from w2v_jax.data.batch_plan import EvalPlan, Noise, TrainPlan, eval_plan, train_plan
 from w2v_jax.data.index import WAVE, Form, Source, TooFew, some_hours, split_heldout, subset
 from w2v_jax.data.targets import Targets, open_targets, with_targets
 from w2v_jax.data.transcripts import (
@@ -33,7 +33,7 @@ from w2v_jax.training.workdir import has_checkpoint
 
 
 class Data(NamedTuple):
-    """Sources and plans of training and evaluation; labels or targets where the config's data section asks for them."""
+    """Sources and plans of training and evaluation; labels, targets or noise where the config's data section asks."""
 
     train: Source
     train_plan: TrainPlan
@@ -43,6 +43,7 @@ class Data(NamedTuple):
     eval_labels: Labels | None = None
     train_targets: Targets | None = None
     eval_targets: Targets | None = None
+    noise: Source | None = None
 
     __repr__ = short_repr
 
@@ -100,11 +101,10 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
         held_out, eval_labels = read(held_out, where=key)
         labels = train_labels, eval_labels
     speeds = playing_speeds(config, train.form)
-    mix_prob, (quietest, loudest) = setting(config, "data.mix_prob"), setting(config, "data.mix_decibels")
+    mix_prob = setting(config, "data.mix_prob")
     if mix_prob and train.form != WAVE:
         raise UserError(f"data.mix_prob is for audio; the data are {train.form.name}: --config.data.mix_prob=0")
-    if quietest > loudest:
-        raise UserError(f"data.mix_decibels=({quietest:g}, {loudest:g}): needs the lowest and the highest")
+    noise = open_noise(config)
     if setting(config, "data.targets") is not None:
         if speeds != (1, 1):
             raise UserError("data.speeds would part the recordings from their data.targets: --config.data.speeds=1,1")
@@ -122,7 +122,10 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
             crop=labels[0] is None,
             speeds=speeds,
             mix_prob=mix_prob,
-            mix_decibels=(quietest, loudest),
+            mix_decibels=louder(config, "data.mix_decibels"),
+            noise=None
+            if noise is None
+            else Noise(noise.index.num_samples, prob=data.noise_prob, decibels=louder(config, "data.noise_decibels")),
         )
     except UserError as error:  # perhaps for want of what was skipped
         raise TooFew(str(error), train.index.skipped) from None
@@ -142,7 +145,34 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
         eval_labels=labels[1],
         train_targets=targets[0],
         eval_targets=targets[1],
+        noise=noise,
     )
+
+
+def open_noise(config: Config) -> Source | None:
+    """The recordings of data.noise_root that are mixed into rows; None without any. Raises UserError."""
+    data, root = config.data, setting(config, "data.noise_root")
+    if not root:
+        return None
+    for key, value in (("data.mix_prob", setting(config, "data.mix_prob")), ("data.noise_prob", data.noise_prob)):
+        if not value:
+            raise UserError(f"data.noise_root is given, but {key}=0 mixes nothing: raise it, or leave the noise out")
+    try:
+        source = open_source(data.noise_name, root, workers=data.workers)
+    except UserError as error:  # sources call their place data.root
+        error.args = (str(error).replace("data.root", "data.noise_root").replace("data.name", "data.noise_name"),)
+        raise
+    if source.form != WAVE:
+        raise UserError(f"data.noise_root needs audio, and data.noise_name={data.noise_name} gives {source.form.name}")
+    return source
+
+
+def louder(config: Config, key: str) -> tuple[float, float]:
+    """The decibels of a key: by how much a row is louder than what is mixed in. Raises UserError."""
+    quietest, loudest = setting(config, key)
+    if quietest > loudest:
+        raise UserError(f"{key}=({quietest:g}, {loudest:g}): needs the lowest and the highest")
+    return quietest, loudest
 
 
 def playing_speeds(config: Config, form: Form) -> tuple[float, float]:
@@ -198,6 +228,7 @@ def fingerprints(data: Data) -> dict[str, Any]:
     about = {} if form == WAVE else {"form": form._asdict()}
     about |= {} if labels is None else {"labels": labels.digest(), "tokens": len(labels.alphabet)}
     about |= {} if data.train_targets is None else {"targets": data.train_targets.digest()}
+    about |= {} if data.noise is None else {"noise": data.noise.index.fingerprint()}
     return about | {
         f"{part}_{name}": value
         for part, index in (("train", data.train.index), ("eval", data.eval.index))

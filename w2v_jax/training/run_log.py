@@ -58,6 +58,7 @@ class RunLog:
         for row in rows:
             self._keep_loss(row)
         self._silent: set[str] = set()
+        self._no_noise: set[str] = set()
         for name in ("rows", "bad_steps", "unread"):
             console.trim_steps(self._file(name), first)
         self.watch = watchdog.Watchdog(levels, watchdog.settings_for(config), history=rows)
@@ -92,6 +93,11 @@ class RunLog:
         for path in sorted(set(info.silent) - self._silent)[: SILENT_NAMED - len(self._silent)]:
             self._silent.add(path)
             self._warn(f"step {n}: {path} is silent where it was read; it is used all the same")
+        for unread in info.no_noise:
+            if unread.path not in self._no_noise:
+                self._no_noise.add(unread.path)
+                self._append("unread", {"step": n, **unread._asdict()})
+                self._warn(f"step {n}: {unread.path} could not be read and was not mixed in: {unread.reason}")
         if values["skipped"]:
             self.meter.skipped_updates += 1
             self._append("bad_steps", {"step": n, "loss": str(values["loss"]), "ids": info.ids})

@@ -15,7 +15,7 @@ from w2v_jax.training.checkpoint import Weights, restore_params
 
 HARDWARE = keys_of(
     {
-        "data": "root eval_root targets loader workers device_seconds",  # `check_data` checks what folders hold
+        "data": "root eval_root targets noise_root loader workers device_seconds",  # `check_data` checks what they hold
         "acoustic": "attention positional stack",
         "encoder": "attention convolution positional remat_frontend remat_layers stack",
         "probe": "every root test_root label hours",
