@@ -30,7 +30,9 @@ def golden(name: str) -> tuple[dict, dict[str, np.ndarray], dict[str, np.ndarray
     return json.loads(str(arrays["config"])), params, arrays
 
 
-def checkpoint(path, params, *, args=None, cfg=None, old=False, dtype=np.float32, more=None) -> pathlib.Path:
+def checkpoint(
+    path, params, *, args=None, cfg=None, old=False, dtype=np.float32, more=None, task_state=None
+) -> pathlib.Path:
     """A checkpoint as fairseq saves it: tensors by name beside settings, optimizer and other objects."""
     kind = {np.float32: "FloatStorage", np.float16: "HalfStorage"}[dtype]
     model, storages = {}, {}
@@ -41,6 +43,7 @@ def checkpoint(path, params, *, args=None, cfg=None, old=False, dtype=np.float32
     model |= more or {}
     saved = {"model": model, "args": args, "cfg": cfg, "extra_state": {"train_iterator": {"epoch": 3}}}
     saved |= {"optimizer_history": [Call("fairseq.optim", "History", 1)], "last_optimizer_state": None}
+    saved |= {"task_state": task_state or {}}
     if old:
         return write_stream(path, saved, {k: (len(v) // np.dtype(dtype).itemsize, v) for k, v in storages.items()})
     return write_zip(path, saved, storages)
@@ -103,10 +106,45 @@ def test_pretrained_hubert_is_read_with_its_classes_and_the_rate_of_its_labels(t
         path = checkpoint(tmp_path / "y.pt", params, cfg=omegaconf({"model": settings | changes}))
         with pytest.raises(UserError, match=match):
             fairseq.read_fairseq(path)
-    settings, params, _ = golden("hubert_base_two_untied")
-    path = checkpoint(tmp_path / "z.pt", params, cfg=omegaconf({"model": settings}))
-    with pytest.raises(UserError, match="HuBERT of 2 label sets is not supported"):
+
+
+def dictionary(classes: int) -> Call:
+    """A dictionary as fairseq's task saves it: an object with its symbols, the four special ones first."""
+    symbols = ["<s>", "<pad>", "</s>", "<unk>", *map(str, range(classes - 4))]
+    return Call(
+        "fairseq.data.dictionary", "Dictionary", state={"symbols": symbols, "count": [1] * classes, "nspecial": 4}
+    )
+
+
+@pytest.mark.parametrize("name", ["hubert_base_two_untied", "hubert_base_two_tied"])
+def test_hubert_of_several_label_sets_is_read_with_all_heads(tmp_path, name):
+    """The sizes of the sets are those of the dictionaries in the file, or num_classes in its settings."""
+    settings, params, arrays = golden(name)
+    sizes = settings["classes"]
+    model = {k: v for k, v in settings.items() if k not in ("classes", "loss_weights")}
+    task = {"dictionaries": [dictionary(size) for size in sizes]}
+    path = checkpoint(tmp_path / "x.pt", params, cfg=omegaconf({"model": model}), task_state=task)
+    assert convert.main(["--from", str(path), "--to", str(tmp_path / "run")]) == 0
+    run = open_run(tmp_path / "run")
+    loss = run.config.loss
+    assert (loss.classes, loss.untied) == (tuple(size - 4 for size in sizes), name.endswith("untied"))
+    np.testing.assert_array_equal(run.params["label_embeddings"], params["label_embs_concat"])
+    np.testing.assert_array_equal(run.params["final_proj"]["kernel"], params["final_proj.weight"].T)
+    length = arrays["in/source"].shape[1]
+    batch = wave_batch([length], length) | dict(targets=np.zeros((1, len(sizes), length // 320), np.int32))
+    total, metrics = run.method.loss(run.params, run.extra, batch, jax.random.key(0), 0, train=False)
+    assert np.isfinite(total.total) and len(sizes) == 2
+    path = checkpoint(tmp_path / "y.pt", params, cfg=omegaconf({"model": model | {"num_classes": sizes}}))
+    assert fairseq.read_fairseq(path).config.loss.classes == loss.classes
+    path = checkpoint(tmp_path / "y.pt", params, cfg=omegaconf({"model": model | {"num_classes": [sizes[0], 99]}}))
+    with pytest.raises(
+        UserError, match=rf"label sets have {sizes[0]} \+ 99 classes, and its tensors are of {sum(sizes)}"
+    ):
         fairseq.read_fairseq(path)
+    path = checkpoint(tmp_path / "y.pt", params, cfg=omegaconf({"model": model}))
+    if loss.untied:
+        with pytest.raises(UserError, match="HuBERT of 2 label sets, of which neither num_classes nor"):
+            fairseq.read_fairseq(path)
 
 
 @pytest.mark.parametrize("name", ["wavlm_base", "wavlm_large"])

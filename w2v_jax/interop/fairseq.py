@@ -108,7 +108,7 @@ def read_fairseq(path: pathlib.Path, dictionary: pathlib.Path | None = None) -> 
         config = _config_of(wav2vec2_config, path, settings, len(alphabet))
         pairs = wav2vec2_pairs(config, "w2v_encoder.w2v_model.", "ctc")
     elif "label_embs_concat" in tensors:
-        settings["classes"] = _classes(settings, tensors, path)
+        settings["classes"] = _classes(settings, tensors, task=saved.get("task_state"), path=path)
         config = _config_of(hubert_config, path, settings)
         pairs = hubert_pairs(config)
     elif settings.get("relative_position_embedding"):
@@ -343,14 +343,36 @@ def hubert_config(settings: Mapping[str, Any]) -> Config:
     return as_config(config)
 
 
-def _classes(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> tuple[int, ...]:
-    """The rows of each label set's table, of which a checkpoint says only the sum. Raises UserError."""
-    rows = len(tensors["label_embs_concat"])
-    untied, width = settings.get("untie_final_proj", False), max(tensors["label_embs_concat"].shape[-1], 1)
-    sets = len(tensors.get("final_proj.weight", ())) // width if untied else 1
-    if sets != 1:
-        raise UserError(f"{path}: a HuBERT of {sets} label sets is not supported, because it does not say their sizes")
-    return (rows,)
+def _classes(
+    settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], *, task: Any, path: pathlib.Path
+) -> tuple[int, ...]:
+    """The rows of each label set's table in `label_embs_concat`, which has one after the other. Raises UserError.
+
+    They stand in the settings (num_classes), or are the sizes of the dictionaries that the task has saved.
+    """
+    table = tensors["label_embs_concat"]
+    sizes = settings.get("num_classes")
+    if sizes is None and isinstance(task, dict):
+        dictionaries = task.get("dictionaries")
+        found = [torch_file.plain(x) for x in dictionaries] if isinstance(dictionaries, list) else []
+        if found and all(isinstance(x, dict) and isinstance(x.get("symbols"), list) for x in found):
+            sizes = [len(x["symbols"]) for x in found]
+    outputs, width = len(tensors.get("final_proj.weight", ())), max(table.shape[-1], 1)
+    sets = outputs // width if settings.get("untie_final_proj", False) else None
+    if sizes is None:
+        if (sets or 1) > 1:
+            raise UserError(
+                f"{path}: a HuBERT of {sets} label sets, of which neither num_classes nor the dictionaries of the task "
+                "say how many classes each has"
+            )
+        return (len(table),)
+    sizes = tuple(int(size) for size in (sizes if isinstance(sizes, (list, tuple)) else [sizes]))
+    if sum(sizes) != len(table) or sets not in (None, len(sizes)) or min(sizes, default=0) <= SPECIAL_CLASSES:
+        raise UserError(
+            f"{path}: its label sets have {' + '.join(map(str, sizes))} classes, and its tensors are of {len(table)} "
+            f"classes in {sets or 'any number of'} set(s); is the file whole?"
+        )
+    return sizes
 
 
 # WavLM
