@@ -164,6 +164,7 @@ def our_config(settings: Mapping[str, Any], head: str, *, normalize: bool, outpu
     if head == "ctc":
         encoder |= dict(kind="wav2vec2", frozen=False, frozen_steps=0)
         config["acoustic"] = dict(kind="linear", input="context", standardise=False, head_dropout=0.0, outputs=outputs)
+        config["acoustic"] |= dict(members=1, consistency=0.0)
         config["masking"] = {ours: settings[theirs] for theirs, ours in CTC_MASKING.items()}
     elif head == "encoder" and encoder["relative_buckets"]:
         return wavlm_encoder(encoder, length=settings["mask_time_length"], normalize=normalize)
