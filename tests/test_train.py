@@ -323,7 +323,7 @@ def test_processes_that_cannot_join_are_one_line(tmp_path, value, message):
 
 def test_a_device_without_memory_is_named_with_what_to_lower(shared, tmp_path, monkeypatch):
     without_memory = lambda *_: jax.numpy.zeros((1 << 46,)).block_until_ready()
-    monkeypatch.setattr(train.step, "updates", lambda *_: lambda n: without_memory)
+    monkeypatch.setattr(train.step, "updates", lambda *_, **__: lambda n: without_memory)
     words = [f"--config.{key}={value}" for key, value in shared.items()]
     with pytest.raises(UserError, match="RESOURCE_EXHAUSTED.*give the same command with --config") as raised:
         train.main([f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *words])

@@ -314,14 +314,14 @@ def test_centres_of_scikit_learn_are_taken_as_they_are(few, tmp_path, capsys):
         fit(tmp_path / "other", few, "--centers", tmp_path / "km.npy")
 
 
-@pytest.mark.parametrize("seconds", [160, 1])
+@pytest.mark.parametrize("seconds", [1600, 1])
 def test_a_device_without_memory_names_no_flag_that_the_command_lacks(
     model, few, tmp_path, monkeypatch, capsys, seconds
 ):
     """The length of a piece is the recipe's: where a batch is one piece already, no flag helps."""
     without_memory = lambda batch: jnp.zeros((1 << 46,)).block_until_ready()
     monkeypatch.setattr(Run, "predictor", lambda self, keys, layer: without_memory)
-    advice = "lower it with --batch-seconds=80$" if seconds == 160 else "more memory, or .* JAX_PLATFORMS=cpu$"
+    advice = "lower it with --batch-seconds=800$" if seconds == 1600 else "more memory, or .* JAX_PLATFORMS=cpu$"
     for command in (("fit", "--clusters", 4), ("label", "--model", model)):
         with pytest.raises(UserError, match=advice) as raised:
             run(*command, "--root", few, "--out", tmp_path / command[0], "--batch-seconds", seconds)
