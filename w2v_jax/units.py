@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import pathlib
 import sys
 import time
@@ -48,16 +47,16 @@ from w2v_jax.core.progress import LOG_SECONDS, ProgressBar
 from w2v_jax.data import open_source, source_names
 from w2v_jax.data.index import SKIPPED, Skip, Source, write_skipped
 from w2v_jax.data.io import feature_tables
-from w2v_jax.data.io.feature_files import Utterance, write_metadata
+from w2v_jax.data.io.feature_files import write_metadata
 from w2v_jax.data.io.part_jobs import changed_settings
 from w2v_jax.data.io.unit_files import UNIT_FORMATS, read_units, units_size
 from w2v_jax.discrete import fit as fits
-from w2v_jax.discrete.abx import abx_errors, cut_segments
+from w2v_jax.discrete.abx import abx_of_units
 from w2v_jax.discrete.clustering import Clusters
 from w2v_jax.discrete.frame_features import CUTS, FrameFeatures, layer_features, mfcc_features
 from w2v_jax.discrete.labelling import Labelling, make_labelling
-from w2v_jax.discrete.quality import Quality, quality
-from w2v_jax.discrete.time_labels import TimeLabels, corpus_letters, frame_times, read_time_labels
+from w2v_jax.discrete.quality import Quality, qualities
+from w2v_jax.discrete.time_labels import corpus_letters, read_time_labels
 from w2v_jax.discrete.unit_model import ABOUT, UnitModel, read_about, usage
 from w2v_jax.inference.encode import BATCH_SECONDS
 from w2v_jax.inference.run import open_run
@@ -494,7 +493,7 @@ def measure(args: argparse.Namespace) -> int:
         print(f"  skipped {len(without):,} recordings without labels in time ({some_of(without)})", flush=True)
     results = qualities(metadata, {u.id: x for u, x in zip(utterances, units)}, labels)
     print(_report(results, metadata, len(utterances) - len(without)), flush=True)
-    abx = _abx(metadata, utterances=utterances, units=units, labels=labels) if args.abx else None
+    abx = abx_of_units(metadata, utterances=utterances, units=units, labels=labels) if args.abx else None
     if abx:
         within, across = ("none" if error is None else f"{error:.4f}" for error in abx)
         print(f"  ABX error       within speakers {within}, across {across} (by chance 0.5)", flush=True)
@@ -504,31 +503,6 @@ def measure(args: argparse.Namespace) -> int:
         figures |= dict(zip(("abx_within", "abx_across"), abx)) if abx else {}
         write_whole(args.out, json.dumps(figures, indent=2) + "\n")
     return 0
-
-
-def qualities(metadata: dict[str, Any], units: dict[str, np.ndarray], labels: TimeLabels) -> list[Quality]:
-    """The quality of each codebook, from {id: units [F G]} of the recordings."""
-    known = {id: x for id, x in units.items() if id in labels.segments}
-    in_time = [labels.segments[id].at(frame_times(len(x), metadata)) for id, x in known.items()]
-    if not any((row >= 0).any() for row in in_time):
-        raise UserError("no frame lies in a segment with a label; are the times in seconds?")
-    return [quality(in_time, [x[:, g] for x in known.values()]) for g in range(metadata["groups"])]
-
-
-def _abx(
-    metadata: dict[str, Any], *, utterances: Sequence[Utterance], units: Sequence[np.ndarray], labels: TimeLabels
-) -> list[float | None]:
-    """The ABX errors within and across speakers; None where there is no triple, as of a single speaker.
-
-    Codebooks count as one: two frames have the same unit where all of them agree.
-    """
-    radix = metadata["codes"] ** np.arange(metadata["groups"])
-    segments = []
-    for utterance, x in zip(utterances, units):
-        if utterance.id in labels.segments:
-            in_time = labels.segments[utterance.id].at(frame_times(len(x), metadata))
-            segments += cut_segments(in_time, x.astype(np.int64) @ radix, utterance.speaker)
-    return [None if math.isnan(error) else error for error in abx_errors(segments)]
 
 
 def _report(results: Sequence[Quality], metadata: dict[str, Any], recordings: int) -> str:

@@ -18,13 +18,16 @@ Differs: benchmarks such as ZeroSpeech's keep the phones on either side of a seg
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from w2v_jax.core.display import short_repr
+from w2v_jax.data.io.feature_files import Utterance
+from w2v_jax.discrete.time_labels import TimeLabels, frame_times
 
 CELLS = 4_000_000
 """Pairs of frames that are compared at once, over pairs of segments."""
@@ -68,6 +71,22 @@ def abx_errors(
             if others:
                 across[phone, other].append(np.mean([_confused(distances, a=a, b=b, x=x) for x in others]))
     return _mean_of_means(within), _mean_of_means(across)
+
+
+def abx_of_units(
+    metadata: Mapping[str, Any], *, utterances: Sequence[Utterance], units: Sequence[np.ndarray], labels: TimeLabels
+) -> list[float | None]:
+    """The ABX errors of units [F G] within and across speakers; None without a triple, as of a single speaker.
+
+    Codebooks count as one: two frames have the same unit where all of them agree.
+    """
+    radix = metadata["codes"] ** np.arange(metadata["groups"])
+    segments = []
+    for utterance, x in zip(utterances, units):
+        if utterance.id in labels.segments:
+            in_time = labels.segments[utterance.id].at(frame_times(len(x), metadata))
+            segments += cut_segments(in_time, x.astype(np.int64) @ radix, utterance.speaker)
+    return [None if math.isnan(error) else error for error in abx_errors(segments)]
 
 
 def _mean_of_means(errors: dict[tuple[int, int], list]) -> float:

@@ -7,9 +7,13 @@ frequent one of their label; PNMI, the mutual information as a share of the entr
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from w2v_jax.core.cli import UserError
+from w2v_jax.discrete.time_labels import TimeLabels, frame_times
 
 
 class Quality(NamedTuple):
@@ -74,6 +78,18 @@ def quality(labels: list[np.ndarray], units: list[np.ndarray], *, seed: int = 0)
         label_length=mean_run([label for label, _ in known]),
         unit_length=mean_run([unit for _, unit in known]),
     )
+
+
+def qualities(metadata: Mapping[str, Any], units: Mapping[str, np.ndarray], labels: TimeLabels) -> list[Quality]:
+    """The quality of each codebook, from {id: units [F G]} of recordings and the metadata of their folder.
+
+    Raises UserError where no frame has a label.
+    """
+    known = {id: x for id, x in units.items() if id in labels.segments}
+    in_time = [labels.segments[id].at(frame_times(len(x), metadata)) for id, x in known.items()]
+    if not any((row >= 0).any() for row in in_time):
+        raise UserError("no frame lies in a segment with a label; are the times in seconds?")
+    return [quality(in_time, [x[:, g] for x in known.values()]) for g in range(metadata["groups"])]
 
 
 def _entropy(share: np.ndarray) -> float:
