@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
-SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
-OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start|-done)?\(")
-ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+from w2v_jax.profiling.hlo import COLLECTIVES, Program
+from w2v_jax.profiling.hlo_text import Array
+
+STARTED = {f"{kind}-start" for kind in COLLECTIVES}
 
 
 class Collective(NamedTuple):
@@ -29,46 +29,21 @@ class Collective(NamedTuple):
     @property
     def bytes(self) -> int:
         """What it gives each device, in all turns of its loop."""
-        return self.times * sum(SIZES[kind] * math.prod(shape) for kind, shape in self.arrays)
+        return self.times * sum(Array(dtype, shape, layout="").size for dtype, shape in self.arrays)
 
 
 def collectives(text: str, shape: dict[str, int]) -> list[Collective]:
     """Those of a compiled program for a mesh {axis: size} whose devices are numbered in order."""
-    found, turns = [], _turns(text)
-    computation = ""
-    for line in text.splitlines():
-        header = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
-        computation = header[1] if header else computation
-        match = OPERATION.search(line)
-        if not match:
-            continue
-        assert not match[3], f"an asynchronous collective, which this does not read: {line[:200]}"
-        arrays = tuple((kind, _numbers(dims)) for kind, dims in ARRAY.findall(match[1]))
-        source = re.search(r'op_name="([^"]*)"', line)
-        axes = _axes(_groups(line, math.prod(shape.values())), shape)
-        found.append(Collective(match[2], axes, arrays, turns.get(computation, 1), source[1] if source else ""))
+    program, found = Program(text), []
+    turns = program.turns()
+    for name, computation in program.computations.items():
+        for x in computation.values():
+            assert x.kind not in STARTED, f"an asynchronous collective, which this does not read: {x}"
+            if x.kind in COLLECTIVES:
+                arrays = tuple((array.dtype, array.shape) for array in x.arrays)
+                axes = _axes(_groups(x.attributes, math.prod(shape.values())), shape)
+                found.append(Collective(x.kind, axes, arrays, turns[name], x.path))
     return found
-
-
-def _turns(text: str) -> dict[str, int]:
-    """{computation: how often the loop around it turns}; loops inside loops multiply, and every branch is taken."""
-    inside: dict[str, tuple[str, int]] = {}
-    computation = ""
-    for line in text.splitlines():
-        header = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
-        computation = header[1] if header else computation
-        loop = re.search(r" while\(.*body=%?([\w.\-]+)", line)
-        count = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-        branches = re.search(r"branch_computations=\{(.*?)\}", line)
-        called_here = re.findall(r"(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)", line)
-        for called in called_here + (re.findall(r"[\w.\-]+", branches[1]) if branches else []):
-            inside[called] = (computation, int(count[1]) if loop and count else 1)
-
-    def turns(name: str) -> int:
-        outer, count = inside.get(name, ("", 1))
-        return count * (turns(outer) if outer else 1)
-
-    return {name: turns(name) for name in inside}
 
 
 def _groups(line: str, devices: int) -> list[list[int]]:

@@ -47,10 +47,13 @@ def test_meshes_agree_where_layers_are_dropped():
 PROGRAM = """
 %body.1 (p: (f32[8])) -> (f32[8]) {
   %gathered = f32[8,4]{1,0} all-gather(%p), replica_groups=[4,2]<=[2,2,2]T(0,2,1), metadata={op_name="a/b"}
-  %either = f32[8] conditional(%i, %p, %p), branch_computations={%kept.1, %dropped.1}
+  ROOT %either = f32[8] conditional(%i, %p, %p), branch_computations={%kept.1, %dropped.1}
 }
 %kept.1 (p: f32[8]) -> f32[8] {
-  %inside = f32[8] all-reduce(%p), replica_groups={{0,1},{2,3},{4,5},{6,7}}
+  ROOT %inside = f32[8] all-reduce(%p), replica_groups={{0,1},{2,3},{4,5},{6,7}}
+}
+%dropped.1 (p: f32[8]) -> f32[8] {
+  ROOT %p = f32[8] parameter(0)
 }
 ENTRY %main (p: f32[8]) -> f32[8] {
   %sum = (f32[3]{0}, bf16[]) all-reduce(%p, %q), replica_groups=mesh['x'=2,'y'=4] {'x'}, to_apply=%add
@@ -58,7 +61,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   %all = f32[] all-reduce(%p), replica_groups={}, to_apply=%add
   %listed = f32[] all-reduce(%p), replica_groups={{0,2},{1,3},{4,6},{5,7}}, to_apply=%add
   %turned = f32[] all-reduce(%p), replica_groups=mesh['x'=2,'y'=4], device_ids=([2,2,2]T(1,0,2)) {'x'}, to_apply=%add
-  %loop = (f32[8]) while(%t), condition=%c, body=%body.1, backend_config={"known_trip_count":{"n":"12"}}
+  ROOT %loop = (f32[8]) while(%t), condition=%c, body=%body.1, backend_config={"known_trip_count":{"n":"12"}}
 }
 """
 

@@ -141,7 +141,7 @@ class Program:
     def collectives(self) -> list[Collective]:
         """All, of all branches. One that XLA cuts into several operations, by its channel, counts once."""
         found: dict[str, Collective] = {}
-        for name, times in self._reached(self.entry, 1):
+        for name, times in self.turns().items():
             for x in self.computations[name].values():
                 if (kind := x.kind.removesuffix("-start")) in COLLECTIVES:
                     arrays = x.arrays[-1:] if x.kind != kind else x.arrays
@@ -150,6 +150,10 @@ class Program:
                     collective = Collective(kind, x.path, result=result, times=times, bytes=size)
                     found.setdefault(channel[0] if channel else x.name, collective)
         return list(found.values())
+
+    def turns(self) -> dict[str, int]:
+        """{computation: how often it runs in a call}, with all branches. Each is called in one place."""
+        return dict(self._reached(self.entry, 1))
 
     def _reached(self, name: str, times: int) -> Iterator[tuple[str, int]]:
         yield name, times
