@@ -175,10 +175,8 @@ def set_up(config: Config, path: pathlib.Path) -> Iterator[Training]:
         if active:
             rows = start_up(config, path, mesh, data=data, params=shapes.params, parts=parts) | memory
             print(table(rows, f"w2v_jax: {config.method}"), flush=True)
-        updates, score = (
-            step.updates(method, tx, rate, state=shapes),
-            jax.jit(functools.partial(step.eval_step, method=method)),
-        )
+        updates = step.updates(method, tx, rate, state=shapes)
+        score = jax.jit(functools.partial(step.eval_step, method=method))
         probe = LiveProbe(config, data.train.form) if configs.setting(config, "probe.every") else None
         yield Training(
             config,

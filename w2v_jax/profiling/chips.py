@@ -24,9 +24,8 @@ CHIPS = {
     "h200": Chip(141e9, 989e12, 4.8e12, names=("H200",)),
     "v4": Chip(32 * 2**30, 275e12, 1.2e12, names=("TPU v4",), cores=2),
     "v5e": Chip(16 * 2**30, 197e12, 0.82e12, names=("TPU v5 lite", "TPU v5e")),
-    "v5p": Chip(
-        95 * 2**30, 459e12, 2.77e12, names=("TPU v5",), cores=2
-    ),  # after v5e, whose name starts in the same way
+    # after v5e, whose name starts in the same way
+    "v5p": Chip(95 * 2**30, 459e12, 2.77e12, names=("TPU v5",), cores=2),
     "v6e": Chip(32 * 2**30, 918e12, 1.64e12, names=("TPU v6 lite", "TPU v6e")),
 }
 

@@ -204,9 +204,12 @@ def here() -> Target | None:
     """The devices of this run, with the memory that they report; None for devices that report none, such as CPUs."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
     least = int(multihost_utils.process_allgather(np.array([limit >> 20], np.int32)).min()) << 20
-    return (
-        Target("here", jax.device_count(), memory=float(least), flops=math.nan, bandwidth=math.nan) if least else None
-    )
+    return of_this_run(float(least)) if least else None
+
+
+def of_this_run(memory: float) -> Target:
+    """The devices of this run, with so many bytes each. How fast they are is not known."""
+    return Target("here", jax.device_count(), memory=memory, flops=math.nan, bandwidth=math.nan)
 
 
 def moves_few_rows(config: Config, target: Target, estimate: Estimate) -> bool:
@@ -328,13 +331,9 @@ def exhausted(config: Config, reason: str) -> str:
     other process, which may have gone.
     """
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
-    need = estimated(
-        config, Target("here", jax.device_count(), memory=math.inf, flops=math.nan, bandwidth=math.nan)
-    ).memory
+    need = estimated(config, of_this_run(math.inf)).memory
     room = min(ROOM * limit, LESS * need)
-    flags = memory_flags(
-        config, Target("here", jax.device_count(), memory=room / ROOM, flops=math.nan, bandwidth=math.nan)
-    )
+    flags = memory_flags(config, of_this_run(room / ROOM))
     advice = f"give the same command with {' '.join(flags)}" if flags else "take a smaller model or shorter recordings"
     return (
         f"the devices have no memory for an update ({reason}), which takes {need / 1e9:.3g} GB on each by estimate: "
