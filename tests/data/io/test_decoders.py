@@ -130,6 +130,13 @@ def test_a_codec_that_nobody_knows_is_named():
         probe_content(io.BytesIO(bytes(content)))
 
 
+def test_a_recording_without_its_header_is_corrupt():
+    """FFmpeg opens this one, and finds no sampling rate."""
+    content = pieces["flac"][0]
+    with pytest.raises(ReadError, match="^corrupt audio: "):
+        probe_content(io.BytesIO(content[:4] + b"\0" + content[5:8] + content[1346:]))
+
+
 @settings(max_examples=60)
 @given(kind=st.sampled_from(sorted(FORMATS)), data=st.data())
 def test_damage_of_any_kind_ends_in_samples_or_in_a_reason(kind, data):

@@ -162,6 +162,9 @@ class _FFmpeg:
                 "corrupt audio: its codec is unknown" if not is_known else "not audio: its format is unknown"
             )
         self.rate, self.channels = self.stream.rate, self.stream.codec_context.layout.nb_channels
+        if not self.rate:  # FFmpeg opens a recording whose header is lost
+            self.close()
+            raise ReadError("corrupt audio: it does not say its sampling rate")
 
     def close(self) -> None:
         self.container.close()
