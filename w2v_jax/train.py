@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     )
     configs.add_config_argument(parser)
     parser.add_argument(
-        "--workdir", type=expand_home, metavar="DIR", help="folder for checkpoints, metrics and plots; made if missing"
+        "--workdir", type=expand_home, metavar="DIR", help="folder, or gs:// or s3:// URL, of the run; made if missing"
     )
     parser.add_argument("--print-config", action="store_true", help="print the config as it would be used, and end")
     add_distributed_argument(parser)
@@ -85,13 +85,10 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if not args.workdir:
         parser.error("--workdir is needed: the folder for checkpoints, metrics and plots")
-    if "://" in args.workdir:
-        raise UserError(
-            f"--workdir={args.workdir} is not a folder: mount the bucket and name the folder (launch/README.md)"
-        )
     join_processes(args.distributed)
     try:
-        return run(config, pathlib.Path(args.workdir).absolute())
+        with workdir.local_workdir(args.workdir) as path:
+            return run(config, path)
     except jax.errors.JaxRuntimeError as error:
         if reason := out_of_memory(error):
             raise UserError(estimates.exhausted(config, reason)) from None

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
-from w2v_jax.core.cli import STEP, UserError, count_argument, expand_home, path_argument, step_argument
+from w2v_jax.core.cli import STEP, UserError, count_argument, expand_home, step_argument
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.text import numbered_lines
 from w2v_jax.data.index import Source
@@ -26,6 +26,7 @@ from w2v_jax.decoding.ngram_lm import read_arpa
 from w2v_jax.inference.encode import BATCH_SECONDS, encode
 from w2v_jax.inference.run import LOGITS, Run, open_run
 from w2v_jax.nn.acoustic_model import frame_middles
+from w2v_jax.training.workdir import run_folder
 
 MAX_SECONDS, MARGIN_SECONDS = 40.0, 2.0
 """Longer recordings are cut into pieces, which read a margin of audio on either side and drop its frames."""
@@ -54,7 +55,7 @@ class Recognizer(NamedTuple):
 
 def open_recognizer(path: Any, step: int | str | None = None, quantizer: Any = None) -> Recognizer:
     """The recogniser in the folder of a training. Raises UserError if the run has no alphabet."""
-    folder = path_argument(path)
+    folder = run_folder(path)
     if (folder / "config.json").exists() and not (folder / ALPHABET_FILE).exists():
         raise UserError(f"{folder} writes no text: it has no {ALPHABET_FILE}; give the --workdir of a CTC training")
     run = open_run(folder, step=step)

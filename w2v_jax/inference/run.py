@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from w2v_jax import methods
 from w2v_jax.core import config as configs
-from w2v_jax.core.cli import UserError, path_argument
+from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import Config
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.types import Method, PyTree
@@ -31,7 +31,7 @@ from w2v_jax.data.index import WAVE, Form
 from w2v_jax.data.transcripts import ALPHABET_FILE, Alphabet
 from w2v_jax.training import sharding
 from w2v_jax.training.dataset import form_of
-from w2v_jax.training.workdir import has_checkpoint, read_config, read_weights
+from w2v_jax.training.workdir import has_checkpoint, read_config, read_weights, run_folder
 
 FEATURES = ("local", "context", "hidden", "codes")
 LOGITS = ("logits",)
@@ -158,7 +158,7 @@ def open_run(path: Any, step: int | str | None = None, random: bool = False) -> 
     step: a number, "best" (by the evaluations), "newest", or None: the best of a recogniser, the newest of others.
     random: use the parameters before training, which needs no checkpoint. Raises UserError.
     """
-    path = path_argument(path)
+    path = run_folder(path)
     config = configs.changed(read_config(path), {"encoder.padding_aware": True}, skip_missing=True)
     if (path / ALPHABET_FILE).exists():
         config = configs.with_outputs(config, len(Alphabet.load(path / ALPHABET_FILE)))

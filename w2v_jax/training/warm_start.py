@@ -16,13 +16,13 @@ import numpy as np
 
 from w2v_jax import methods
 from w2v_jax.core import config as configs
-from w2v_jax.core.cli import UserError, path_argument
+from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import Config, setting
 from w2v_jax.core.tree import by_path, differences, nest
 from w2v_jax.core.types import PyTree, State
 from w2v_jax.data.index import WAVE, Form
 from w2v_jax.training.dataset import form_of
-from w2v_jax.training.workdir import read_config, read_weights
+from w2v_jax.training.workdir import read_config, read_weights, run_folder
 
 ANY_VALUE = ("kind", "frozen", "frozen_steps", "conv_grad_scale", "layer_drop", "padding_aware", "max_frames")
 ANY_VALUE += ("attention", "convolution", "positional", "stack", "remat_frontend", "remat_layers")
@@ -48,7 +48,7 @@ def warm_params(config: Config, params: PyTree, form: Form) -> PyTree:
     lists every difference, when that run has another encoder than the config describes, when it read other data (waves
     normalised otherwise, codes of another vocabulary), or when shapes differ.
     """
-    path = path_argument(config.init.run)
+    path = run_folder(config.init.run)
     try:
         other = read_config(path)
     except UserError as error:

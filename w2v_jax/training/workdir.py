@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from w2v_jax.core.cli import UserError, cannot_write
+import jax
+
+from w2v_jax.core import storage
+from w2v_jax.core.cli import UserError, cannot_write, path_argument
 from w2v_jax.core.config import Config, changed_keys, from_json, keys_of, run_json, setting
 from w2v_jax.core.files import locked_file, write_whole
-from w2v_jax.training.checkpoint import Weights, restore_params
+from w2v_jax.training.checkpoint import SEAL, Weights, restore_params
 
 HARDWARE = keys_of(
     {
@@ -25,6 +29,28 @@ HARDWARE = keys_of(
     }
 )
 """Keys that may differ when a run goes on: they change where and how fast it runs, not what it computes."""
+
+SEALS = storage.Seals("checkpoints", SEAL)
+
+
+@contextlib.contextmanager
+def local_workdir(name: str) -> Iterator[pathlib.Path]:
+    """The folder that `--workdir` names or, for a URL, the local copy that is sent to it. Raises UserError."""
+    if not storage.is_remote(name):
+        yield pathlib.Path(name).absolute()
+        return
+    if jax.process_count() > 1:
+        raise UserError(
+            f"--workdir={name}: several processes need a folder that all of them see: mount the bucket, and name the "
+            "folder (launch/README.md)"
+        )
+    with storage.working_copy(name, SEALS) as path:
+        yield path
+
+
+def run_folder(name: str | os.PathLike) -> pathlib.Path:
+    """The folder of a run as a person names it; that at a URL is fetched first. Raises UserError."""
+    return storage.fetched(os.fspath(name), SEALS) if storage.is_remote(name) else path_argument(name)
 
 
 @contextlib.contextmanager

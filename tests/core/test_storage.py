@@ -1,0 +1,306 @@
+"""Folders in object stores, with fsspec's store in memory and one that fails now and then."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import time
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from w2v_jax.core import storage
+from w2v_jax.core.cli import UserError
+from w2v_jax.core.storage import Seals, StoreError
+
+SEALS = Seals("checkpoints", "seal.json")
+URL = "memory://lab/runs/a"
+
+
+@pytest.fixture(autouse=True)
+def empty_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("W2V_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(storage, "LEASE", 0.6)
+    monkeypatch.setattr(storage, "SETTLE", 0.0)
+    yield
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+def put(files: dict[str, str], url: str = URL) -> None:
+    fs, path = fsspec.url_to_fs(url)
+    for name, text in files.items():
+        fs.pipe_file(f"{path}/{name}", text.encode())
+
+
+def stored(url: str = URL) -> dict[str, str]:
+    fs, path = fsspec.url_to_fs(url)
+    names = {name: name[len(path) + 1 :] for name in fs.find(path)}
+    return {name: fs.cat_file(full).decode() for full, name in names.items()}
+
+
+def content(folder: pathlib.Path) -> dict[str, str]:
+    files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+    return {name: file.read_text() for name, file in files.items() if name != storage.FETCHED}
+
+
+def write(folder: pathlib.Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+class Flaky(MemoryFileSystem):
+    """Every `every`th request fails, with `error`."""
+
+    protocol = "flaky"
+    every, error, requests = 0, ConnectionError("reset by peer"), 0
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return MemoryFileSystem._strip_protocol(path.replace("flaky://", "memory://"))
+
+    def _count(self):
+        Flaky.requests += 1
+        if Flaky.every and Flaky.requests % Flaky.every == 0:
+            raise Flaky.error
+
+    def find(self, *args, **kwargs):
+        self._count()
+        return super().find(*args, **kwargs)
+
+    def pipe_file(self, *args, **kwargs):
+        self._count()
+        return super().pipe_file(*args, **kwargs)
+
+    def get_file(self, *args, **kwargs):
+        self._count()
+        return super().get_file(*args, **kwargs)
+
+
+@pytest.fixture
+def flaky(monkeypatch):
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    monkeypatch.setattr(Flaky, "requests", 0)
+    monkeypatch.setattr(Flaky, "every", 0)
+    return Flaky
+
+
+def test_what_is_fetched_is_what_lies_there_now(capsys):
+    put({"config.json": "{}", "logs/a.txt": "one", "b": "two"})
+    local = storage.fetched(URL)
+    assert content(local) == {"config.json": "{}", "logs/a.txt": "one", "b": "two"}
+    assert "3 files" in capsys.readouterr().err
+    assert storage.fetched(URL + "/") == local and capsys.readouterr().err == "", "nothing is fetched twice"
+    fsspec.filesystem("memory").rm_file("/lab/runs/a/b")
+    put({"logs/a.txt": "other"})
+    assert content(storage.fetched(URL)) == {"config.json": "{}", "logs/a.txt": "other"}
+    assert "1 files" in capsys.readouterr().err
+
+
+def test_a_file_at_a_url_is_fetched_under_its_name():
+    put({"letters.arpa": "x"})
+    assert storage.fetched(f"{URL}/letters.arpa").name == "letters.arpa"
+    assert storage.fetched(f"{URL}/letters.arpa").read_text() == "x"
+
+
+def test_a_checkpoint_without_its_seal_is_not_fetched():
+    whole = {"checkpoints/1/state/a": "1", "checkpoints/1/seal.json": "{}"}
+    put(whole | {"checkpoints/2/state/a": "2", "config.json": "{}"})
+    assert content(storage.fetched(URL, SEALS)) == whole | {"config.json": "{}"}
+
+
+def test_what_is_not_there_or_cannot_be_reached_is_named():
+    with pytest.raises(UserError, match=r"memory://lab/runs/a does not exist, or is empty"):
+        storage.fetched(URL)
+    with pytest.raises(UserError, match="Protocol not known: nowhere"):
+        storage.fetched("nowhere://a/b")
+
+
+def test_a_client_that_is_not_installed_is_named_with_its_extra(monkeypatch):
+    def lacking(*_, **__):
+        raise ImportError("Please install gcsfs")
+
+    monkeypatch.setattr(fsspec, "url_to_fs", lacking)
+    with pytest.raises(UserError, match=r'gs:// is not installed: pip install "w2v-jax\[gcs\]"'):
+        storage.connect("gs://lab/a")
+
+
+def test_a_store_that_fails_now_and_then_is_asked_again(flaky, monkeypatch):
+    put({f"f{n}": str(n) for n in range(20)})
+    monkeypatch.setattr(flaky, "every", 3)
+    local = storage.fetched(URL.replace("memory", "flaky"))
+    assert content(local) == {f"f{n}": str(n) for n in range(20)}
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (ConnectionError("reset by peer"), "failed 6 times, at last by ConnectionError: reset by peer"),
+        (PermissionError("token expired"), r"the store refuses \(token expired\). Are the credentials right"),
+    ],
+)
+def test_a_store_that_fails_always_is_given_up(flaky, monkeypatch, error, words):
+    put({"a": "1"})
+    monkeypatch.setattr(flaky, "every", 1)
+    monkeypatch.setattr(flaky, "error", error)
+    with pytest.raises(StoreError, match=words):
+        storage.fetched(URL.replace("memory", "flaky"))
+    assert flaky.requests == (6 if isinstance(error, ConnectionError) else 1)
+
+
+def test_sending_makes_the_store_equal_and_sends_only_changes(tmp_path, flaky):
+    folder, sent = storage.connect(URL.replace("memory", "flaky")), {}
+    write(tmp_path / "run", {"config.json": "{}", "metrics.jsonl": "1\n", "compile_cache/x": "big", ".lock": ""})
+    write(tmp_path / "run", {"checkpoints/1/state/a": "1", "checkpoints/1/seal.json": "{}"})
+    write(tmp_path / "run", {"checkpoints/2/state/a": "2", "curves.png.partial": "half"})
+    storage.send(tmp_path / "run", folder, sent, SEALS)
+    first = {"config.json": "{}", "metrics.jsonl": "1\n", "checkpoints/1/state/a": "1", "checkpoints/1/seal.json": "{}"}
+    assert stored() == first
+    before = flaky.requests
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write("2\n")
+    storage.send(tmp_path / "run", folder, sent, SEALS)
+    assert stored() == first | {"metrics.jsonl": "1\n2\n"}
+    assert flaky.requests == before + 1
+    write(tmp_path / "run", {"checkpoints/2/seal.json": "{}"})
+    for name in ("seal.json", "state/a"):
+        (tmp_path / "run" / "checkpoints" / "1" / name).unlink()
+    storage.send(tmp_path / "run", folder, sent, SEALS)
+    assert {name for name in stored() if name.startswith("checkpoints")} == {
+        "checkpoints/2/state/a",
+        "checkpoints/2/seal.json",
+    }
+
+
+def test_a_seal_is_sent_last_and_removed_first(tmp_path, monkeypatch):
+    folder, order = storage.connect(URL), []
+    fs = type(folder.fs)
+    monkeypatch.setattr(fs, "pipe_file", lambda self, path, *_, **__: order.append(path.rsplit("/", 1)[-1]))
+    monkeypatch.setattr(fs, "rm_file", lambda self, path: order.append(path.rsplit("/", 1)[-1]))
+    write(tmp_path, {f"checkpoints/1/{name}": "x" for name in ("seal.json", "a", "z/b")})
+    sent = {}
+    storage.send(tmp_path, folder, sent, SEALS)
+    assert order == ["a", "b", "seal.json"]
+    (tmp_path / "checkpoints" / "1" / "seal.json").unlink()
+    order.clear()
+    storage.send(tmp_path, folder, sent, SEALS)
+    assert order == ["seal.json", "a", "b"]
+
+
+def test_a_run_goes_on_from_the_store_on_another_machine(tmp_path, monkeypatch):
+    with storage.working_copy(URL, SEALS) as path:
+        write(path, {"config.json": "{}", "checkpoints/1/a": "1", "checkpoints/1/seal.json": "{}"})
+    assert storage.LOCK not in stored() and "checkpoints/1/seal.json" in stored()
+    monkeypatch.setenv("W2V_JAX_CACHE", str(tmp_path / "other machine"))
+    with storage.working_copy(URL, SEALS) as path:
+        assert (path / "checkpoints/1/a").read_text() == "1"
+        write(path, {"checkpoints/2/a": "2", "checkpoints/2/seal.json": "{}"})
+    monkeypatch.setenv("W2V_JAX_CACHE", str(tmp_path / "cache"))
+    with storage.working_copy(URL, SEALS) as path:
+        assert (path / "checkpoints/2/a").read_text() == "2", "the other machine has brought it further"
+
+
+def test_a_copy_that_is_further_than_the_store_stays_and_one_of_a_removed_run_goes():
+    with storage.working_copy(URL, SEALS) as path:
+        write(path, {"config.json": "{}"})
+    write(path, {"checkpoints/5/a": "5", "checkpoints/5/seal.json": "{}"})  # a process that was killed then
+    with storage.working_copy(URL, SEALS) as again:
+        assert again == path and (path / "checkpoints/5/a").exists()
+    assert stored()["checkpoints/5/a"] == "5"
+    fsspec.filesystem("memory").rm("/lab/runs/a", recursive=True)
+    with storage.working_copy(URL, SEALS) as again:
+        assert not (again / "checkpoints").exists()
+
+
+def test_what_ends_a_run_is_raised_and_its_folder_is_sent(flaky, monkeypatch, capsys):
+    with pytest.raises(UserError, match="a mistake"), storage.working_copy(URL, SEALS) as path:
+        write(path, {"config.json": "{}"})
+        raise UserError("a mistake")
+    assert stored()["config.json"] == "{}"
+    with pytest.raises(KeyboardInterrupt), storage.working_copy(URL.replace("memory", "flaky"), SEALS) as path:
+        write(path, {"b": "2"})
+        monkeypatch.setattr(flaky, "every", 1)
+        raise KeyboardInterrupt
+    assert "What was not sent is in" in capsys.readouterr().err
+
+
+def test_a_last_sending_that_fails_says_where_the_run_is(flaky, monkeypatch):
+    url = URL.replace("memory", "flaky")
+    with pytest.raises(StoreError, match="What was not sent is in .*; the same command, here, sends it"):
+        with storage.working_copy(url, SEALS) as path:
+            write(path, {"checkpoints/5/a": "5", "checkpoints/5/seal.json": "{}"})
+            monkeypatch.setattr(flaky, "every", 1)
+    monkeypatch.setattr(flaky, "every", 0)
+    with storage.working_copy(url, SEALS):
+        pass
+    assert stored()["checkpoints/5/a"] == "5"
+
+
+def test_it_is_sent_while_it_grows(monkeypatch):
+    monkeypatch.setattr(storage, "EVERY", 0.05)
+    with storage.working_copy(URL, SEALS) as path:
+        write(path, {"metrics.jsonl": "1\n"})
+        end = time.monotonic() + 20
+        while "metrics.jsonl" not in stored() and time.monotonic() < end:
+            time.sleep(0.02)
+        assert stored()["metrics.jsonl"] == "1\n"
+
+
+def test_a_store_that_fails_for_long_stops_the_run_as_a_signal_does(flaky, monkeypatch, capsys):
+    signals = []
+    monkeypatch.setattr(storage, "EVERY", 0.02)
+    monkeypatch.setattr(storage, "GIVE_UP", 0.1)
+    monkeypatch.setattr(storage.os, "kill", lambda pid, number: signals.append((pid, number)) if number else None)
+    with pytest.raises(StoreError), storage.working_copy(URL.replace("memory", "flaky"), SEALS) as path:
+        write(path, {"b": "2"})
+        monkeypatch.setattr(flaky, "every", 1)
+        end = time.monotonic() + 20
+        while not signals and time.monotonic() < end:
+            time.sleep(0.02)
+    assert signals == [(os.getpid(), storage.signal.SIGTERM)]
+    assert "training goes on, and it is tried again" in capsys.readouterr().err
+
+
+def test_only_one_run_holds_a_folder(capsys):
+    with storage.working_copy(URL, SEALS):
+        with pytest.raises(UserError, match="another run is using memory://lab/runs/a"):
+            with storage.working_copy(URL, SEALS):
+                pass
+    assert "looking for 1 s if it is alive" in capsys.readouterr().err
+    with storage.working_copy(URL, SEALS):
+        pass
+
+
+@pytest.mark.parametrize(
+    "owner, waits",
+    [
+        (dict(host=storage.socket.gethostname(), pid=2**22 + 1), False),
+        (dict(host="elsewhere", pid=1), True),
+        (dict(), True),
+    ],
+)
+def test_a_lock_without_an_owner_is_taken(owner, waits):
+    put({storage.LOCK: json.dumps(owner | {"token": "x"}) if owner else "damaged"})
+    start = time.monotonic()
+    with storage.working_copy(URL, SEALS):
+        waited = time.monotonic() - start
+        assert json.loads(stored()[storage.LOCK])["pid"] == os.getpid()
+    assert (waited >= storage.LEASE) == waits
+
+
+def test_a_run_whose_lock_was_taken_stops_and_sends_nothing_more(monkeypatch):
+    signals = []
+    with pytest.raises(UserError, match="belongs to another run now; what this one did last is in"):
+        with storage.working_copy(URL, SEALS) as path:
+            monkeypatch.setattr(storage.os, "kill", lambda pid, number: signals.append(number))
+            put({storage.LOCK: json.dumps({"host": "elsewhere", "token": "x"})})
+            end = time.monotonic() + 20
+            while not signals and time.monotonic() < end:
+                time.sleep(0.02)
+            write(path, {"b": "2"})
+    assert signals == [storage.signal.SIGTERM]
+    assert "b" not in stored() and json.loads(stored()[storage.LOCK])["token"] == "x", "the other one keeps its lock"

@@ -1,0 +1,441 @@
+"""Folders in object stores: gs://, s3:// and whatever fsspec opens.
+
+A command works on a local copy: what it reads is fetched before, what it writes is sent afterwards, and the folder of a
+training is sent while it runs. Objects appear whole, and a checkpoint counts once its seal has been sent, so that
+nothing half-written is ever read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from w2v_jax.core.cli import UserError, duration
+from w2v_jax.core.files import locked_file, whole_file, write_whole
+
+T = TypeVar("T")
+EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
+"""The extra that installs the client of a scheme."""
+TRIES, FIRST_WAIT = 6, 1.0
+"""A request is tried so often; each wait is twice the one before: half a minute in all."""
+EVERY = 60.0
+"""Seconds between two sendings of a folder that is being written."""
+LEASE = 120.0
+"""Seconds without a sign of life after which the lock of another machine has no owner any more."""
+SETTLE = 2.0
+"""Seconds after which all who took the same lock at once have written, the last of whom holds it."""
+GIVE_UP = 1800.0
+"""Seconds of failed sendings after which a training stops."""
+WHOLE = 64 << 20
+"""Files up to this size are read into memory and sent from there, so that a line that is added meanwhile does no harm."""
+MARK, LOCK, SENT, FETCHED = ".run.json", ".lock", ".sent.json", ".fetched.json"
+UNSENT = (LOCK, SENT, FETCHED, "compile_cache")
+"""Names in a folder that stay on this machine."""
+
+
+class StoreError(UserError):
+    """A store that does not answer, or refuses, after all tries."""
+
+
+class Folder(NamedTuple):
+    """A folder of a store: its URL, fsspec's file system and the path there."""
+
+    url: str
+    fs: Any
+    path: str
+
+    def at(self, name: str) -> str:
+        return f"{self.path}/{name}"
+
+
+class Seals(NamedTuple):
+    """The sub-folders of `folder` are whole once they hold the file `name`."""
+
+    folder: str
+    name: str
+
+    def unit(self, name: str) -> str | None:
+        """The sub-folder that a file belongs to: "checkpoints/100" of "checkpoints/100/state/a"; None for others."""
+        parts = name.split("/")
+        return "/".join(parts[:2]) if len(parts) > 2 and parts[0] == self.folder else None
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether a path is the URL of a store."""
+    return "://" in os.fspath(path)
+
+
+def cache_folder() -> pathlib.Path:
+    """Where local copies lie: the environment's W2V_JAX_CACHE, else ~/.cache/w2v_jax."""
+    return pathlib.Path(os.environ.get("W2V_JAX_CACHE") or "~/.cache/w2v_jax").expanduser().absolute()
+
+
+def local_copy(url: str) -> pathlib.Path:
+    """The folder of the cache that belongs to a URL."""
+    url = url.rstrip("/")
+    return cache_folder() / f"{url.rsplit('/', 1)[-1]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+
+
+def connect(url: str) -> Folder:
+    """The folder at a URL; nothing is read yet. Raises UserError for an unknown scheme and without its client."""
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    try:
+        fs, path = fsspec.url_to_fs(url.rstrip("/"), use_listings_cache=False)
+    except ImportError as error:
+        hint = f'pip install "w2v-jax[{EXTRAS[scheme]}]"' if scheme in EXTRAS else str(error)
+        raise UserError(f"{url}: the client of {scheme}:// is not installed: {hint}") from None
+    except ValueError as error:
+        raise UserError(f"{url}: {error}") from None
+    return Folder(url.rstrip("/"), fs, path.rstrip("/"))
+
+
+def tried(what: str, do: Callable[[], T]) -> T:
+    """The result of `do`, which is tried again after a while where the store fails.
+
+    An object that is missing, a folder that is forbidden and a request that makes no sense are raised at once. Raises
+    StoreError after the last try.
+    """
+    wait = FIRST_WAIT
+    for attempt in range(1, TRIES + 1):
+        try:
+            return do()
+        except (FileNotFoundError, FileExistsError, NotImplementedError):
+            raise
+        except PermissionError as error:
+            raise StoreError(
+                f"{what}: the store refuses ({error}). Are the credentials right, and still valid?"
+            ) from None
+        except Exception as error:
+            if attempt == TRIES:
+                raise StoreError(f"{what}: failed {TRIES} times, at last by {type(error).__name__}: {error}") from None
+        time.sleep(wait * random.uniform(0.75, 1.25))  # many hosts must not come back together
+        wait *= 2
+    raise AssertionError("the last try returns or raises")
+
+
+def listing(folder: Folder) -> dict[str, str]:
+    """Each file beneath a folder, by its name relative to it, with what changes when it changes: size and version."""
+
+    def find() -> Mapping[str, Mapping[str, Any]]:
+        folder.fs.invalidate_cache()
+        return folder.fs.find(folder.path, detail=True)
+
+    try:
+        found = tried(f"{folder.url}: listing", find)
+    except FileNotFoundError:
+        return {}
+    prefix = folder.path.lstrip("/") + "/"
+    return {path.lstrip("/")[len(prefix) :]: _version(info) for path, info in found.items() if info["type"] == "file"}
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    """Size, and the first of what stores call the version of an object."""
+    names = ("etag", "ETag", "generation", "md5Hash", "mtime", "LastModified", "updated", "created")
+    return f"{info['size']} {next((str(info[name]) for name in names if info.get(name)), '')}"
+
+
+# Reading
+
+
+def fetched(url: str, seals: Seals | None = None) -> pathlib.Path:
+    """A local folder, or file, with what lies at the URL now. What has been fetched before is not fetched again.
+
+    Sub-folders without their seal are left out. Raises UserError where nothing lies at the URL.
+    """
+    folder, local = connect(url), local_copy(url)
+    local.parent.mkdir(parents=True, exist_ok=True)
+    with locked_file(local.with_name(f".{local.name}.lock"), lambda: None):
+        if tried(url, lambda: folder.fs.isfile(folder.path)):
+            info = tried(url, lambda: folder.fs.info(folder.path))
+            above, _, name = folder.path.rpartition("/")
+            _fetch(Folder(folder.url.rpartition("/")[0], folder.fs, above), {name: _version(info)}, local)
+            return local / name
+        names = _whole(listing(folder), seals)
+        if not names:
+            raise UserError(f"{url} does not exist, or is empty")
+        _fetch(folder, names, local)
+    return local
+
+
+def _whole(names: Mapping[str, str], seals: Seals | None) -> dict[str, str]:
+    """The files that belong to the folder: no lock, and nothing of a sub-folder without its seal."""
+    unit = lambda name: None if seals is None else seals.unit(name)
+    whole = {u: seals is not None and f"{u}/{seals.name}" in names for u in map(unit, names) if u}
+    return {name: v for name, v in names.items() if name not in UNSENT and whole.get(unit(name) or "", True)}
+
+
+def _fetch(folder: Folder, names: Mapping[str, str], local: pathlib.Path) -> None:
+    """Makes the local folder hold these files and none that was fetched before and is no more."""
+    have = _read_json(local / FETCHED)
+    for name in have.keys() - names.keys():
+        (local / name).unlink(missing_ok=True)
+    missing = [name for name, version in names.items() if have.get(name) != version or not (local / name).exists()]
+    if missing:
+        size = sum(int(names[name].split()[0]) for name in missing)
+        print(f"fetching {folder.url}: {len(missing):,} files, {size / 1e6:,.1f} MB, to {local}", file=sys.stderr)
+    for name in missing:
+        (local / name).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(local / name) as partial:
+            tried(f"{folder.url}/{name}", lambda: folder.fs.get_file(folder.at(name), str(partial)))
+    if have != names:
+        write_whole(local / FETCHED, json.dumps(dict(names)))
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+    """What a file of this module holds; nothing where it is missing or was damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+# Writing
+
+
+def send(local: pathlib.Path, folder: Folder, sent: dict[str, Any], seals: Seals | None = None) -> None:
+    """Makes the store's folder hold what the local one holds. `sent` says what has been sent, and is brought up to date.
+
+    What appears under its name half-written (`.partial`), and sub-folders without their seal, are left out. A seal is
+    the last of its sub-folder to be sent and the first to be removed. Raises StoreError.
+    """
+    found = {file.relative_to(local).as_posix(): file for file in sorted(local.rglob("*")) if file.is_file()}
+    stats = {name: _stat(file) for name, file in found.items()}
+    names = _whole({name: "" for name, stat in stats.items() if stat and _is_sent(name)}, seals)
+    is_seal = lambda name: seals is not None and name.rsplit("/", 1)[-1] == seals.name
+    for name in sorted(names, key=lambda name: (is_seal(name), name)):
+        if sent.get(name) != stats[name]:
+            with contextlib.suppress(FileNotFoundError):  # a checkpoint that training has just removed
+                _put(found[name], folder, name)
+                sent[name] = stats[name]
+    for name in sorted(sent.keys() - names.keys(), key=lambda name: (not is_seal(name), name)):
+        with contextlib.suppress(FileNotFoundError):
+            tried(f"{folder.url}/{name}", lambda: folder.fs.rm_file(folder.at(name)))
+        del sent[name]
+
+
+def _is_sent(name: str) -> bool:
+    parts = name.split("/")
+    return parts[0] not in UNSENT and not any(".partial" in part for part in parts)
+
+
+def _stat(file: pathlib.Path) -> list[int] | None:
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _put(file: pathlib.Path, folder: Folder, name: str) -> None:
+    def put() -> None:
+        if file.stat().st_size <= WHOLE:
+            folder.fs.pipe_file(folder.at(name), file.read_bytes())
+        else:
+            folder.fs.put_file(str(file), folder.at(name))
+
+    tried(f"{folder.url}/{name}", put)
+
+
+# The folder of a training
+
+
+@contextlib.contextmanager
+def working_copy(url: str, seals: Seals) -> Iterator[pathlib.Path]:
+    """The local folder of a training whose folder is at the URL. It is sent every minute, and at the end.
+
+    A run that another machine has brought further is fetched first. One process at a time holds the folder. A store
+    that fails for half an hour stops the training as a SIGTERM does: its checkpoint is saved here. Raises UserError
+    while another run holds the folder, and StoreError where the last state cannot be sent.
+    """
+    folder, local = connect(url), local_copy(url)
+    with Lease(folder) as lease:
+        _bring_up_to_date(folder, local, seals)
+        print(f"{url}: the run is in {local}, and is sent every {EVERY:.0f} s", flush=True)
+        sender = Sender(local, folder, seals, lease=lease)
+        try:
+            yield local
+        except BaseException:
+            try:
+                sender.close()
+            except UserError as error:  # what ended the run is the error to show
+                print(f"warning: {error}", file=sys.stderr, flush=True)
+            raise
+        sender.close()
+
+
+def _bring_up_to_date(folder: Folder, local: pathlib.Path, seals: Seals) -> None:
+    """Fetches the run unless the local copy is of the same run and at least as far.
+
+    A copy of another run, of one that is no longer in the store for example, goes.
+    """
+    there = _whole(listing(folder), seals)
+    mark = {}
+    if MARK in there:
+        mark = json.loads(tried(f"{folder.url}/{MARK}", lambda: folder.fs.cat_file(folder.at(MARK))))
+    steps = lambda names: [int(u.split("/")[1]) for u in map(seals.unit, names) if u and u.split("/")[1].isdigit()]
+    furthest = lambda names: max(steps(names), default=-1)
+    here = {file.relative_to(local).as_posix(): "" for file in local.rglob("*")} if local.exists() else {}
+    is_same = bool(mark) and _read_json(local / MARK) == mark
+    if not is_same or furthest(_whole(here, seals)) < furthest(there):
+        shutil.rmtree(local, ignore_errors=True)
+        local.mkdir(parents=True)
+        _fetch(folder, there, local)
+        write_whole(local / SENT, json.dumps({name: _stat(local / name) for name in there}))
+    if not mark:
+        mark = {"run": uuid.uuid4().hex}
+        write_whole(local / MARK, json.dumps(mark))
+        tried(f"{folder.url}/{MARK}", lambda: folder.fs.pipe_file(folder.at(MARK), json.dumps(mark).encode()))
+
+
+class Lease:
+    """The lock of a folder in a store: an object that only one can make, and that its owner renews all the time.
+
+    The lock of a process of this machine that has ended, and one that was not renewed for `LEASE` seconds, has no owner
+    any more. A run whose lock another one has taken is stopped as by a SIGTERM, and sends nothing more.
+    """
+
+    def __init__(self, folder: Folder):
+        self.folder, self.path, self.is_lost = folder, folder.at(LOCK), False
+        self.owner: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        while not (self._make() or self._take(self._read())):
+            pass
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._over.set()
+        self._thread.join()
+        with contextlib.suppress(FileNotFoundError, StoreError):
+            if self._is_mine(self._read()):
+                self.folder.fs.rm_file(self.path)
+
+    def _make(self) -> bool:
+        try:
+            if tried(self.folder.url, lambda: self.folder.fs.exists(self.path)):
+                return False
+            self._write("create")
+        except FileExistsError:
+            return False
+        return self._is_mine(self._read())  # a store may not know "create"
+
+    def _write(self, mode: str = "overwrite") -> None:
+        content = json.dumps(self.owner | {"time": time.time()}).encode()
+        tried(f"{self.folder.url}/{LOCK}", lambda: self.folder.fs.pipe_file(self.path, content, mode=mode))
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return json.loads(tried(f"{self.folder.url}/{LOCK}", lambda: self.folder.fs.cat_file(self.path)))
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            return {"token": ""}
+
+    def _is_mine(self, holder: Mapping[str, Any]) -> bool:
+        return holder.get("token") == self.owner["token"]
+
+    def _take(self, holder: Mapping[str, Any]) -> bool:
+        """Takes a lock whose owner is gone. False where it has just vanished or another one was faster."""
+        if not holder:
+            return False
+        if holder.get("host") != self.owner["host"] or _is_alive(holder.get("pid")):
+            where = f"process {holder.get('pid')} on {holder.get('host')}"
+            print(f"{self.folder.url} is locked by {where}; looking for {LEASE:.0f} s if it is alive", file=sys.stderr)
+            end = time.monotonic() + LEASE
+            while time.monotonic() < end:
+                time.sleep(min(LEASE / 10, 5.0))
+                if (now := self._read()) != holder:
+                    if not now:
+                        return False
+                    raise UserError(
+                        f"another run is using {self.folder.url} ({where}); wait for it, stop it, or choose another folder"
+                    )
+        self._write()
+        time.sleep(SETTLE * random.uniform(0.5, 1.0))  # whoever else saw no owner has written by now
+        return self._is_mine(self._read())
+
+    def _renew(self) -> None:
+        while not self._over.wait(LEASE / 6):
+            try:
+                if not self._is_mine(self._read()):
+                    self.is_lost = True
+                    _stop(f"{self.folder.url}: another run has taken this folder")
+                    return
+                self._write()
+            except StoreError as error:
+                print(f"warning: {error}", file=sys.stderr, flush=True)
+
+
+def _is_alive(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, TypeError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _stop(reason: str) -> None:
+    print(f"warning: {reason}; stopping", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Sender:
+    """Sends a local folder every `EVERY` seconds from a thread of its own, and a last time when it is closed."""
+
+    def __init__(self, local: pathlib.Path, folder: Folder, seals: Seals, *, lease: Lease):
+        self.local, self.folder, self.seals, self.lease = local, folder, seals, lease
+        self.sent = _read_json(local / SENT)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Sends what is left. Raises StoreError where that fails, and UserError where the folder is another run's."""
+        self._over.set()
+        self._thread.join()
+        if self.lease.is_lost:
+            raise UserError(f"{self.folder.url} belongs to another run now; what this one did last is in {self.local}")
+        try:
+            self._send()
+        except StoreError as error:
+            raise StoreError(
+                f"{error}\nWhat was not sent is in {self.local}; the same command, here, sends it"
+            ) from None
+
+    def _send(self) -> None:
+        try:
+            send(self.local, self.folder, self.sent, self.seals)
+        finally:
+            write_whole(self.local / SENT, json.dumps(self.sent))
+
+    def _run(self) -> None:
+        failing_since = 0.0
+        while not self._over.wait(EVERY) and not self.lease.is_lost:
+            try:
+                self._send()
+                failing_since = 0.0
+            except StoreError as error:
+                failing_since = failing_since or time.monotonic()
+                print(f"warning: {error}; training goes on, and it is tried again", file=sys.stderr, flush=True)
+                if time.monotonic() - failing_since > GIVE_UP:
+                    return _stop(f"nothing could be sent to {self.folder.url} for {duration(GIVE_UP)}")
