@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -13,6 +11,8 @@ import time
 import fsspec
 import pytest
 from commands import environment, free_port, training
+
+from w2v_jax.inference.run import open_run
 
 SERVERS = {
     "s3": "import sys, moto.server; moto.server.main(['-H', '127.0.0.1', '-p', sys.argv[1]])",
@@ -54,41 +54,38 @@ def store(request, monkeypatch):
     server.wait()
 
 
-def losses(lines) -> dict[int, float]:
-    rows = [json.loads(line) for line in lines]
+def losses(text: str) -> dict[int, float]:
+    rows = [json.loads(line) for line in text.splitlines()]
     return {row["step"]: row["loss"] for row in rows if row["split"] == "train"}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_in_a_store_is_killed_twice_and_ends_with_the_losses_of_one_on_a_disk(
-    store, tiny_run, tiny_corpus, tmp_path
-):
-    """The second life is on another machine: it has the store alone. Then the run is read from there."""
+def test_a_run_in_a_store_that_is_killed_twice_ends_as_one_on_a_disk(store, tiny_corpus, tmp_path, monkeypatch):
+    """Each life is on another machine, which has the store alone. Then the run is read from there."""
     url, found = store
-    overrides = {"data.root": tiny_corpus, "data.loader": "threads", "train.steps": "12", "optim.warmup": "1"}
+    overrides = {"data.root": str(tiny_corpus), "data.loader": "threads", "optim.warmup": "1", "train.steps": "12"}
     overrides |= {"train.checkpoint_every": "2", "train.log_every": "1"}
-    settings = environment(**found, W2V_JAX_CACHE=str(tmp_path / "cache"))
+    alone = training("w2v2_base.py:tiny", tmp_path / "alone", overrides)
+    settings = environment(**found)
+    assert subprocess.run(alone, env=settings).returncode == 0
+    program = "import sys; from w2v_jax.core import storage; storage.EVERY, storage.LEASE = 0.2, 6.0; "
+    program += "from w2v_jax.train import main; sys.exit(main(sys.argv[1:]))"
+    flags = [f"--workdir={url}/run" if flag.startswith("--workdir") else flag for flag in alone[3:]]
+    command = [sys.executable, "-c", program, *flags]
     fs = fsspec.filesystem(url.partition(":")[0], skip_instance_cache=True, use_listings_cache=False)
-    program = "from w2v_jax.core import storage; storage.EVERY, storage.LEASE = 0.2, 6.0; "
-    program += "from w2v_jax.train import main; import sys; sys.exit(main(sys.argv[1:]))"
-    command = training("w2v2_base.py:tiny", pathlib.Path("run"), {k: str(v) for k, v in overrides.items()})
-    command = [sys.executable, "-c", program, *(f"--workdir={url}/run" if "--workdir" in x else x for x in command[3:])]
-    for step in (2, 6):
-        process = subprocess.Popen(command, env=settings)
+    for life, step in enumerate((2, 6)):
+        process = subprocess.Popen(command, env=settings | {"W2V_JAX_CACHE": str(tmp_path / f"{life}")})
         while not fs.exists(f"lab/run/checkpoints/{step}/crc32.json"):
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        settings["W2V_JAX_CACHE"] = str(tmp_path / f"cache after {step}")
+    settings["W2V_JAX_CACHE"] = str(tmp_path / "last")
     assert subprocess.run(command, env=settings).returncode == 0
-    there = losses(fs.cat_file("lab/run/metrics.jsonl").decode().splitlines())
-    alone = tiny_run(train__steps=12, train__checkpoint_every=2, train__log_every=1)
-    assert there == losses((alone / "metrics.jsonl").read_text().splitlines())
+    there = losses(fs.cat_file("lab/run/metrics.jsonl").decode())
+    assert there == losses((tmp_path / "alone" / "metrics.jsonl").read_text()) and len(there) == 12
     assert json.loads(fs.cat_file("lab/run/done.json"))["step"] == 12
     assert not fs.exists("lab/run/.lock")
-    os.environ["W2V_JAX_CACHE"] = str(tmp_path / "reader")
-    import w2v_jax
-
-    assert w2v_jax.load(f"{url}/run").run.digest == w2v_jax.load(alone).run.digest
+    monkeypatch.setenv("W2V_JAX_CACHE", str(tmp_path / "reader"))
+    assert open_run(f"{url}/run").digest == open_run(tmp_path / "alone").digest

@@ -40,7 +40,7 @@ SETTLE = 2.0
 GIVE_UP = 1800.0
 """Seconds of failed sendings after which a training stops."""
 WHOLE = 64 << 20
-"""Files up to this size are read into memory and sent from there, so that a line that is added meanwhile does no harm."""
+"""Files up to so many bytes are sent from memory, so that a line that is added meanwhile does no harm."""
 MARK, LOCK, SENT, FETCHED = ".run.json", ".lock", ".sent.json", ".fetched.json"
 UNSENT = (LOCK, SENT, FETCHED, "compile_cache")
 """Names in a folder that stay on this machine."""
@@ -117,9 +117,8 @@ def tried(what: str, do: Callable[[], T]) -> T:
         except (FileNotFoundError, FileExistsError, NotImplementedError):
             raise
         except PermissionError as error:
-            raise StoreError(
-                f"{what}: the store refuses ({error}). Are the credentials right, and still valid?"
-            ) from None
+            hint = "Are the credentials right, and still valid?"
+            raise StoreError(f"{what}: the store refuses ({error}). {hint}") from None
         except Exception as error:
             if attempt == TRIES:
                 raise StoreError(f"{what}: failed {TRIES} times, at last by {type(error).__name__}: {error}") from None
@@ -189,11 +188,15 @@ def _fetch(folder: Folder, names: Mapping[str, str], local: pathlib.Path) -> Non
         size = sum(int(names[name].split()[0]) for name in missing)
         print(f"fetching {folder.url}: {len(missing):,} files, {size / 1e6:,.1f} MB, to {local}", file=sys.stderr)
     for name in missing:
-        (local / name).parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(local / name) as partial:
-            tried(f"{folder.url}/{name}", lambda: folder.fs.get_file(folder.at(name), str(partial)))
+        _get(folder, name, local / name)
     if have != names:
         write_whole(local / FETCHED, json.dumps(dict(names)))
+
+
+def _get(folder: Folder, name: str, file: pathlib.Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(file) as partial:
+        tried(f"{folder.url}/{name}", lambda: folder.fs.get_file(folder.at(name), str(partial)))
 
 
 def _read_json(file: pathlib.Path) -> dict[str, Any]:
@@ -208,7 +211,7 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
 
 
 def send(local: pathlib.Path, folder: Folder, sent: dict[str, Any], seals: Seals | None = None) -> None:
-    """Makes the store's folder hold what the local one holds. `sent` says what has been sent, and is brought up to date.
+    """Makes the store's folder hold what the local one holds. `sent` says what it holds, and is brought up to date.
 
     What appears under its name half-written (`.partial`), and sub-folders without their seal, are left out. A seal is
     the last of its sub-folder to be sent and the first to be removed. Raises StoreError.
@@ -223,8 +226,7 @@ def send(local: pathlib.Path, folder: Folder, sent: dict[str, Any], seals: Seals
                 _put(found[name], folder, name)
                 sent[name] = stats[name]
     for name in sorted(sent.keys() - names.keys(), key=lambda name: (not is_seal(name), name)):
-        with contextlib.suppress(FileNotFoundError):
-            tried(f"{folder.url}/{name}", lambda: folder.fs.rm_file(folder.at(name)))
+        _remove(folder, name)
         del sent[name]
 
 
@@ -249,6 +251,11 @@ def _put(file: pathlib.Path, folder: Folder, name: str) -> None:
             folder.fs.put_file(str(file), folder.at(name))
 
     tried(f"{folder.url}/{name}", put)
+
+
+def _remove(folder: Folder, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        tried(f"{folder.url}/{name}", lambda: folder.fs.rm_file(folder.at(name)))
 
 
 # The folder of a training
@@ -365,9 +372,8 @@ class Lease:
                 if (now := self._read()) != holder:
                     if not now:
                         return False
-                    raise UserError(
-                        f"another run is using {self.folder.url} ({where}); wait for it, stop it, or choose another folder"
-                    )
+                    remedy = "wait for it, stop it, or choose another folder"
+                    raise UserError(f"another run is using {self.folder.url} ({where}); {remedy}")
         self._write()
         time.sleep(SETTLE * random.uniform(0.5, 1.0))  # whoever else saw no owner has written by now
         return self._is_mine(self._read())
@@ -418,9 +424,8 @@ class Sender:
         try:
             self._send()
         except StoreError as error:
-            raise StoreError(
-                f"{error}\nWhat was not sent is in {self.local}; the same command, here, sends it"
-            ) from None
+            rest = f"What was not sent is in {self.local}; the same command, here, sends it"
+            raise StoreError(f"{error}\n{rest}") from None
 
     def _send(self) -> None:
         try:
