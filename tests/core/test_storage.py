@@ -157,19 +157,19 @@ def test_sending_makes_the_store_equal_and_sends_only_changes(tmp_path, flaky):
     write(tmp_path / "run", {"config.json": "{}", "metrics.jsonl": "1\n", "compile_cache/x": "big", ".lock": ""})
     write(tmp_path / "run", {"checkpoints/1/state/a": "1", "checkpoints/1/seal.json": "{}"})
     write(tmp_path / "run", {"checkpoints/2/state/a": "2", "curves.png.partial": "half"})
-    storage.send(tmp_path / "run", folder, sent, SEALS)
+    storage.send(tmp_path / "run", folder, sent, seals=SEALS)
     first = {"config.json": "{}", "metrics.jsonl": "1\n", "checkpoints/1/state/a": "1", "checkpoints/1/seal.json": "{}"}
     assert stored() == first
     before = flaky.requests
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
         file.write("2\n")
-    storage.send(tmp_path / "run", folder, sent, SEALS)
+    storage.send(tmp_path / "run", folder, sent, seals=SEALS)
     assert stored() == first | {"metrics.jsonl": "1\n2\n"}
     assert flaky.requests == before + 1
     write(tmp_path / "run", {"checkpoints/2/seal.json": "{}"})
     for name in ("seal.json", "state/a"):
         (tmp_path / "run" / "checkpoints" / "1" / name).unlink()
-    storage.send(tmp_path / "run", folder, sent, SEALS)
+    storage.send(tmp_path / "run", folder, sent, seals=SEALS)
     assert {name for name in stored() if name.startswith("checkpoints")} == {
         "checkpoints/2/state/a",
         "checkpoints/2/seal.json",
@@ -183,11 +183,11 @@ def test_a_seal_is_sent_last_and_removed_first(tmp_path, monkeypatch):
     monkeypatch.setattr(fs, "rm_file", lambda self, path: order.append(path.rsplit("/", 1)[-1]))
     write(tmp_path, {f"checkpoints/1/{name}": "x" for name in ("seal.json", "a", "z/b")})
     sent = {}
-    storage.send(tmp_path, folder, sent, SEALS)
+    storage.send(tmp_path, folder, sent, seals=SEALS)
     assert order == ["a", "b", "seal.json"]
     (tmp_path / "checkpoints" / "1" / "seal.json").unlink()
     order.clear()
-    storage.send(tmp_path, folder, sent, SEALS)
+    storage.send(tmp_path, folder, sent, seals=SEALS)
     assert order == ["seal.json", "a", "b"]
 
 

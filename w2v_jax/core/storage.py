@@ -210,7 +210,7 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
 # Writing
 
 
-def send(local: pathlib.Path, folder: Folder, sent: dict[str, Any], seals: Seals | None = None) -> None:
+def send(local: pathlib.Path, folder: Folder, sent: dict[str, Any], *, seals: Seals | None = None) -> None:
     """Makes the store's folder hold what the local one holds. `sent` says what it holds, and is brought up to date.
 
     What appears under its name half-written (`.partial`), and sub-folders without their seal, are left out. A seal is
@@ -429,7 +429,7 @@ class Sender:
 
     def _send(self) -> None:
         try:
-            send(self.local, self.folder, self.sent, self.seals)
+            send(self.local, self.folder, self.sent, seals=self.seals)
         finally:
             write_whole(self.local / SENT, json.dumps(self.sent))
 
