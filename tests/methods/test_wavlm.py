@@ -42,16 +42,17 @@ def test_without_its_bias_wavlm_is_hubert():
     config = config_of()
     batch = batch_of(2) | dict(wave=jnp.asarray(np.random.default_rng(0).normal(size=(2, SAMPLES)), jnp.float32))
     method = wavlm.make(config)
-    params = bare(method.init(KEY, batch)[0])
+    params = bare(jax.jit(method.init)(KEY, batch)[0])
     table = params["encoder"]["transformer"].pop("relative_bias")
     layers = params["encoder"]["transformer"]["layers"]
     gate = layers.pop("gate")
     assert table.shape == (32, 4)
     assert jax.tree.map(jnp.shape, gate) == {"kernel": (2, 8, 8), "bias": (2, 8), "scale": (2, 4)}
     plain = hubert.make(configs.changed(config, {"method": "hubert", "encoder.relative_buckets": 0}))
-    assert jax.tree.structure(bare(plain.init(KEY, batch)[0])) == jax.tree.structure(params)
-    expected = plain.loss(params, {}, batch, KEY, 0, train=True)[0]
+    assert jax.tree.structure(bare(jax.eval_shape(plain.init, KEY, batch)[0])) == jax.tree.structure(params)
+    expected = jax.jit(lambda params: plain.loss(params, {}, batch, KEY, 0, train=True)[0])(params)
 
+    @jax.jit
     def loss(table):
         transformer = params["encoder"]["transformer"] | dict(relative_bias=table, layers=layers | dict(gate=gate))
         both = params | dict(encoder=params["encoder"] | dict(transformer=transformer))
@@ -109,14 +110,14 @@ def test_the_loss_of_mixed_rows_is_that_of_a_loop_with_the_labels_of_the_clean_a
     step = plan.step(0)
     assert (step.mix.noises >= 0).any() and (step.mix.others >= 0).any(), "both kinds are to be mixed"
     method = wavlm.make(config)
-    params = bare(method.init(KEY, batch)[0])
-    found, _ = method.loss(params, {}, batch, KEY, 0, train=True)
+    params = bare(jax.jit(method.init)(KEY, batch)[0])
+    found = jax.jit(lambda params: method.loss(params, {}, batch, KEY, 0, train=True)[0])(params)
 
     clean = batch | dict(wave=np.stack(rows_of(step, waves, noises)))
     assert np.abs(clean["wave"] - batch["wave"]).max() < 1e-5 < np.abs(batch["wave"] - waves[step.rows[0]][0]).max()
     masked = np.asarray(unit_prediction.draw(config, clean, KEY))
     model = unit_prediction.UnitPredictor(config)
-    prediction = model.apply({"params": params}, clean, jnp.asarray(masked))
+    prediction = jax.jit(model.apply)({"params": params}, clean, jnp.asarray(masked))
     logits = np.asarray(prediction.logits, np.float64)[:, :, 0]
     total, penalty = 0.0, np.square(np.asarray(prediction.encoded.features, np.float64)).mean(axis=(1, 2))
     for i, (row, start) in enumerate(zip(step.rows, step.starts)):
