@@ -78,12 +78,12 @@ def test_padding_and_neighbours_change_no_real_frame(kind):
     model, stride = models(kind)
     rng = np.random.default_rng(0)
     x, frames = rng.normal(size=(3, 21, 5)).astype(np.float32), np.array([21, 13, 1])
-    params = model.init(jax.random.key(0), x, frames)
-    y, count = model.apply(params, x, jnp.asarray(frames))
+    params, apply = jax.jit(model.init)(jax.random.key(0), x, frames), jax.jit(model.apply)
+    y, count = apply(params, x, jnp.asarray(frames))
     np.testing.assert_array_equal(count, -(-frames // stride))
     wide = np.pad(x, ((0, 0), (0, 10), (0, 0)), constant_values=9.0)
     for row in range(len(frames)):
-        alone, _ = model.apply(params, wide[row : row + 1], jnp.asarray(frames[row : row + 1]))
+        alone, _ = apply(params, wide[row : row + 1], jnp.asarray(frames[row : row + 1]))
         np.testing.assert_allclose(y[row, : count[row]], alone[0, : count[row]], atol=1e-5)
     section = dict(kind=kind.replace("residual", "conv"), conv_layers=getattr(model, "layers", ()), stride=4)
     assert acoustic.stride(type("Section", (), section)) == 4
@@ -93,11 +93,11 @@ def test_padding_and_neighbours_change_no_real_frame(kind):
 def test_dropout_is_drawn_per_row_and_in_training_only(kind):
     model, _ = models(kind)
     x, frames = np.ones((2, 12, 5), np.float32), jnp.asarray([12, 12])
-    params = model.init(jax.random.key(0), x, frames)
+    params, apply = jax.jit(model.init)(jax.random.key(0), x, frames), jax.jit(model.apply)
     noise = jnp.asarray([1, 2], jnp.uint32)
-    dropped = model.apply(params, x, frames, noise=noise)[0]
+    dropped = apply(params, x, frames, noise=noise)[0]
     assert not np.allclose(dropped[0], dropped[1])
-    np.testing.assert_allclose(*model.apply(params, x, frames)[0], atol=1e-6)
+    np.testing.assert_allclose(*apply(params, x, frames)[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("spec", ["acoustic_logmel.py", "acoustic_logmel.py:demo"])

@@ -52,10 +52,10 @@ def test_padding_changes_nothing_on_valid_frames(plain, params, x):
 @pytest.mark.parametrize("positional", ["split", "grouped"])
 def test_padding_never_enters_a_stack_of_positional_convolutions(x, positional):
     model = Transformer(**(PLAIN | dict(pre_norm=False, pos_layers=3, positional=positional)))
-    params = model.init(jax.random.key(0), x, LENGTHS)["params"]
-    together = model.apply({"params": params}, x, LENGTHS).output
+    params = jax.jit(model.init)(jax.random.key(0), x, LENGTHS)["params"]
+    together = jax.jit(model.apply)({"params": params}, x, LENGTHS).output
     for row, length in enumerate(LENGTHS.tolist()):
-        alone = model.apply({"params": params}, x[row : row + 1, :length], LENGTHS[row : row + 1]).output
+        alone = jax.jit(model.apply)({"params": params}, x[row : row + 1, :length], LENGTHS[row : row + 1]).output
         np.testing.assert_allclose(together[row, :length], alone[0], atol=1e-5)
 
 
