@@ -40,8 +40,8 @@ def test_a_profiler_that_fails_does_not_lose_the_measurement(monkeypatch, capsys
     ("config", "context"),
     [
         ("configs/cpc.py:tiny", "context network"),
-        ("configs/bert_codes_small.py:tiny", "Transformer layers"),
-        ("configs/finetune.py:tiny", "Transformer layers"),
+        pytest.param("configs/bert_codes_small.py:tiny", "Transformer layers", marks=pytest.mark.slow),
+        pytest.param("configs/finetune.py:tiny", "Transformer layers", marks=pytest.mark.slow),
     ],
 )
 def test_other_methods_are_timed_in_stages(config, context, capsys, tmp_path):

@@ -189,6 +189,7 @@ def test_two_processes_compute_what_one_does(shared, whole, tmp_path):
         assert sorted(both[0]["ids"] + both[1]["ids"]) == sorted(one["ids"])
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(shared, whole, tmp_path):
     workdir = tmp_path / "run"
     arguments = command(shared, workdir, "--config.train.checkpoint_every=1000")
