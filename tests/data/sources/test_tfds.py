@@ -11,8 +11,8 @@ import pytest
 import soundfile
 
 from w2v_jax.core.cli import UserError
+from w2v_jax.data.archives.tfrecord import TFRecords
 from w2v_jax.data.index import ReadError
-from w2v_jax.data.io.tfrecord import TFRecords
 from w2v_jax.data.sources import tfds as source
 
 tfds = pytest.importorskip("tensorflow_datasets")

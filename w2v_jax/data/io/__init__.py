@@ -1,1 +1,1 @@
-"""File formats: audio, extracted features, TFRecord, and corpora that this package makes."""
+"""File formats: audio, extracted features, and corpora that this package makes."""

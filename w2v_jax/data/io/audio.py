@@ -19,6 +19,7 @@ from w2v_jax.core.cli import os_error_text
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.index import WAVE, Index, ReadError
+from w2v_jax.data.io.address import opened
 from w2v_jax.data.io.containers import Part, Parts, find_parts
 from w2v_jax.data.io.decoders import NAMES, Decoder, open_decoder, reason_of
 
@@ -50,7 +51,10 @@ class Header(NamedTuple):
 
 
 class AudioFiles:
-    """The source of an index whose rows are audio files or segments of them. Opens the file anew at each read."""
+    """The source of an index whose rows are audio files or segments of them. Opens the file anew at each read.
+
+    A file may also be a part of another one: paths are addresses (`address.py`).
+    """
 
     form = WAVE
 
@@ -61,9 +65,10 @@ class AudioFiles:
 
     def read(self, row: int, start: int, length: int) -> np.ndarray:
         """float32 [at most length], mono, 16 kHz, from sample `start` of the row. Raises ReadError."""
-        path, rate, offset = self.index.paths[row], int(self.index.rates[row]), int(self.index.offsets[row])
-        read = lambda first, last: read_frames(path, offset + first, last - first, rate=rate)
-        return read_crop(self.index, row, start=start, length=length, read=read)
+        rate, offset = int(self.index.rates[row]), int(self.index.offsets[row])
+        with opened(self.index.paths[row]) as (file, channel):
+            read = lambda first, last: read_frames(file, offset + first, last - first, rate=rate, channel=channel)
+            return read_crop(self.index, row, start=start, length=length, read=read)
 
 
 def read_crop(index: Index, row: int, *, start: int, length: int, read: Callable[[int, int], np.ndarray]) -> np.ndarray:
@@ -102,8 +107,8 @@ def _resample_crop(
     return np.ascontiguousarray(wave[begin : begin + length], np.float32)
 
 
-def read_frames(path: str | BinaryIO, start: int, count: int, *, rate: int) -> np.ndarray:
-    """float32 [count] from sample `start` of a file, at its own rate, channels averaged. Raises ReadError.
+def read_frames(path: str | BinaryIO, start: int, count: int, *, rate: int, channel: int | None = None) -> np.ndarray:
+    """float32 [count] from sample `start` of a file, at its own rate, of a channel or all averaged. Raises ReadError.
 
     `path` may be an open file instead. Recordings that were joined in one file follow one another.
     """
@@ -111,13 +116,19 @@ def read_frames(path: str | BinaryIO, start: int, count: int, *, rate: int) -> n
     with _reasons(path):
         recordings = _find(path)
         for part in recordings.parts:
-            stop = position + _measure(path, recordings, part).frames if part != recordings.parts[-1] else start + count
+            stop = (
+                position + _measure(path, recordings, part, channel=channel).frames
+                if part != recordings.parts[-1]
+                else start + count
+            )
             first, last = max(start, position), min(start + count, stop)
             if first < last:
                 with _decoder(path, recordings, part) as decoder:
                     if decoder.rate != rate:
                         raise ReadError(f"changed after listing: {decoder.rate} Hz, and the index has {rate} Hz")
-                    pieces.append(average_channels(decoder.read(first - position, last - first)))
+                    _check_channel(channel, decoder.channels)
+                    wave = decoder.read(first - position, last - first)
+                    pieces.append(average_channels(wave if channel is None else wave[:, channel]))
                     slack += decoder.slack
             position = stop
     wave = np.concatenate(pieces)
@@ -132,6 +143,12 @@ def average_channels(wave: np.ndarray) -> np.ndarray:
     if wave.ndim == 1:
         return wave
     return wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1, dtype=np.float32)
+
+
+def _check_channel(channel: int | None, channels: int) -> None:
+    """Raises ReadError where a file with so many channels lacks the one to take."""
+    if channel is not None and channel >= channels:
+        raise ReadError(f"no channel {channel}: the file has {channels}, counted from 0")
 
 
 def check_channels(wave: np.ndarray) -> None:
@@ -167,20 +184,21 @@ def check_finite(wave: np.ndarray) -> None:
 
 
 def probe(path: str) -> Header:
-    """The length of what is there, and the rate. Files that were cut raise ReadError.
+    """The length of what is at an address, and the rate. Files that were cut raise ReadError.
 
     Damage in the middle shows only when that part is read.
     """
-    if not os.path.isfile(path):  # opening a pipe would block for ever
-        raise ReadError("not a regular file" if os.path.exists(path) else "file does not exist")
-    return probe_content(path)
+    with opened(path) as (file, channel):
+        if isinstance(file, str) and not os.path.isfile(file):  # opening a pipe would block for ever
+            raise ReadError("not a regular file" if os.path.exists(file) else "file does not exist")
+        return probe_content(file, channel)
 
 
-def probe_content(path: str | BinaryIO) -> Header:
+def probe_content(path: str | BinaryIO, channel: int | None = None) -> Header:
     """Does what `probe` does for a regular file; `path` may be an open file instead. Raises ReadError."""
     with _reasons(path):
         recordings = _find(path)
-        headers = [_measure(path, recordings, part) for part in recordings.parts]
+        headers = [_measure(path, recordings, part, channel=channel) for part in recordings.parts]
     frames, rates = sum(header.frames for header in headers), sorted({header.rate for header in headers})
     if len(rates) > 1:
         raise ReadError(f"recordings of {' and '.join(map(str, rates))} Hz in one file: write a file of each")
@@ -221,18 +239,19 @@ def _find(path: str | BinaryIO) -> Parts:
     return _find_in(path, *_state(path)) if isinstance(path, str) else find_parts(path)
 
 
-def _measure(path: str | BinaryIO, recordings: Parts, part: Part) -> Header:
+def _measure(path: str | BinaryIO, recordings: Parts, part: Part, *, channel: int | None) -> Header:
     """The header of a part. Those of a path are kept until the file changes."""
     if not isinstance(path, str):
-        return _decode_header(path, recordings, part)
+        return _decode_header(path, recordings, part, channel=channel)
     size, changed = _state(path)
-    return _measure_in(path, recordings, part, size=size, changed=changed)
+    return _measure_in(path, recordings, part, channel=channel, size=size, changed=changed)
 
 
-def _decode_header(path: str | BinaryIO, recordings: Parts, part: Part) -> Header:
+def _decode_header(path: str | BinaryIO, recordings: Parts, part: Part, *, channel: int | None) -> Header:
     with _decoder(path, recordings, part) as decoder:
         header, channels = Header(decoder.length(), decoder.rate), decoder.channels
-    if channels > 1:
+    _check_channel(channel, channels)
+    if channels > 1 and channel is None:
         with _decoder(path, recordings, part) as decoder:
             check_channels(decoder.read(0, min(header.frames, JUDGED_SECONDS * header.rate)))
     return header
@@ -250,5 +269,5 @@ def _find_in(path: str, size: int, changed: int) -> Parts:
 
 
 @functools.lru_cache(FILES_KEPT)
-def _measure_in(path: str, recordings: Parts, part: Part, *, size: int, changed: int) -> Header:
-    return _decode_header(path, recordings, part)
+def _measure_in(path: str, recordings: Parts, part: Part, *, channel: int | None, size: int, changed: int) -> Header:
+    return _decode_header(path, recordings, part, channel=channel)

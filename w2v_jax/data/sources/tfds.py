@@ -26,6 +26,7 @@ import numpy as np
 
 from w2v_jax.core.cli import UserError, did_you_mean, os_error_text
 from w2v_jax.core.display import short_repr
+from w2v_jax.data.archives.tfrecord import TFRecords
 from w2v_jax.data.index import WAVE, Index, ReadError, Row, Skip, make_index, root_entries, usable
 from w2v_jax.data.io.audio import (
     JUDGED_SECONDS,
@@ -37,16 +38,8 @@ from w2v_jax.data.io.audio import (
     read_crop,
     read_frames,
 )
-from w2v_jax.data.io.listing import usable_rows
+from w2v_jax.data.io.listing import named_split, role_names, usable_rows
 from w2v_jax.data.io.tf_import import import_tensorflow
-from w2v_jax.data.io.tfrecord import TFRecords
-
-ROLES = {
-    "id": ("id", "utterance_id", "filename", "audio/filename"),
-    "transcript": ("text", "transcript", "transcription", "sentence", "label"),
-    "speaker": ("speaker_id", "speaker", "client_id"),
-}
-"""The features that fill a column of the index. The first one that exists is used."""
 
 RECORDS_AT_ONCE = 256
 """Records that are read before the first of them becomes a row."""
@@ -129,9 +122,7 @@ def make(data, root) -> Records:
 def _open_builder(entry: str, split: str) -> tuple[Any, str]:
     """(builder of the prepared dataset, split or "") of one root. Raises UserError."""
     tfds = _import_tfds()
-    name = entry
-    if "@" in name and not os.path.exists(name):
-        name, _, split = name.rpartition("@")
+    name, split = named_split(entry, split)
     if "://" in name or os.path.isdir(name):
         return tfds.builder_from_directory(_prepared_folder(name, entry)), split
     try:
@@ -214,7 +205,7 @@ def _open_dataset(builder: Any, split: str, *, entry: str, skipped: list[Skip]) 
             f"data.root: {entry!r}: the feature {audio!r} states no sampling rate. Write the right one into "
             f'{builder.data_dir}/features.json ("sampleRate": "48000" in its "audio") and give that folder as data.root'
         )
-    names = {role: name for role, choices in ROLES.items() for name in choices[::-1] if name in info.features}
+    names = role_names(info.features)
     features = tfds.features.FeaturesDict({name: info.features[name] for name in (audio, *names.values())})
     split_ranges = _ranges(info.splits, split, entry)
     shards = _shards(tfds, builder, files={part.file for part in split_ranges}, entry=entry, skipped=skipped)

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from w2v_jax.data.io.tfrecord import TFRecords, masked_crc
+from w2v_jax.data.archives.tfrecord import TFRecords, masked_crc
 
 
 def test_the_checksum_of_a_record_is_the_one_tensorflow_writes():

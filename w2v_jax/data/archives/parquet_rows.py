@@ -1,0 +1,249 @@
+"""Parquet files with the bytes of audio files in a column: a recording by the number of its row.
+
+The column is a struct of `bytes` and `path`, as the package `datasets` of Hugging Face writes it, or bytes, or a list
+of 8-bit integers, as omnilingual ASR writes it. Parquet has no access to one value: a whole row group is read for it.
+The groups that were read last are kept. Where the column is stored without compression, `places` finds each value in
+the file, so that later reads take its bytes alone.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import functools
+import itertools
+import mmap
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+from w2v_jax.core.cli import UserError, os_error_text
+from w2v_jax.data.index import ReadError
+
+BYTES_KEPT = 512 << 20
+"""Bytes of the row groups that are kept. Each thread can hold one more, and the last one read is always kept."""
+
+FILES_KEPT = 1 << 12
+"""Files whose metadata is remembered."""
+
+AUDIO = ("audio", "audio_bytes", "bytes", "wav", "flac", "mp3")
+"""The columns of bytes that can be audio, and which of several structs is taken. The first one that exists is used."""
+
+
+class Table(NamedTuple):
+    """What the end of a Parquet file says: its columns, the one with audio, and the first row of each row group.
+
+    `state` is the file's size and when it was changed.
+    """
+
+    path: str
+    state: tuple[int, int]
+    metadata: Any
+    schema: Any
+    audio: str
+    firsts: tuple[int, ...]
+
+    def rows(self, group: int) -> range:
+        """The numbers of the rows in a row group."""
+        return range(self.firsts[group], self.firsts[group] + self.metadata.row_group(group).num_rows)
+
+
+def open_table(path: str) -> Table:
+    """The table of a file. Raises ReadError where it is damaged or has no audio, UserError where pyarrow is missing."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise ReadError("file does not exist" if missing else f"unreadable file: {os_error_text(error)}") from None
+    return _open(path, status.st_size, status.st_mtime_ns)
+
+
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+    """Errors of pyarrow and of the disk as ReadError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise ReadError(f"corrupt Parquet file: {reason}") from None
+
+
+@functools.lru_cache(FILES_KEPT)
+def _open(path: str, size: int, changed: int) -> Table:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError('Parquet files need a package that is missing: pip install "w2v-jax[features]"') from None
+    with _reasons(), pyarrow.parquet.ParquetFile(path) as file:
+        metadata, schema = file.metadata, file.schema_arrow
+    counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    firsts = tuple(itertools.accumulate(counts, initial=0))[:-1]
+    return Table(path, (size, changed), metadata, schema=schema, audio=_audio_column(schema), firsts=firsts)
+
+
+def _audio_column(schema: Any) -> str:
+    """The name of the column with audio. Raises ReadError for none, and for several without a name of AUDIO."""
+    import pyarrow.types as types
+
+    is_byte = lambda kind: types.is_binary(kind) or types.is_large_binary(kind)
+    is_any_list = lambda kind: types.is_list(kind) or types.is_large_list(kind)
+    is_list = lambda kind: is_any_list(kind) and (types.is_int8(kind.value_type) or types.is_uint8(kind.value_type))
+    structs, others = [], []
+    for field in schema:
+        if types.is_struct(field.type) and (index := field.type.get_field_index("bytes")) >= 0:
+            if is_byte(field.type.field(index).type):
+                structs.append(field.name)
+        elif is_byte(field.type) or is_list(field.type):
+            others.append(field.name)
+    named = [name for name in AUDIO if name in (*structs, *others)]
+    if named or len(structs) == 1:
+        return (named or structs)[0]
+    columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
+    if structs:
+        raise ReadError(f"several columns can be audio ({', '.join(structs)}): name one of them audio")
+    raise ReadError(f"no column of audio bytes: the columns are {columns}")
+
+
+class Cells(NamedTuple):
+    """The column of audio of a row group: bytes or lists of bytes, and the paths beside them (None: it has none)."""
+
+    contents: Any
+    paths: Any | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.contents.nbytes
+
+    def content(self, i: int) -> Any:
+        """The bytes in a cell, as a buffer; None where there are none. Raises ReadError."""
+        cell = self.contents[i]
+        if not cell.is_valid:
+            return None
+        if hasattr(cell, "as_buffer"):
+            return memoryview(cell.as_buffer())
+        if cell.values.null_count:
+            raise ReadError("corrupt audio: the list of its bytes has gaps")
+        return cell.values.to_numpy().tobytes()
+
+    def path(self, i: int) -> str:
+        """The path in a cell; "" where there is none."""
+        return "" if self.paths is None else self.paths[i].as_py() or ""
+
+
+def row_content(path: str, row: int) -> bytes:
+    """The bytes of the audio file in a row. Raises ReadError."""
+    table = open_table(path)
+    if not 0 <= row < table.metadata.num_rows:
+        raise ReadError(f"no row {row:,}: the file has {table.metadata.num_rows:,}")
+    group = bisect.bisect_right(table.firsts, row) - 1
+    content = audio_cells(table, group).content(row - table.firsts[group])
+    if content is None:
+        raise ReadError("no audio: the cell is empty")
+    return bytes(content)
+
+
+def read_columns(table: Table, group: int, names: list[str]) -> Any:
+    """The columns `names` of a row group, as a table of Arrow. Raises ReadError."""
+    import pyarrow.parquet
+
+    with _reasons():
+        with pyarrow.parquet.ParquetFile(table.path, metadata=table.metadata, page_checksum_verification=True) as file:
+            return file.read_row_group(group, columns=names, use_threads=False)
+
+
+def audio_cells(table: Table, group: int) -> Cells:
+    """The cells of a row group, from those that were read last where they are among them. Raises ReadError."""
+    return _recent.get((table.path, table.state, group), lambda: _load(table, group))
+
+
+def _load(table: Table, group: int) -> Cells:
+    import pyarrow.types as types
+
+    column = read_columns(table, group, [table.audio])[table.audio]
+    if not types.is_struct(column.type):
+        return Cells(column, None)
+    fields = {column.type.field(i).name: values for i, values in enumerate(column.flatten())}
+    return Cells(fields["bytes"], fields.get("path"))
+
+
+def stored_bytes(table: Table, group: int) -> tuple[int, bool]:
+    """(bytes of the column of audio in a row group as it is stored, whether it is compressed)."""
+    chunks = list(_chunks(table, group))
+    return sum(c.total_compressed_size for c in chunks), any(c.compression != "UNCOMPRESSED" for c in chunks)
+
+
+def _chunks(table: Table, group: int) -> Iterator[Any]:
+    row_group = table.metadata.row_group(group)
+    columns = (row_group.column(number) for number in range(row_group.num_columns))
+    return (c for c in columns if c.path_in_schema.split(".")[0] == table.audio)
+
+
+def places(table: Table, group: int) -> list[tuple[int, int] | None]:
+    """(first byte in the file, size) of each value in the column of audio of a row group, None where it is not known.
+
+    A value stands in the file as it is where it is stored without compression, wherever its page begins. So it is
+    searched for, from the end of the one before: what is found equals the value in all of its bytes.
+    """
+    cells, count = audio_cells(table, group), len(table.rows(group))
+    chunk = next((c for c in _chunks(table, group) if c.physical_type == "BYTE_ARRAY"), None)
+    if chunk is None or chunk.compression != "UNCOMPRESSED":
+        return [None] * count
+    start = min(offset for offset in (chunk.dictionary_page_offset, chunk.data_page_offset) if offset)
+    stop, found = start + chunk.total_compressed_size, []
+    with open(table.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        position = start
+        for i in range(count):
+            value = cells.content(i)
+            if not value:
+                found.append(None)
+                continue
+            at = content.find(value, position, stop)
+            at = at if at >= 0 or position == start else content.find(value, start, stop)
+            if at < 0:  # another encoding: no other value will be found, either
+                return [*found, *[None] * (count - len(found))]
+            found.append((at, len(value)))
+            position = at + len(value)
+    return found
+
+
+class _Recent:
+    """Values that were loaded last, up to BYTES_KEPT. Threads that want the same one wait for the first of them."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._values: OrderedDict[Hashable, Future] = OrderedDict()
+
+    def get(self, key: Hashable, load: Callable[[], Any]) -> Any:
+        with self._lock:
+            future = self._values.get(key)
+            is_loaded = future is not None
+            if future is None:
+                future = self._values[key] = Future()
+            self._values.move_to_end(key)
+        if not is_loaded:
+            try:
+                future.set_result(load())
+            except BaseException as error:
+                future.set_exception(error)
+                with self._lock:
+                    self._values.pop(key, None)
+            self._forget(key)
+        return future.result()
+
+    def _forget(self, newest: Hashable) -> None:
+        """Drops the values that were used longest ago."""
+        with self._lock:
+            done = {k: v.result().nbytes for k, v in self._values.items() if v.done() and not v.exception()}
+            excess = sum(done.values()) - BYTES_KEPT
+            for key, size in done.items():
+                if excess > 0 and key != newest:
+                    del self._values[key]
+                    excess -= size
+
+
+_recent = _Recent()

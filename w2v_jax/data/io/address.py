@@ -1,0 +1,100 @@
+"""Addresses: where the bytes of a recording are, which may be a part of another file.
+
+An address stands in the column `paths` of an index and in manifests:
+
+    talk.flac                               a file
+    shard-00.tar#1536+34816:talk.flac       34,816 bytes from byte 1,536 on; what follows the colon is for people
+    train-00.parquet#17                     row 17 of a Parquet file, counted from 0
+    train-00.array_record#17                record 17 of an ArrayRecord file, counted from 0
+    call.sph#channel1                       the second channel alone; also after any of the above
+
+A file whose own name looks like an address is that file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from w2v_jax.core.cli import os_error_text
+from w2v_jax.data.archives import array_record, parquet_rows
+from w2v_jax.data.index import ReadError
+from w2v_jax.data.io.containers import Part, PartFile
+
+READ_AT_ONCE = 1 << 20
+"""Bytes up to which a recording within a file is read whole. Longer ones are read where a crop needs them."""
+
+PARQUET, ARRAY_RECORD = r"\.parquet", r"\.array_record(?:-\d+-of-\d+)?"
+"""Endings of files whose recordings have numbers, as regular expressions."""
+
+READ_AHEAD = 1 << 16
+"""Bytes that are read at once of those."""
+
+_CHANNEL = re.compile(r"(.+)#channel(\d+)", re.S)
+_RANGE = re.compile(r"(.+?)#(\d+)\+(\d+)(:.*)?", re.S)
+_NUMBER = re.compile(rf"(.+(?:({PARQUET})|{ARRAY_RECORD}))#(\d+)", re.S)
+
+
+class Opened(NamedTuple):
+    """The path of a file or an open file of the bytes of one recording, and the channel to take (None: their mean)."""
+
+    file: str | BinaryIO
+    channel: int | None = None
+
+
+def in_file(path: str, start: int, size: int, *, name: str = "") -> str:
+    """The address of `size` bytes from byte `start` of a file. The last part of `name` says what they are."""
+    return f"{path}#{start}+{size}:{os.path.basename(name)}".rstrip(":")
+
+
+def numbered(path: str, number: int) -> str:
+    """The address of the recording with a number in a file of an ending above."""
+    return f"{path}#{number}"
+
+
+def channel_of(address: str, channel: int) -> str:
+    """The address of one channel, counted from 0, of the recording at an address."""
+    return f"{address}#channel{channel}"
+
+
+@contextlib.contextmanager
+def opened(address: str) -> Iterator[Opened]:
+    """The content at an address. Raises ReadError where the file that holds it cannot be read or is too short."""
+    if "#" not in address or os.path.exists(address):
+        yield Opened(address)
+        return
+    channel = None
+    if match := _CHANNEL.fullmatch(address):
+        address, channel = match[1], int(match[2])
+    if match := _NUMBER.fullmatch(address):
+        read = parquet_rows.row_content if match[2] else array_record.record_content
+        yield Opened(io.BytesIO(read(match[1], int(match[3]))), channel)
+    elif match := _RANGE.fullmatch(address):
+        with _range(match[1], start=int(match[2]), size=int(match[3])) as file:
+            yield Opened(file, channel)
+    else:
+        yield Opened(address, channel)
+
+
+@contextlib.contextmanager
+def _range(path: str, *, start: int, size: int) -> Iterator[BinaryIO]:
+    """An open file of `size` bytes from byte `start` of a file."""
+    try:
+        file = open(path, "rb")
+    except FileNotFoundError:
+        raise ReadError("file does not exist") from None
+    except OSError as error:
+        raise ReadError(f"unreadable file: {os_error_text(error)}") from None
+    with file:
+        left = max(0, os.fstat(file.fileno()).st_size - start)
+        if left < size:
+            raise ReadError(f"truncated: {left:,} of {size:,} bytes are left in the file that holds it")
+        if size > READ_AT_ONCE:
+            yield io.BufferedReader(PartFile(file, Part(start, start + size)), READ_AHEAD)
+        else:
+            file.seek(start)
+            yield io.BytesIO(file.read(size))
