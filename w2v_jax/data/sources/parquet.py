@@ -1,0 +1,109 @@
+"""Parquet files with audio bytes in a column, as Hugging Face's `datasets` and omnilingual ASR store them.
+
+The column of audio is a struct of `bytes` and `path`, or bytes, or a list of 8-bit integers; what is in it is the
+content of an audio file (`archives/parquet.py`). Where a cell has a path alone, the file lies beside the Parquet file.
+Columns of `listing.ROLES` give ids, transcripts and speakers. `data.root` names files or folders of them.
+
+A folder `split=NAME` above a file, or a name such as train-00000-of-00004.parquet, says its split. data.split chooses
+one ("": all), and PATH@SPLIT names the split of a root. Other partitions (`corpus=`, `language=`) are part of the id
+where there is no column of ids; a folder of one language can be a root.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator
+
+from w2v_jax.core.cli import UserError
+from w2v_jax.data.archives.parquet_rows import (
+    Table,
+    audio_cells,
+    open_table,
+    places,
+    read_columns,
+    stored_bytes,
+)
+from w2v_jax.data.index import ReadError, Skip, root_entries, roots
+from w2v_jax.data.io.address import PARQUET, in_file, numbered
+from w2v_jax.data.io.audio import AudioFiles
+from w2v_jax.data.io.listing import ROLES, Archive, Candidate, archives, as_text, list_files, named_split, role_names
+
+LARGE_GROUP = 32 << 20
+"""Bytes of a compressed row group, all of which are read for one recording, from which on a person is told."""
+
+
+def make(data, root) -> AudioFiles:
+    """The source of all rows of the split. Uses data.split, data.min_seconds, data.workers. Raises UserError."""
+    skipped: list[Skip] = []
+    large: list[str] = []
+    entries = root_entries(root) or map(str, roots(root))  # which raises
+    files = [file for entry in entries for file in _files(entry, data.split, skipped)]
+    candidates = itertools.chain.from_iterable(_candidates(file, skipped, large) for file in files)
+    where = ", ".join(root_entries(root))
+    source = list_files(candidates, where=where, min_seconds=data.min_seconds, workers=data.workers, skipped=skipped)
+    if large:
+        source.index.notes.append(
+            f"{len(large):,} row groups are compressed and hold over {LARGE_GROUP >> 20} MB, all of which are read for "
+            f"one recording: write them with compression='none', or with row_group_size=100; first: {large[0]}"
+        )
+    return source
+
+
+def _files(entry: str, split: str, skipped: list[Skip]) -> list[Archive]:
+    """The files of a root that belong to the split. Raises UserError where none does."""
+    path, split = named_split(entry, split)
+    files = archives(path, PARQUET, skipped, what=".parquet")
+    splits = [_split(file) for file in files]
+    chosen = [
+        f for f, name in zip(files, splits, strict=True) if not (split and name) or f"{name}.".startswith(f"{split}.")
+    ]
+    if not chosen:
+        known = ", ".join(sorted(set(splits)))
+        raise UserError(f"data.root: {path!r} has no split {split!r}; choose with --config.data.split from {known}")
+    return chosen
+
+
+def _split(file: Archive) -> str:
+    """The split that a path says, "" where it says none."""
+    match = re.search(r"(?:^|/)split=([^/]+)/", file.path) or re.search(r"([^/]+)-\d{5}-of-\d{5}$", file.name)
+    return match[1] if match else ""
+
+
+def _candidates(file: Archive, skipped: list[Skip], large: list[str]) -> Iterator[Candidate]:
+    try:
+        table = open_table(file.path)
+    except ReadError as error:
+        skipped.append(Skip(file.path, str(error)))
+        return
+    if not table.metadata.num_rows:
+        skipped.append(Skip(file.path, "empty file"))
+    for group in range(len(table.firsts)):
+        rows = table.rows(group)
+        try:
+            yield from _rows(file, table, group)
+        except ReadError as error:
+            skipped.append(Skip(f"{file.path}: rows {rows.start:,} to {rows.stop - 1:,}", str(error)))
+            continue
+        size, is_compressed = stored_bytes(table, group)
+        if is_compressed and size > LARGE_GROUP:
+            large.append(f"{file.path}: rows {rows.start:,} to {rows.stop - 1:,}, {size >> 20:,} MB")
+
+
+def _rows(file: Archive, table: Table, group: int) -> Iterator[Candidate]:
+    """The recordings of a row group. Raises ReadError before the first of them."""
+    names = role_names(set(table.schema.names) - {table.audio})
+    columns = read_columns(table, group, [*names.values()])
+    texts = {role: [""] * len(table.rows(group)) for role in ROLES}
+    texts |= {role: [as_text(value) for value in columns[name].to_pylist()] for role, name in names.items()}
+    cells = audio_cells(table, group)
+    for i, place in enumerate(places(table, group)):
+        number, beside = table.rows(group)[i], cells.path(i)
+        path = numbered(table.path, number)
+        if place:
+            path = in_file(table.path, *place, name=str(number))
+        elif beside and not cells.contents[i].is_valid:
+            path = os.path.join(os.path.dirname(table.path), beside)
+        id = texts["id"][i] or os.path.splitext(beside)[0] or f"{file.name}:{number}"
+        yield Candidate(id, path, speaker=texts["speaker"][i], transcript=texts["transcript"][i])
