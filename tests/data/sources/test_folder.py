@@ -49,6 +49,22 @@ def test_librispeech_layout_gives_ids_transcripts_and_speakers(tmp_path, audio, 
     assert index.skipped == []
 
 
+def test_libri_light_is_a_folder_and_its_labelled_part_has_transcripts(tmp_path, audio, section):
+    """small/SPEAKER/BOOK/NAME.flac with NAME.json beside it; 1h/0/clean/SPEAKER/CHAPTER as in LibriSpeech."""
+    book = tmp_path / "small" / "100" / "sea_fairies_0812_librivox_64kb_mp3"
+    for name in ("01_baum_sea_fairies_64kb", "02_baum_sea_fairies_64kb"):
+        audio(book / f"{name}.flac", 0.5)
+        (book / f"{name}.json").write_text('{"speaker": "100"}')
+    index = folder.make(section(), tmp_path / "small").index
+    assert index.ids.tolist()[1] == "100/sea_fairies_0812_librivox_64kb_mp3/02_baum_sea_fairies_64kb"
+    assert len(index) == 2 and index.lost == [] and len(index.skipped) == 2
+    chapter = tmp_path / "1h" / "0" / "clean" / "2416" / "152139"
+    audio(chapter / "2416-152139-0000.flac", 0.5)
+    (chapter / "2416-152139.trans.txt").write_text("2416-152139-0000 GO ON\n")
+    index = folder.make(section(), tmp_path / "1h").index
+    assert (index.ids[0], index.speakers[0], index.transcripts[0]) == ("2416-152139-0000", "2416", "GO ON")
+
+
 def test_transcripts_without_audio_and_repeated_ones_are_named_with_their_lines(tmp_path, audio, section):
     audio(tmp_path / "1-2-0000.flac", 0.5)
     first, second = tmp_path / "1-2.trans.txt", tmp_path / "more.trans.txt"

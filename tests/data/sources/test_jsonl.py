@@ -34,6 +34,19 @@ def test_jsonl_segments_of_a_long_file_are_read_at_their_place(tmp_path, audio, 
     np.testing.assert_array_equal(source.read(1, 0, 10**6), wave[128000:])
 
 
+def test_manifests_of_nemo_are_read_as_they_are(tmp_path, audio, section):
+    """With the keys of its recognition and of its diarisation, under the name that its scripts give."""
+    audio(tmp_path / "wavs" / "a.wav", 2.0)
+    lines = [
+        {"audio_filepath": "wavs/a.wav", "duration": 2.0, "text": "go on", "lang": "en", "pnc": "no"},
+        {"audio_filepath": "wavs/a.wav", "offset": 0.5, "duration": 1.0, "text": "", "label": "infer"},
+        {"audio_filepath": "wavs/a.wav", "offset": 0, "duration": None, "text": None, "rttm_filepath": None},
+    ]
+    index = jsonl.make(section(), write_jsonl(tmp_path / "train_manifest.json", lines)).index
+    assert index.num_samples.tolist() == [32000, 16000, 32000] and index.skipped == []
+    assert index.transcripts.tolist() == ["go on", "", ""]
+
+
 def test_jsonl_files_that_were_checked_before_stay_closed(tmp_path, section):
     entry = {"audio_filepath": "gone.wav", "frames": 8000, "rate": 8000, "offset": 0.5}
     source = jsonl.make(section(), write_jsonl(tmp_path / "m.jsonl", [entry, {**entry, "rate": None}]))
