@@ -7,9 +7,9 @@ from recordings import encoded, tone
 
 from w2v_jax.core import progress
 from w2v_jax.core.cli import UserError
+from w2v_jax.data.index import Skip
 from w2v_jax.data.io import listing
 from w2v_jax.data.io.containers import JOINED, NO_END
-from w2v_jax.data.index import Skip
 from w2v_jax.data.io.listing import Archive, Candidate, archives, as_text, beside, list_files, named_split, role_names
 from w2v_jax.data.sources import folder
 
