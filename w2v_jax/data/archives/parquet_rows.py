@@ -125,7 +125,7 @@ class Cells(NamedTuple):
         if not cell.is_valid:
             return None
         if hasattr(cell, "as_buffer"):
-            return memoryview(cell.as_buffer())
+            return memoryview(cell.as_buffer()).cast("B")
         if cell.values.null_count:
             raise ReadError("corrupt audio: the list of its bytes has gaps")
         return cell.values.to_numpy().tobytes()
@@ -202,13 +202,22 @@ def places(table: Table, group: int) -> list[tuple[int, int] | None]:
             if not value:
                 found.append(None)
                 continue
-            at = content.find(value, position, stop)
-            at = at if at >= 0 or position == start else content.find(value, start, stop)
+            at = _find(content, value, start=position, stop=stop)
+            at = at if at >= 0 or position == start else _find(content, value, start=start, stop=stop)
             if at < 0:  # another encoding: no other value will be found, either
                 return [*found, *[None] * (count - len(found))]
             found.append((at, len(value)))
             position = at + len(value)
     return found
+
+
+def _find(content: mmap.mmap, value: memoryview, *, start: int, stop: int) -> int:
+    """The first byte of `value` in the bytes start .. stop; -1 where it is not there."""
+    head = bytes(value[:64])  # a search for millions of bytes would prepare for each of them
+    at = content.find(head, start, stop)
+    while at >= 0 and content[at : at + len(value)] != value:
+        at = content.find(head, at + 1, stop)
+    return at
 
 
 class _Recent:
