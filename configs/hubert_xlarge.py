@@ -24,13 +24,13 @@ def get_config(variant: str = "") -> ConfigDict:
         fresh=(),  # regular expressions on the paths of parameters that start anew all the same
     )
     config.data = dict(
-        name="folder",  # a file of w2v_jax/data/sources: folder tsv jsonl tfds synthetic speak
+        name="folder",  # a file of w2v_jax/data/sources, such as folder, jsonl, parquet, tfds (docs/data.md)
         root=(),  # one or more folders, manifests or dataset names
         eval_root=(),  # held-out data; empty: eval_share of root's rows
         eval_share=0.01,
         eval_hours=1.0,  # at most so much audio is scored per evaluation
         train_hours=0.0,  # above 0: train on so much of root only, chosen by a hash of the ids
-        split="train",  # tfds only
+        split="train",  # of tfds, parquet and common_voice
         hours=0.0,  # self-made corpora only: how much to make
         language="en",  # speak only
         loader="tfdata",  # or "threads", which needs no TensorFlow

@@ -34,7 +34,7 @@ EXTRAS = {
     "convert": (("safetensors",), "checkpoints of transformers and fairseq"),
     "decode": (("flashlight.lib.text",), "beam search with a lexicon"),
     "demo": (("espeakng_loader",), "corpora spoken by eSpeak NG"),
-    "features": (("pyarrow", "h5py"), "features in Parquet, Arrow and HDF5"),
+    "features": (("pyarrow", "h5py"), "recordings in Parquet; features in Parquet and HDF5"),
     "gcs": (("gcsfs",), "runs in gs://"),
     "s3": (("s3fs",), "runs in s3://"),
     "parity": (("torch", "transformers"), "comparisons with PyTorch"),

@@ -40,6 +40,8 @@ EXAMPLES = """examples:
         --config.data.name=jsonl --config.data.root=train.jsonl
   Fail in a script when more than one recording in a hundred cannot be used:
     python -m w2v_jax.prepare --root /data/a --min-seconds 2 --max-skipped-share 0.01
+  Check tar shards; the manifest leads into them, and training opens none of them to list it:
+    python -m w2v_jax.prepare --source webdataset --root /data/shards --out train.jsonl --max-skipped-share 0.01
   Look at eight recordings, from the shortest to the longest:
     python -m w2v_jax.prepare --root /data/a --plot sheet.png --rows 8
   Make an hour of speech without a download, in a formant language or by text-to-speech:
@@ -109,7 +111,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--rows", type=int, default=6, metavar="N", help="how many recordings to plot (default: 6)")
     decode = "read every recording to its end (default), which finds damage in the middle, silence, wrong scales"
     add("--decode", action=argparse.BooleanOptionalAction, default=True, help=decode)
-    add("--split", default="", help="split of a TensorFlow dataset, e.g. train[:10%%]")
+    add("--split", default="", help="split of tfds (e.g. train[:10%%]), parquet and common_voice")
     add("--hours", type=float, default=0.0, metavar="H", help="hours of a self-made corpus")
     add("--seed", type=int, default=0, help="seed of a self-made corpus; it changes speakers and sentences")
     add("--speakers", type=int, default=0, metavar="N", help="training speakers of a self-made corpus (0: by hours)")

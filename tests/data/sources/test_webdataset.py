@@ -35,8 +35,8 @@ def test_members_with_a_key_are_a_sample_and_the_key_is_its_id(tmp_path):
             "two.txt": b" of txt\n",
             "two.FLAC": FLAC,
             "two.npy": b"",
-            "y/one.left.flac": FLAC,
-            "y/one.right.flac": FLAC,
+            "./y/one.left.flac": FLAC,
+            "./y/one.right.flac": FLAC,
         },
     )
     index = open_source("webdataset", path).index

@@ -40,7 +40,7 @@ class ShardFile(NamedTuple):
 
     @property
     def key(self) -> str:
-        folder, name = os.path.split(self.name)
+        folder, name = os.path.split(self.name.removeprefix("./"))
         return os.path.join(folder, name.split(".")[0])
 
     @property
