@@ -24,7 +24,7 @@ def test_a_range_is_its_bytes_whether_it_is_read_at_once_or_where_it_is_needed(t
     path = str(tmp_path / "a.tar")
     (tmp_path / "a.tar").write_bytes(b"x" * 700 + FLAC + b"y" * 300)
     place = in_file(path, 700, len(FLAC), name="deep/er:1#2+3.flac")
-    assert place == f"{path}#700+{len(FLAC)}:er:1#2+3.flac" and bytes_at(place) == (FLAC, None)
+    assert place == f"{path}#700+{len(FLAC)}:er:1_2+3.flac" and bytes_at(place) == (FLAC, None)
     assert bytes_at(in_file(path, 700, len(FLAC))) == (FLAC, None)
     assert probe(place).frames == 8000
     with opened(place) as (file, _):
@@ -65,7 +65,16 @@ def test_a_file_whose_name_looks_like_an_address_is_that_file(tmp_path):
         assert probe(str(tmp_path / name)).frames == 8000
 
 
-@pytest.mark.parametrize("name", ["a.tar#0+10", "a.parquet#0", "a.array_record#0", "a.wav#channel1", "a#b.flac"])
+def test_folders_may_have_names_like_addresses(tmp_path):
+    folder = tmp_path / "x#1+2:y" / "b.parquet#3"
+    folder.mkdir(parents=True)
+    (folder / "a.tar").write_bytes(b"x" + FLAC)
+    assert bytes_at(in_file(str(folder / "a.tar"), 1, len(FLAC), name="#channel1")) == (FLAC, None)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.tar#0+10", "a.parquet#0", "a.array_record#0", "a.wav#channel1", "a#b.flac", "\0.tar#1+2"]
+)
 def test_a_missing_file_is_named_as_missing(tmp_path, name):
     with pytest.raises(ReadError, match="file does not exist"):
         probe(str(tmp_path / name))

@@ -1,5 +1,6 @@
 """Laws of listing: candidates become rows in their order, whoever opens them, or are skipped with a reason."""
 
+import os
 import sys
 
 import pytest
@@ -81,6 +82,10 @@ def test_archives_are_found_by_file_folder_and_pattern_in_one_order(tmp_path):
     assert find(tmp_path) == ["a-08", "b/a-09", "b/a-10"]
     assert skipped == [Skip(str(tmp_path / "b" / "notes.txt"), "extension .txt is not an audio extension")]
     assert find(tmp_path / "b" / "a-10.tar", f"{tmp_path}/b/a-{{09..10}}.tar") == ["a-10", "a-09", "a-10"]
+    os.mkfifo(tmp_path / "b" / "pipe.tar")
+    (tmp_path / "b" / "x.tar").symlink_to(tmp_path / "nowhere")
+    assert find(tmp_path / "b") == ["a-09", "a-10"]
+    assert [skip.reason for skip in skipped[-2:]] == ["not a regular file", "file does not exist"]
     (tmp_path / "c{1..2}.tar").touch()
     path = str(tmp_path / "c{1..2}.tar")
     assert archives(path, r"\.tar", [], what=".tar") == [Archive(path, "c{1..2}")], "a file of that name is no pattern"

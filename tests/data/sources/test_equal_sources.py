@@ -8,7 +8,7 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.core.files import write_whole
 from w2v_jax.data import open_source
 from w2v_jax.data.index import ReadError
-from w2v_jax.prepare import manifest_lines
+from w2v_jax.prepare import main, manifest_lines
 
 ITEMS = [Item(f"9-1-{i:04d}", content(0.4 + 0.1 * i, seed=i), f"text ä {i}", "9") for i in range(5)]
 ITEMS += [Item("9-1-0005", content(0.5, rate=44100, channels=2, kind="WAV"), "of another rate", "9")]
@@ -79,6 +79,22 @@ def test_files_that_vanish_or_shrink_after_listing_are_named_when_they_are_read(
         path.unlink()
     with pytest.raises(ReadError, match="file does not exist"):
         source.read(1, 0, 10**6)
+
+
+@pytest.mark.parametrize("name", ["parquet", "webdataset", "arrayrecord"])
+def test_prepare_reads_all_of_every_shard_and_ends_with_an_error_above_a_share(tmp_path, name):
+    items = [Item(f"u{i}", content(2.0, seed=i)) for i in range(4)]
+    root = WRITERS[name](tmp_path / "data", items)
+    path = max((tmp_path / "data").iterdir())
+    data = bytearray(path.read_bytes())
+    data[data.index(items[3].content[20_000:20_100])] ^= 1
+    path.write_bytes(data)
+    arguments = ["--source", name, "--root", str(root), "--skipped", str(tmp_path / "skipped.jsonl")]
+    assert main([*arguments, "--max-skipped-share", "0.25"]) == 0
+    with pytest.raises(UserError, match=r"1 of 4 recordings \(25\.0%\) cannot be used"):
+        main([*arguments, "--max-skipped-share", "0.2"])
+    (line,) = (tmp_path / "skipped.jsonl").read_text().splitlines()
+    assert str(path) in line and "corrupt" in line
 
 
 @pytest.mark.parametrize("name", [*WRITERS, "common_voice", "mls"])

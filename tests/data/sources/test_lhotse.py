@@ -120,6 +120,7 @@ def test_cuts_that_lhotse_would_mix_pad_or_change_are_refused_with_the_reason(tm
             "its channels lie in several files",
         ),
         ([{"type": "file", "channels": [0], "source": "gone.wav"}], "file does not exist"),
+        ([{"type": "file", "channels": [0], "source": "\ud800.wav"}], "file name is not UTF-8"),
     ],
 )
 def test_sources_that_are_no_files_are_refused_with_the_reason(tmp_path, waves, sources, reason):
@@ -161,6 +162,7 @@ def test_supervisions_without_recording_and_the_other_way_round_are_named(tmp_pa
         ('{"id": "a", "recording": {"id": "a"}, "start": 0, "duration": 1}', "not an entry of lhotse's: KeyError"),
         (CUTS.strip().split("\n")[0].replace('"start": 0,', '"start": "x",'), "not an entry of lhotse's"),
         (CUTS.strip().split("\n")[0].replace('"start": 0,', '"start": -1,'), "not an entry of lhotse's: .*-1"),
+        (CUTS.strip().split("\n")[0].replace('"start": 0,', f'"start": {10**400},'), "not an entry of lhotse's"),
     ],
 )
 def test_lines_of_another_form_are_errors_with_file_and_line(tmp_path, waves, line, message):

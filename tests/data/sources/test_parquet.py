@@ -94,6 +94,16 @@ def test_a_path_without_bytes_is_a_file_beside_and_a_missing_one_is_named(tmp_pa
     ]
 
 
+def test_texts_of_any_type_are_text_and_what_is_not_utf_8_is_replaced(tmp_path):
+    broken = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff", b"b"]).buffers())
+    audio = pa.StructArray.from_arrays([pa.array([ITEMS[0].content] * 2), broken], ["bytes", "path"])
+    table = pa.table({"audio": audio, "text": broken, "speaker_id": [7, None]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    index = open_source("parquet", tmp_path).index
+    assert index.transcripts.tolist() == ["\ufffd", "b"] and index.speakers.tolist() == ["7", ""]
+    assert index.ids.tolist() == ["\ufffd", "b"]
+
+
 def test_damaged_files_and_files_of_other_columns_are_named_and_the_rest_is_read(tmp_path):
     whole = write_parquet(tmp_path, ITEMS).read_bytes()
     (tmp_path / "b.parquet").write_bytes(whole[: len(whole) // 2])

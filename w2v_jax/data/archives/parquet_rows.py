@@ -24,7 +24,10 @@ from w2v_jax.core.cli import UserError, os_error_text
 from w2v_jax.data.index import ReadError
 
 BYTES_KEPT = 512 << 20
-"""Bytes of the row groups that are kept. Each thread can hold one more, and the last one read is always kept."""
+"""Bytes of the row groups that are kept. The last one read is always kept."""
+
+READ_TOGETHER = 4
+"""Row groups that are read at the same time, each of which takes memory, too."""
 
 FILES_KEPT = 1 << 12
 """Files whose metadata is remembered."""
@@ -132,7 +135,7 @@ class Cells(NamedTuple):
 
     def path(self, i: int) -> str:
         """The path in a cell; "" where there is none."""
-        return "" if self.paths is None else self.paths[i].as_py() or ""
+        return "" if self.paths is None else (self.paths[i].as_py() or b"").decode("utf-8", "replace")
 
 
 def row_content(path: str, row: int) -> bytes:
@@ -168,7 +171,15 @@ def _load(table: Table, group: int) -> Cells:
     if not types.is_struct(column.type):
         return Cells(column, None)
     fields = {column.type.field(i).name: values for i, values in enumerate(column.flatten())}
-    return Cells(fields["bytes"], fields.get("path"))
+    return Cells(fields["bytes"], as_bytes(fields["path"]) if "path" in fields else None)
+
+
+def as_bytes(column: Any) -> Any:
+    """A column of text as one of bytes, which need not be UTF-8; other columns as they are."""
+    import pyarrow as pa
+
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    return column.cast(pa.large_binary()) if is_text else column
 
 
 def stored_bytes(table: Table, group: int) -> tuple[int, bool]:
@@ -224,7 +235,7 @@ class _Recent:
     """Values that were loaded last, up to BYTES_KEPT. Threads that want the same one wait for the first of them."""
 
     def __init__(self):
-        self._lock = threading.Lock()
+        self._lock, self._readers = threading.Lock(), threading.Semaphore(READ_TOGETHER)
         self._values: OrderedDict[Hashable, Future] = OrderedDict()
 
     def get(self, key: Hashable, load: Callable[[], Any]) -> Any:
@@ -236,7 +247,8 @@ class _Recent:
             self._values.move_to_end(key)
         if not is_loaded:
             try:
-                future.set_result(load())
+                with self._readers:
+                    future.set_result(load())
             except BaseException as error:
                 future.set_exception(error)
                 with self._lock:

@@ -35,7 +35,7 @@ READ_AHEAD = 1 << 16
 """Bytes that are read at once of those."""
 
 _CHANNEL = re.compile(r"(.+)#channel(\d+)", re.S)
-_RANGE = re.compile(r"(.+?)#(\d+)\+(\d+)(:.*)?", re.S)
+_RANGE = re.compile(r"(.+)#(\d+)\+(\d+)(:[^#]*)?", re.S)
 _NUMBER = re.compile(rf"(.+(?:({PARQUET})|{ARRAY_RECORD}))#(\d+)", re.S)
 
 
@@ -48,7 +48,7 @@ class Opened(NamedTuple):
 
 def in_file(path: str, start: int, size: int, *, name: str = "") -> str:
     """The address of `size` bytes from byte `start` of a file. The last part of `name` says what they are."""
-    return f"{path}#{start}+{size}:{os.path.basename(name)}".rstrip(":")
+    return f"{path}#{start}+{size}:{os.path.basename(name).replace('#', '_')}".rstrip(":")
 
 
 def numbered(path: str, number: int) -> str:
@@ -67,6 +67,8 @@ def opened(address: str) -> Iterator[Opened]:
     if "#" not in address or os.path.exists(address):
         yield Opened(address)
         return
+    if "\0" in address:  # which no file can have in its name
+        raise ReadError("file does not exist")
     channel = None
     if match := _CHANNEL.fullmatch(address):
         address, channel = match[1], int(match[2])

@@ -218,7 +218,13 @@ def archives(root: Any, ending: str, skipped: list[Skip], *, what: str) -> list[
                 skipped.append(Skip(file, not_audio(os.path.splitext(name)[1])))
     if not found:
         raise UserError(f"data.root: {', '.join(map(str, paths))} holds no {what} file")
-    return found
+    skipped += [Skip(archive.path, reason) for archive in found if (reason := _no_file(archive.path))]
+    return [archive for archive in found if not _no_file(archive.path)]
+
+
+def _no_file(path: str) -> str:
+    """Why what is at a path is not opened, "" for a file. Opening a pipe would block for ever."""
+    return "" if os.path.isfile(path) else "not a regular file" if os.path.exists(path) else "file does not exist"
 
 
 def _expanded(pattern: str) -> list[str]:

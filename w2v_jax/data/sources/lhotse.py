@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from w2v_jax.core.text import numbered_lines
 from w2v_jax.data.index import Skip, roots
 from w2v_jax.data.io.address import channel_of
 from w2v_jax.data.io.audio import AudioFiles
-from w2v_jax.data.io.listing import Candidate, as_text, beside, list_files
+from w2v_jax.data.io.listing import SURROGATES, Candidate, as_text, beside, list_files
 
 KINDS = ("recordings", "cuts")
 """The manifests that have rows: what their names hold."""
@@ -68,7 +69,7 @@ def _candidates(manifest: pathlib.Path, skipped: list[Skip]) -> Iterator[Candida
             yield _candidate(manifest.parent, entry)
         except Refused as error:
             skipped.append(Skip(f"{entry.where} ({as_text(entry.fields.get('id'))})", str(error)))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{entry.where}: not an entry of lhotse's: {reason}") from None
 
@@ -118,7 +119,7 @@ def _candidate(folder: pathlib.Path, entry: Entry) -> Candidate:
         raise Refused("no recording: the manifest has none for this entry")
     speakers = list(dict.fromkeys(as_text(one.get("speaker")) for one in entry.said))
     return Candidate(
-        str(fields["id"]),
+        as_text(fields["id"]),
         _address(folder, entry.recording, fields.get("channel")),
         offset=_seconds(fields["start"]),
         duration=_seconds(fields["duration"]),
@@ -148,6 +149,8 @@ def _address(folder: pathlib.Path, recording: Mapping[str, Any], channel: Any) -
     if kind != "file":
         raise Refused(f"a source of type {kind}: only files are read; save it with save_audio()")
     path = beside(folder, sources[0]["source"])
+    if re.search(SURROGATES, path):
+        raise Refused("file name is not UTF-8")
     if wanted == set(channels):
         return path
     if len(wanted) > 1:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from w2v_jax.core.cli import UserError
 from w2v_jax.data.archives.parquet_rows import (
     Table,
+    as_bytes,
     audio_cells,
     open_table,
     places,
@@ -96,7 +97,7 @@ def _rows(file: Archive, table: Table, group: int) -> Iterator[Candidate]:
     names = role_names(set(table.schema.names) - {table.audio})
     columns = read_columns(table, group, [*names.values()])
     texts = {role: [""] * len(table.rows(group)) for role in ROLES}
-    texts |= {role: [as_text(value) for value in columns[name].to_pylist()] for role, name in names.items()}
+    texts |= {role: [as_text(value) for value in as_bytes(columns[name]).to_pylist()] for role, name in names.items()}
     cells = audio_cells(table, group)
     for i, place in enumerate(places(table, group)):
         number, beside = table.rows(group)[i], cells.path(i)

@@ -75,7 +75,7 @@ def _sample(
         if member.extension in (".txt", ".json"):
             try:
                 texts |= _texts(file, member)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 skipped.append(Skip(_place(path, member.name), f"unreadable transcripts: {error}"))
     recordings = [member for member in members if member.extension in EXTENSIONS]
     for member in recordings:
@@ -92,7 +92,7 @@ def _texts(file: BinaryIO, member: ShardFile) -> dict[str, str]:
     content = file.read(member.size)
     if len(content) < member.size:
         raise ValueError("the shard ends within it")
-    text = content.decode()
+    text = content.decode("utf-8-sig")
     if member.extension == ".txt":
         return {"transcript": text.strip()}
     entry = json.loads(text)
