@@ -1,6 +1,5 @@
 """Laws of listing: candidates become rows in their order, whoever opens them, or are skipped with a reason."""
 
-import os
 import sys
 
 import pytest
@@ -8,10 +7,9 @@ from recordings import encoded, tone
 
 from w2v_jax.core import progress
 from w2v_jax.core.cli import UserError
-from w2v_jax.data.index import Skip
 from w2v_jax.data.io import listing
 from w2v_jax.data.io.containers import JOINED, NO_END
-from w2v_jax.data.io.listing import Archive, Candidate, archives, as_text, beside, list_files, named_split, role_names
+from w2v_jax.data.io.listing import Candidate, beside, list_files
 from w2v_jax.data.sources import folder
 
 
@@ -73,39 +71,6 @@ def test_what_was_done_about_odd_files_is_counted(tmp_path):
     assert index.durations[[0, 1, 3]].tolist() == [2.0, 2.0, 1.0]
 
 
-def test_archives_are_found_by_file_folder_and_pattern_in_one_order(tmp_path):
-    for name in ("a-08.tar", "b/a-09.tar", "b/a-10.tar", "b/notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    skipped: list[Skip] = []
-    find = lambda *roots: [archive.name for archive in archives(roots, r"\.tar", skipped, what=".tar")]
-    assert find(tmp_path) == ["a-08", "b/a-09", "b/a-10"]
-    assert skipped == [Skip(str(tmp_path / "b" / "notes.txt"), "extension .txt is not an audio extension")]
-    assert find(tmp_path / "b" / "a-10.tar", f"{tmp_path}/b/a-{{09..10}}.tar") == ["a-10", "a-09", "a-10"]
-    os.mkfifo(tmp_path / "b" / "pipe.tar")
-    (tmp_path / "b" / "x.tar").symlink_to(tmp_path / "nowhere")
-    assert find(tmp_path / "b") == ["a-09", "a-10"]
-    assert [skip.reason for skip in skipped[-2:]] == ["not a regular file", "file does not exist"]
-    (tmp_path / "c{1..2}.tar").touch()
-    path = str(tmp_path / "c{1..2}.tar")
-    assert archives(path, r"\.tar", [], what=".tar") == [Archive(path, "c{1..2}")], "a file of that name is no pattern"
-    (tmp_path / "d").mkdir()
-    for root, message in (
-        (tmp_path / "d", r"d holds no \.tar file"),
-        (tmp_path / "b" / "notes.txt", r"notes\.txt' is no directory, and its name does not end in \.tar"),
-        (f"{tmp_path}/b/a-{{10..11}}.tar", r"a-11\.tar' does not exist"),
-    ):
-        with pytest.raises(UserError, match=message):
-            archives(root, r"\.tar", [], what=".tar")
-
-
-def test_the_split_of_a_root_is_what_follows_the_sign_unless_a_file_has_that_name(tmp_path):
-    (tmp_path / "a@b").touch()
-    assert named_split(f"{tmp_path}/a@b", "train") == (f"{tmp_path}/a@b", "train")
-    assert named_split(f"{tmp_path}/a@b@dev", "train") == (f"{tmp_path}/a@b", "dev")
-    assert named_split("x@dev", "") == ("x", "dev") and named_split("x", "train") == ("x", "train")
-
-
 def test_paths_of_a_list_lie_beside_it_or_else_in_the_present_directory(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -114,9 +79,3 @@ def test_paths_of_a_list_lie_beside_it_or_else_in_the_present_directory(tmp_path
     assert beside(tmp_path, "b") == "b"
     (tmp_path / "b").touch()
     assert beside(tmp_path, "b") == str(tmp_path / "b") and beside(tmp_path, "/x/y") == "/x/y"
-
-
-def test_texts_of_any_type_are_text_and_the_first_name_of_a_role_counts():
-    values = (None, "a\udcff", b"b\xff", 7, ["c", 1, b"d"], [])
-    assert [as_text(value) for value in values] == ["", "a\ufffd", "b\ufffd", "7", "c 1 d", ""]
-    assert role_names(["sentence", "text", "client_id", "x"]) == {"transcript": "text", "speaker": "client_id"}

@@ -1,1 +1,1 @@
-"""Files that hold many recordings: the bytes of one of them, by its number. Nothing is decoded here."""
+"""Files that hold many recordings: where they are, and the bytes of one recording. Nothing is decoded here."""

@@ -206,7 +206,7 @@ def places(table: Table, group: int) -> list[tuple[int, int] | None]:
         return [None] * count
     start = min(offset for offset in (chunk.dictionary_page_offset, chunk.data_page_offset) if offset)
     stop, found = start + chunk.total_compressed_size, []
-    with open(table.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with _reasons(), open(table.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         position = start
         for i in range(count):
             value = cells.content(i)

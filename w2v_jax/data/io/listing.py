@@ -12,12 +12,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from w2v_jax.core.cli import UserError, os_error_text
 from w2v_jax.core.progress import ProgressBar
 from w2v_jax.core.text import numbered_lines
-from w2v_jax.data.index import ReadError, Row, Skip, make_index, root_entries, roots, usable
+from w2v_jax.data.index import ReadError, Row, Skip, make_index, usable
 from w2v_jax.data.io.audio import AudioFiles, Header, probe
 
 SURROGATES = "[\ud800-\udfff]"
@@ -187,97 +187,13 @@ def _scan(folder: str, visited: set[tuple[int, int]], skipped: list[Skip]) -> tu
     return sorted(folders), sorted(files)
 
 
-# Files of many recordings
-
-
-class Archive(NamedTuple):
-    """A file of many recordings, and its path below the root without the extension."""
-
-    path: str
-    name: str
-
-
-def archives(root: Any, ending: str, skipped: list[Skip], *, what: str) -> list[Archive]:
-    """The files that a root names: a file, all below a folder, or those of a pattern such as `a-{000..127}.tar`.
-
-    `ending` is a regular expression, and `what` tells it to people. Files of a folder with other names join `skipped`.
-    Raises UserError for a file that does not exist or has another name, and where there is none.
-    """
-    found, paths = [], roots([text for entry in root_entries(root) for text in _expanded(entry)])
-    for path in paths:
-        if not path.is_dir():
-            if not re.search(f"{ending}$", path.name):
-                raise UserError(f"data.root: {str(path)!r} is no directory, and its name does not end in {what}")
-            found.append(Archive(str(path), re.sub(f"{ending}$", "", path.name)))
-            continue
-        for folder, name in ((folder, name) for _, folder, names in folders_below([path], skipped) for name in names):
-            file = os.path.join(folder, name)
-            if re.search(f"{ending}$", name):
-                found.append(Archive(file, re.sub(f"{ending}$", "", os.path.relpath(file, path)).replace(os.sep, "/")))
-            else:
-                skipped.append(Skip(file, not_audio(os.path.splitext(name)[1])))
-    if not found:
-        raise UserError(f"data.root: {', '.join(map(str, paths))} holds no {what} file")
-    skipped += [Skip(archive.path, reason) for archive in found if (reason := _no_file(archive.path))]
-    return [archive for archive in found if not _no_file(archive.path)]
-
-
-def _no_file(path: str) -> str:
-    """Why what is at a path is not opened, "" for a file. Opening a pipe would block for ever."""
-    return "" if os.path.isfile(path) else "not a regular file" if os.path.exists(path) else "file does not exist"
-
-
-def _expanded(pattern: str) -> list[str]:
-    """The names that a pattern with {first..last} stands for; itself where there is none."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if not match or os.path.exists(pattern):
-        return [pattern]
-    names = []
-    for number in range(int(match[1]), int(match[2]) + 1):
-        names += _expanded(f"{pattern[: match.start()]}{number:0{len(match[1])}}{pattern[match.end() :]}")
-    return names
-
-
-def named_split(root: str, split: str) -> tuple[str, str]:
-    """(path, split) of a root: PATH@SPLIT names a split of its own in place of `split`."""
-    if "@" in root and not os.path.exists(root):
-        root, _, split = root.rpartition("@")
-    return root, split
-
-
 def beside(folder: str | os.PathLike, path: str) -> str:
     """A path in a list of files: relative to the folder of the list or, where it is not there, to the present one."""
     joined = os.path.join(folder, os.path.expanduser(path))
     return path if not os.path.exists(joined) and os.path.exists(path) else joined
 
 
-# What is said of a recording
-
-ROLES = {
-    "id": ("id", "utterance_id", "filename", "audio/filename"),
-    "transcript": ("text", "transcript", "transcription", "sentence", "raw_text", "label"),
-    "speaker": ("speaker_id", "speaker", "client_id"),
-}
-"""The columns, features or keys that fill a column of the index. The first one that exists is used."""
-
-
-def role_names(names: Iterable[str]) -> dict[str, str]:
-    """The name among `names` that fills each role, for the roles that one fills."""
-    known = set(names)
-    return {role: name for role, choices in ROLES.items() for name in choices[::-1] if name in known}
-
-
-def as_text(value: Any) -> str:
-    """A value as text: text, bytes in UTF-8, a number, or several of them with spaces between. "" for None.
-
-    What is not a character is replaced.
-    """
-    if value is None:
-        return ""
-    if isinstance(value, (list, tuple)):
-        return " ".join(map(as_text, value))
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    return re.sub(SURROGATES, "\ufffd", text)
+# Transcripts
 
 
 class Transcript(NamedTuple):

@@ -1,8 +1,8 @@
 """ArrayRecord files, each record a serialized tf.train.Example: the bytes of an audio file, and its texts.
 
-Features: `audio` (the content of a FLAC, WAV, ... file), and if you like `id`, `text` and `speaker` (`listing.ROLES`).
-TensorFlow Datasets writes the same records where its audio feature has lazy_decode=True, so that one file serves both.
-Write with the option group_size:1, so that one record is read without its neighbours.
+Features: `audio` (the content of a FLAC, WAV, ... file), and if you like `id`, `text` and `speaker`, or other names of
+`archives/texts.py`. TensorFlow Datasets writes the same records where its audio feature has lazy_decode=True, so that
+one file serves both. Write with the option group_size:1, so that one record is read without its neighbours.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import itertools
 from collections.abc import Iterator
 
 from w2v_jax.data.archives.array_record import audio_of, open_records, parsed
+from w2v_jax.data.archives.shards import Archive, archives
+from w2v_jax.data.archives.texts import as_text, role_names
 from w2v_jax.data.index import ReadError, Skip, root_entries
 from w2v_jax.data.io.address import ARRAY_RECORD, numbered
 from w2v_jax.data.io.audio import AudioFiles
-from w2v_jax.data.io.listing import Archive, Candidate, archives, as_text, list_files, role_names
+from w2v_jax.data.io.listing import Candidate, list_files
 
 
 def make(data, root) -> AudioFiles:

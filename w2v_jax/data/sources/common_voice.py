@@ -13,9 +13,10 @@ from collections.abc import Iterator
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.text import numbered_lines
+from w2v_jax.data.archives.shards import named_split
 from w2v_jax.data.index import Skip, root_entries, roots
 from w2v_jax.data.io.audio import AudioFiles
-from w2v_jax.data.io.listing import Candidate, list_files, named_split
+from w2v_jax.data.io.listing import Candidate, list_files
 
 
 def make(data, root) -> AudioFiles:

@@ -24,14 +24,7 @@ from w2v_jax.data.index import Skip, roots
 from w2v_jax.data.io.address import channel_of, in_file
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.containers import UNKNOWN_LENGTH
-from w2v_jax.data.io.listing import (
-    Candidate,
-    Transcript,
-    beside,
-    list_files,
-    read_transcripts,
-    skip_without_audio,
-)
+from w2v_jax.data.io.listing import Candidate, Transcript, beside, list_files, read_transcripts, skip_without_audio
 
 PIPE = "a pipe, which is not run: write its output to a file, e.g. wav-copy scp:wav.scp ark,scp:wav.ark,new.scp"
 

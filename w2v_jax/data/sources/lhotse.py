@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.text import numbered_lines
+from w2v_jax.data.archives.texts import as_text
 from w2v_jax.data.index import Skip, roots
 from w2v_jax.data.io.address import channel_of
 from w2v_jax.data.io.audio import AudioFiles
-from w2v_jax.data.io.listing import SURROGATES, Candidate, as_text, beside, list_files
+from w2v_jax.data.io.listing import SURROGATES, Candidate, beside, list_files
 
 KINDS = ("recordings", "cuts")
 """The manifests that have rows: what their names hold."""

@@ -2,7 +2,7 @@
 
 The column of audio is a struct of `bytes` and `path`, or bytes, or a list of 8-bit integers; what is in it is the
 content of an audio file (`archives/parquet.py`). Where a cell has a path alone, the file lies beside the Parquet file.
-Columns of `listing.ROLES` give ids, transcripts and speakers. `data.root` names files or folders of them.
+Columns of `archives/texts.py` give ids, transcripts and speakers. `data.root` names files or folders of them.
 
 A folder `split=NAME` above a file, or a name such as train-00000-of-00004.parquet, says its split. data.split chooses
 one ("": all), and PATH@SPLIT names the split of a root. Other partitions (`corpus=`, `language=`) are part of the id
@@ -26,10 +26,12 @@ from w2v_jax.data.archives.parquet_rows import (
     read_columns,
     stored_bytes,
 )
+from w2v_jax.data.archives.shards import Archive, archives, named_split
+from w2v_jax.data.archives.texts import ROLES, as_text, role_names
 from w2v_jax.data.index import ReadError, Skip, root_entries, roots
 from w2v_jax.data.io.address import PARQUET, in_file, numbered
 from w2v_jax.data.io.audio import AudioFiles
-from w2v_jax.data.io.listing import ROLES, Archive, Candidate, archives, as_text, list_files, named_split, role_names
+from w2v_jax.data.io.listing import Candidate, list_files
 
 LARGE_GROUP = 32 << 20
 """Bytes of a compressed row group, all of which are read for one recording, from which on a person is told."""
@@ -60,7 +62,7 @@ def _files(entry: str, split: str, skipped: list[Skip]) -> list[Archive]:
     chosen = [
         f for f, name in zip(files, splits, strict=True) if not (split and name) or f"{name}.".startswith(f"{split}.")
     ]
-    if not chosen:
+    if files and not chosen:
         known = ", ".join(sorted(set(splits)))
         raise UserError(f"data.root: {path!r} has no split {split!r}; choose with --config.data.split from {known}")
     return chosen

@@ -26,6 +26,8 @@ import numpy as np
 
 from w2v_jax.core.cli import UserError, did_you_mean, os_error_text
 from w2v_jax.core.display import short_repr
+from w2v_jax.data.archives.shards import named_split
+from w2v_jax.data.archives.texts import role_names
 from w2v_jax.data.archives.tfrecord import TFRecords
 from w2v_jax.data.index import WAVE, Index, ReadError, Row, Skip, make_index, root_entries, usable
 from w2v_jax.data.io.audio import (
@@ -38,7 +40,7 @@ from w2v_jax.data.io.audio import (
     read_crop,
     read_frames,
 )
-from w2v_jax.data.io.listing import named_split, role_names, usable_rows
+from w2v_jax.data.io.listing import usable_rows
 from w2v_jax.data.io.tf_import import import_tensorflow
 
 RECORDS_AT_ONCE = 256

@@ -3,9 +3,10 @@
     shard-000000.tar: a/utt1.flac a/utt1.txt a/utt1.json a/utt2.flac ...
 
 The key is the path up to the first dot of the file's name, and the id of the row. Audio has an extension of `folder`.
-`.txt` holds the transcript. `.json` holds an object of texts, e.g. `text` and `speaker` (`listing.ROLES`). `data.root`
-names shards, folders of them, or patterns such as `shard-{000000..000127}.tar`. Listing reads the headers of each tar
-file; a read then takes the bytes of one recording. Shards that are compressed are refused: in them nobody can seek.
+`.txt` holds the transcript. `.json` holds an object of texts, with keys of `archives/texts.py` such as `text` and
+`speaker`. `data.root` names shards, folders of them, or patterns such as `shard-{000000..000127}.tar`. Listing reads
+the headers of each tar file; a read then takes the bytes of one recording. Shards that are compressed are refused: in
+them nobody can seek.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from w2v_jax.core.cli import os_error_text
 from w2v_jax.core.text import kind_of
+from w2v_jax.data.archives.shards import archives
+from w2v_jax.data.archives.texts import as_text, role_names
 from w2v_jax.data.index import Skip, root_entries
 from w2v_jax.data.io.address import in_file
 from w2v_jax.data.io.audio import AudioFiles
-from w2v_jax.data.io.listing import SURROGATES, Candidate, archives, as_text, list_files, role_names
+from w2v_jax.data.io.listing import SURROGATES, Candidate, list_files
 from w2v_jax.data.sources.folder import EXTENSIONS, MAC
 
 ENDING = r"\.(tar|tar\.\w+|tgz)"
