@@ -1,8 +1,11 @@
 """Laws of ArrayRecord files: a record is read alone, as TensorFlow would parse it, and damage costs one record."""
 
+import sys
+
 import pytest
 from formats import Item, content, example, write_arrayrecord
 
+from w2v_jax.core.cli import UserError
 from w2v_jax.data.archives.array_record import audio_of, open_records, parsed, record_content
 from w2v_jax.data.index import ReadError
 
@@ -52,6 +55,13 @@ def test_audio_that_is_no_file_of_bytes_is_named():
         with pytest.raises(ReadError, match="the feature audio is not the bytes of an audio file"):
             audio_of({"audio": values})
     assert audio_of({"audio": None}) == b"" and audio_of({"speech": [b"a"]}) == b"a"
+
+
+def test_a_missing_package_is_a_clear_error(tmp_path, monkeypatch):
+    path = write_arrayrecord(tmp_path, ITEMS) / "a.array_record"
+    monkeypatch.setitem(sys.modules, "array_record.python.array_record_module", None)
+    with pytest.raises(UserError, match="pip install array_record"):
+        record_content(str(path), 0)
 
 
 def test_a_flipped_byte_costs_one_record(tmp_path):

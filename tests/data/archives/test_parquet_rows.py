@@ -1,5 +1,6 @@
 """Laws of audio in Parquet files: a row is its bytes, in any form; memory is bounded; damage has a reason."""
 
+import sys
 import threading
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from formats import Item, content, write_parquet
 
+from w2v_jax.core.cli import UserError
 from w2v_jax.data.archives import parquet_rows
 from w2v_jax.data.index import ReadError
 
@@ -33,6 +35,12 @@ def test_places_without_compression_are_the_bytes_in_the_file(tmp_path, form, mo
     assert [place and whole[place[0] : sum(place)] for place in places] == [item.content or None for item in items]
 
 
+def test_places_do_not_depend_on_the_order_of_the_fields(tmp_path):
+    pq.write_table(pa.table({"audio": [{"path": "a", "bytes": b"1234"}]}), tmp_path / "a.parquet", compression="none")
+    ((start, size),) = parquet_rows.places(parquet_rows.open_table(str(tmp_path / "a.parquet")), 0)
+    assert (tmp_path / "a.parquet").read_bytes()[start : start + size] == b"1234"
+
+
 def test_places_of_delta_encoded_and_of_repeated_values_are_exact(tmp_path):
     for encoding in ("DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"):
         column = pa.table({"audio": [item.content for item in ITEMS] * 2})
@@ -50,7 +58,7 @@ def test_places_of_delta_encoded_and_of_repeated_values_are_exact(tmp_path):
 def test_other_storage_has_no_places(tmp_path, compression, form):
     table = parquet_rows.open_table(str(write_parquet(tmp_path, ITEMS, compression=compression, form=form)))
     assert parquet_rows.places(table, 0) == [None, None]
-    assert parquet_rows.stored_bytes(table, 0)[1] == (compression != "none") or form == "list"
+    assert parquet_rows.audio_chunk(table, 0).is_compressed == (compression != "none")
 
 
 def test_row_groups_that_were_read_last_are_kept_up_to_a_size(tmp_path, monkeypatch):
@@ -140,6 +148,13 @@ def test_cells_without_bytes_are_named(tmp_path):
     pq.write_table(pa.table({"audio": pa.array([[1, None]], pa.list_(pa.int8()))}), tmp_path / "b.parquet")
     with pytest.raises(ReadError, match="the list of its bytes has gaps"):
         parquet_rows.row_content(str(tmp_path / "b.parquet"), 0)
+
+
+def test_a_missing_package_is_a_clear_error(tmp_path, monkeypatch):
+    path = str(write_parquet(tmp_path, ITEMS))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(UserError, match=r"pip install \"w2v-jax\[features\]\""):
+        parquet_rows.row_content(path, 0)
 
 
 def test_a_damaged_file_has_a_reason(tmp_path):

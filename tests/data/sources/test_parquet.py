@@ -12,6 +12,7 @@ from formats import Item, content, write_parquet
 from w2v_jax.core.cli import UserError
 from w2v_jax.data import open_source
 from w2v_jax.data.archives import parquet_rows
+from w2v_jax.data.index import Skip
 from w2v_jax.data.sources import parquet
 
 ITEMS = [Item(f"u{i}", content(0.2, seed=i), f"text {i}", f"s{i}") for i in range(4)]
@@ -104,6 +105,17 @@ def test_texts_of_any_type_are_text_and_what_is_not_utf_8_is_replaced(tmp_path):
     assert index.ids.tolist() == ["\ufffd", "b"]
 
 
+@pytest.mark.parametrize("compression", ["none", "snappy"])
+def test_a_list_of_bytes_with_gaps_costs_its_row_alone(tmp_path, compression):
+    values = [np.frombuffer(item.content, np.int8).tolist() for item in ITEMS[:2]]
+    table = pa.table({"audio": pa.array([values[0], [1, None], values[1]], pa.list_(pa.int8()))})
+    pq.write_table(table, tmp_path / "a.parquet", compression=compression)
+    index = open_source("parquet", tmp_path).index
+    assert index.ids.tolist() == ["a:0", "a:2"]
+    (skip,) = index.skipped
+    assert skip == Skip(str(tmp_path / "a.parquet#1"), "corrupt audio: the list of its bytes has gaps")
+
+
 def test_damaged_files_and_files_of_other_columns_are_named_and_the_rest_is_read(tmp_path):
     whole = write_parquet(tmp_path, ITEMS).read_bytes()
     (tmp_path / "b.parquet").write_bytes(whole[: len(whole) // 2])
@@ -125,9 +137,9 @@ def test_damaged_files_and_files_of_other_columns_are_named_and_the_rest_is_read
 def test_a_damaged_row_group_costs_its_rows_alone(tmp_path):
     path = write_parquet(tmp_path, ITEMS, compression="snappy", write_page_checksum=True, rows=2)
     table = parquet_rows.open_table(str(path))
-    chunk = next(iter(parquet_rows._chunks(table, 0)))
+    chunk = parquet_rows.audio_chunk(table, 0)
     data = bytearray(path.read_bytes())
-    data[chunk.dictionary_page_offset + chunk.total_compressed_size // 2] ^= 1
+    data[(chunk.start + chunk.stop) // 2] ^= 1
     path.write_bytes(data)
     index = open_source("parquet", path).index
     assert index.ids.tolist() == ["u2", "u3"]

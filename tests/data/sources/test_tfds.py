@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from w2v_jax.core.cli import UserError
+from w2v_jax.data import open_source
 from w2v_jax.data.archives.tfrecord import TFRecords
 from w2v_jax.data.index import ReadError
 from w2v_jax.data.sources import tfds as source
@@ -87,6 +88,15 @@ def test_encoded_audio_comes_back_as_it_was_written(tmp_path, section, file_form
         np.testing.assert_array_equal(records.read(row, 0, 10**6), wave)
         np.testing.assert_array_equal(records.read(row, 1000, 500), wave[1000:1500])
         assert records.read(row, len(wave), 10).shape == (0,)
+
+
+def test_array_records_of_a_dataset_are_what_the_source_of_array_records_reads(tmp_path, section):
+    folder = prepare(tmp_path, flac_features(), [utterance(tmp_path, n) for n in range(3)], "array_record")
+    ours, theirs = open_source("arrayrecord", folder), source.make(section(split=""), folder)
+    assert ours.index.fingerprint() == theirs.index.fingerprint() and ours.index.lost == []
+    assert ours.index.transcripts.tolist() == theirs.index.transcripts.tolist()
+    assert ours.index.speakers.tolist() == theirs.index.speakers.tolist()
+    np.testing.assert_array_equal(ours.read(2, 100, 500), theirs.read(2, 100, 500))
 
 
 @pytest.mark.parametrize("file_format", FORMATS)

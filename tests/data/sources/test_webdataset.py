@@ -132,11 +132,12 @@ def test_shards_that_are_compressed_or_no_tar_files_are_refused_with_the_reason(
     (tmp_path / "c.tar").write_bytes(gzip.compress(good.read_bytes()))
     (tmp_path / "d.tar").write_bytes(b"")
     (tmp_path / "e.tar").write_bytes(b"this is no tar file" * 100)
+    write_tar(tmp_path / "f.tar", {})
     index = open_source("webdataset", tmp_path).index
     reasons = {os.path.basename(skip.path): skip.reason for skip in index.skipped}
     assert reasons["b.tar.gz"] == reasons["c.tar"] == "not a tar file: compressed by gzip; decompress it with gunzip"
-    assert reasons["d.tar"] == "empty file" and reasons["e.tar"].startswith("damaged shard: ")
-    assert len(index) == 1 and len(reasons) == 4
+    assert reasons["d.tar"] == reasons["f.tar"] == "empty file" and reasons["e.tar"].startswith("damaged shard: ")
+    assert len(index) == 1 and len(reasons) == 5
     with pytest.raises(TooFew, match=r"(?s)no readable audio in .*b\.tar\.gz.*compressed by gzip"):
         open_source("webdataset", tmp_path / "b.tar.gz")
 

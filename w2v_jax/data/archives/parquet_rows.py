@@ -14,6 +14,7 @@ import functools
 import itertools
 import mmap
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -71,7 +72,7 @@ def _reasons() -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = str(error).split("\n")[0]
         raise ReadError(f"corrupt Parquet file: {reason}") from None
 
@@ -156,7 +157,11 @@ def read_columns(table: Table, group: int, names: list[str]) -> Any:
 
     with _reasons():
         with pyarrow.parquet.ParquetFile(table.path, metadata=table.metadata, page_checksum_verification=True) as file:
-            return file.read_row_group(group, columns=names, use_threads=False)
+            found = file.read_row_group(group, columns=names, use_threads=False)
+    rows = len(table.rows(group))
+    if lengths := [len(column) for column in found.columns if len(column) != rows]:
+        raise ReadError(f"corrupt Parquet file: a column has {lengths[0]:,} values for {rows:,} rows")
+    return found
 
 
 def audio_cells(table: Table, group: int) -> Cells:
@@ -182,30 +187,39 @@ def as_bytes(column: Any) -> Any:
     return column.cast(pa.large_binary()) if is_text else column
 
 
-def stored_bytes(table: Table, group: int) -> tuple[int, bool]:
-    """(bytes of the column of audio in a row group as it is stored, whether it is compressed)."""
-    chunks = list(_chunks(table, group))
-    return sum(c.total_compressed_size for c in chunks), any(c.compression != "UNCOMPRESSED" for c in chunks)
+class Chunk(NamedTuple):
+    """How the audio of a row group is stored: in the bytes start .. stop of the file, as bytes or as integers."""
+
+    start: int
+    stop: int
+    is_compressed: bool
+    is_bytes: bool
 
 
-def _chunks(table: Table, group: int) -> Iterator[Any]:
-    row_group = table.metadata.row_group(group)
-    columns = (row_group.column(number) for number in range(row_group.num_columns))
-    return (c for c in columns if c.path_in_schema.split(".")[0] == table.audio)
+def audio_chunk(table: Table, group: int) -> Chunk:
+    """The chunk of a row group. Raises ReadError."""
+    with _reasons():
+        row_group = table.metadata.row_group(group)
+        columns = [row_group.column(number) for number in range(row_group.num_columns)]
+        is_audio = re.compile(rf"{re.escape(table.audio)}(\.bytes|\.list\..*)?")
+        column = next((c for c in columns if is_audio.fullmatch(c.path_in_schema)), None)
+        if column is None:
+            raise ReadError("corrupt Parquet file: a row group lacks the column of audio")
+        start = min(offset for offset in (column.dictionary_page_offset, column.data_page_offset) if offset)
+        stop, is_compressed = start + column.total_compressed_size, column.compression != "UNCOMPRESSED"
+        return Chunk(start, stop, is_compressed, is_bytes=column.physical_type == "BYTE_ARRAY")
 
 
 def places(table: Table, group: int) -> list[tuple[int, int] | None]:
     """(first byte in the file, size) of each value in the column of audio of a row group, None where it is not known.
 
     A value stands in the file as it is where it is stored without compression, wherever its page begins. So it is
-    searched for, from the end of the one before: what is found equals the value in all of its bytes.
+    searched for, from the end of the one before: what is found equals the value in all of its bytes. Raises ReadError.
     """
-    cells, count = audio_cells(table, group), len(table.rows(group))
-    chunk = next((c for c in _chunks(table, group) if c.physical_type == "BYTE_ARRAY"), None)
-    if chunk is None or chunk.compression != "UNCOMPRESSED":
+    cells, count, found = audio_cells(table, group), len(table.rows(group)), []
+    start, stop, is_compressed, is_bytes = audio_chunk(table, group)
+    if is_compressed or not is_bytes:
         return [None] * count
-    start = min(offset for offset in (chunk.dictionary_page_offset, chunk.data_page_offset) if offset)
-    stop, found = start + chunk.total_compressed_size, []
     with _reasons(), open(table.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         position = start
         for i in range(count):
@@ -222,7 +236,7 @@ def places(table: Table, group: int) -> list[tuple[int, int] | None]:
     return found
 
 
-def _find(content: mmap.mmap, value: memoryview, *, start: int, stop: int) -> int:
+def _find(content: mmap.mmap, value: memoryview | bytes, *, start: int, stop: int) -> int:
     """The first byte of `value` in the bytes start .. stop; -1 where it is not there."""
     head = bytes(value[:64])  # a search for millions of bytes would prepare for each of them
     at = content.find(head, start, stop)

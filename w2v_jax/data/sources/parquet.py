@@ -21,10 +21,10 @@ from w2v_jax.data.archives.parquet_rows import (
     Table,
     as_bytes,
     audio_cells,
+    audio_chunk,
     open_table,
     places,
     read_columns,
-    stored_bytes,
 )
 from w2v_jax.data.archives.shards import Archive, archives, named_split
 from w2v_jax.data.archives.texts import ROLES, as_text, role_names
@@ -86,21 +86,21 @@ def _candidates(file: Archive, skipped: list[Skip], large: list[str]) -> Iterato
         rows = table.rows(group)
         try:
             yield from _rows(file, table, group)
+            chunk = audio_chunk(table, group)
         except ReadError as error:
             skipped.append(Skip(f"{file.path}: rows {rows.start:,} to {rows.stop - 1:,}", str(error)))
             continue
-        size, is_compressed = stored_bytes(table, group)
-        if is_compressed and size > LARGE_GROUP:
+        size = chunk.stop - chunk.start
+        if chunk.is_compressed and size > LARGE_GROUP:
             large.append(f"{file.path}: rows {rows.start:,} to {rows.stop - 1:,}, {size >> 20:,} MB")
 
 
 def _rows(file: Archive, table: Table, group: int) -> Iterator[Candidate]:
     """The recordings of a row group. Raises ReadError before the first of them."""
-    names = role_names(set(table.schema.names) - {table.audio})
+    names, cells = role_names(set(table.schema.names) - {table.audio}), audio_cells(table, group)
     columns = read_columns(table, group, [*names.values()])
     texts = {role: [""] * len(table.rows(group)) for role in ROLES}
     texts |= {role: [as_text(value) for value in as_bytes(columns[name]).to_pylist()] for role, name in names.items()}
-    cells = audio_cells(table, group)
     for i, place in enumerate(places(table, group)):
         number, beside = table.rows(group)[i], cells.path(i)
         path = numbered(table.path, number)

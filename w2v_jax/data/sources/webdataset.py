@@ -129,7 +129,9 @@ def _members(path: str, file: BinaryIO, skipped: list[Skip]) -> Iterator[ShardFi
         skipped.append(Skip(path, f"damaged shard: {error} after {last}; what follows is lost"))
         return
     file.seek(end)
-    if end >= size:
+    if not end:
+        skipped.append(Skip(path, "empty file"))
+    elif end >= size:
         skipped.append(Skip(path, f"damaged shard: no end mark after {last}; what may have followed is lost"))
     elif file.read(BLOCK).strip(b"\0"):
         skipped.append(Skip(path, f"damaged shard: no header at byte {end:,}, after {last}; what follows is lost"))
