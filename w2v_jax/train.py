@@ -36,7 +36,7 @@ from w2v_jax.ops.random import Stream
 from w2v_jax.probing.live import LiveProbe
 from w2v_jax.profiling import estimate as estimates
 from w2v_jax.training import checkpoint, console, optimizer, sharding, step, workdir
-from w2v_jax.training.dataset import Data, fingerprints, micro_batch, open_data
+from w2v_jax.training.dataset import Data, fingerprints, heard, micro_batch, open_data
 from w2v_jax.training.preemption import Preemption
 from w2v_jax.training.run_log import RunLog, rows_before
 from w2v_jax.training.throughput import Meter, dtype_advice, page_advice
@@ -116,8 +116,16 @@ def run(config: Config, path: pathlib.Path) -> int:
         state = restored.state if restored else first_state(config, training.make_state, training.data.train.form)
         meter = Meter(jax.process_count(), programs_end=[last for last, _ in training.method.early])
         key, stopped = jax.random.key(config.seed), ""
-        epoch = first / training.data.train_plan.steps_per_epoch
-        log = RunLog(config, path, meter, levels=training.method.levels(), rows=rows, first=first, epoch=epoch)
+        log = RunLog(
+            config,
+            path,
+            meter,
+            levels=training.method.levels(),
+            rows=rows,
+            first=first,
+            epoch=training.data.train_plan.epoch(first),
+            heard=functools.partial(heard, training.data),
+        )
         stream = local_batches(training, held_out=False, first=first)
         with Preemption() as preemption:
             for n, (batch, info) in enumerate(meter.waiting_for(stream), first + 1):
@@ -275,10 +283,11 @@ def start_up(config: Config, path: pathlib.Path, mesh: Any, *, data: Data, param
     rows = ", ".join(f"{n} x {length / SAMPLE_RATE:g} s" for n, length in plan.shapes)
     per_device = plan.units * d.unit_seconds / sharding.batch_shards(mesh) / parts
     count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
-    epochs, hours = config.train.steps / plan.steps_per_epoch, plan.units * d.unit_seconds / 3600
+    epochs, hours = plan.epoch(config.train.steps), plan.units * d.unit_seconds / 3600
     longest = max(length for _, length in plan.shapes)
     cropped = int((plan.num_samples > longest).sum())
     crops = f"{cropped:,} recordings longer than {longest / SAMPLE_RATE:g} s, at a random place each epoch"
+    place = d.name if data.mixture is None else d.corpora
     skipped = f", {len(index.skipped):,} left out (see {SKIPPED})" if index.skipped else ""
     shown = {
         "method": f"{config.method}, {count:,} parameters, {config.train.dtype}",
@@ -286,7 +295,11 @@ def start_up(config: Config, path: pathlib.Path, mesh: Any, *, data: Data, param
         "memory pages": page_advice(),
         "arithmetic": dtype_advice(config.train.dtype),
         "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
-        "data": f"{d.name}: {len(index):,} recordings, {index.hours:,.2f} h{skipped}",
+        "data": f"{place}: {len(index):,} recordings, {index.hours:,.2f} h{skipped}",
+        "corpora": "\n".join(
+            f"{name}: {about['rows']:,} recordings, {about['share']:.1%} of the audio, {about['epochs']:,.3g} epochs"
+            for name, about in heard(data, config.train.steps).items()
+        ),
         "noise": "" if data.noise is None else f"{len(data.noise.index):,} recordings, {data.noise.index.hours:,.2f} h",
         "held out": f"{len(data.eval.index):,} recordings, {data.eval.index.hours:,.2f} h",
         "notes": "\n".join(dict.fromkeys(index.notes + data.eval.index.notes)),

@@ -1,5 +1,6 @@
 """Laws of the plan: every recording once per epoch, any step from anywhere, few shapes, crops inside the recording."""
 
+import hashlib
 import re
 
 import hypothesis
@@ -9,7 +10,7 @@ import pytest
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.units import unit_rows
-from w2v_jax.data.batch_plan import FILLER, eval_plan, train_plan
+from w2v_jax.data.batch_plan import FILLER, Groups, Noise, eval_plan, train_plan
 
 RATE = 16000
 laws = hypothesis.settings(max_examples=25, derandomize=True)
@@ -152,6 +153,145 @@ GOLDEN = [
     (160000, [29, 1], [76468, 39859]),
     (160000, [35, 18], [0, 17888]),
 ]
+
+
+def digest(plan) -> str:
+    """Of all that many steps of a plan hold."""
+    found = hashlib.sha256()
+    for number in (*range(150), *range(10_000, 10_040), 1_234_567):
+        step = plan.step(number)
+        for column in (step.rows, step.starts, step.speeds, *(step.mix or ())):
+            found.update(np.ascontiguousarray(column).tobytes())
+        found.update(f"{step.length} {step.epoch!r}".encode())
+    return found.hexdigest()[:16]
+
+
+NOISE = Noise(np.array([300, 400_000, 16_000]), prob=0.4, decibels=(-5.0, 20.0))
+DIGESTS = {
+    "2cb18c38dc093ef1": dict(seed=3),
+    "b025c4d4d1c50e3c": dict(seed=2**40 + 1, speeds=(0.9, 1.1)),
+    "1d2dd48fef6cd00c": dict(seed=4, crop=False),
+    "72e51f514483be8e": dict(seed=5, mix_prob=0.3, mix_decibels=(-5.0, 5.0), noise=NOISE),
+    "f9e0c379ab14fdb6": dict(seed=6, bucket_samples=[12345], units=3, unit_seconds=4.0),
+}
+"""Recorded before recordings could be mixed in given shares."""
+
+
+@pytest.mark.parametrize("expected", DIGESTS)
+def test_a_plan_of_one_corpus_is_what_it_was_before_corpora_could_be_mixed(expected):
+    changes = DIGESTS[expected]
+    num_samples = (np.random.default_rng(0).gamma(2.0, 4.0, 700) * RATE).astype(np.int64) + 800
+    if "crop" in changes:
+        num_samples = np.minimum(num_samples, 10 * RATE)
+    assert digest(train_plan(num_samples, **{**ARGUMENTS, **changes})) == expected
+
+
+# Corpora in given shares
+
+
+@st.composite
+def mixtures(draw):
+    """A corpus, and the groups of its recordings with their shares."""
+    num_samples, arguments = draw(corpora())
+    count = draw(st.integers(1, 5))
+    of = np.array(draw(st.lists(st.integers(0, count - 1), min_size=len(num_samples), max_size=len(num_samples))))
+    present, of = np.unique(of, return_inverse=True)
+    weights = np.array([draw(st.floats(0.05, 1.0)) for _ in present])
+    return num_samples, arguments | {"groups": Groups(of, weights / weights.sum())}
+
+
+def shares_of_bucket(plan, bucket, groups):
+    """What a bucket has to give of each group: its rows there, as often as the group is heard."""
+    filled = lambda b: np.bincount(
+        groups.of[b.rows], np.minimum(plan.num_samples[b.rows], b.length), len(groups.shares)
+    )
+    rates = groups.shares / sum(map(filled, plan.buckets))
+    wanted = rates * np.bincount(groups.of[bucket.rows], minlength=len(groups.shares))
+    return wanted / wanted.sum()
+
+
+@laws
+@hypothesis.given(mixtures(), st.integers(0, 2**40))
+def test_every_recording_comes_once_in_each_epoch_of_its_corpus(mixture, seed):
+    plan, of = try_plan(mixture, seed), mixture[1]["groups"].of
+    seen = {}
+    for step in range(80):
+        batch = plan.step(step)
+        for row in batch.rows.tolist():
+            seen.setdefault((batch.length, int(of[row])), []).append(row)
+    for bucket in plan.buckets:
+        for group in set(of[bucket.rows].tolist()):
+            members = bucket.rows[of[bucket.rows] == group]
+            heard = seen.get((bucket.length, group), [])
+            for first in range(0, len(heard) - len(members) + 1, len(members)):
+                assert sorted(heard[first : first + len(members)]) == members.tolist()
+
+
+@laws
+@hypothesis.given(mixtures())
+def test_shares_are_within_one_row_of_what_was_asked_at_every_step(mixture):
+    """In each bucket, whose share of a corpus is that of its rows there."""
+    plan, groups = try_plan(mixture), mixture[1]["groups"]
+    asked = {bucket.length: shares_of_bucket(plan, bucket, groups) for bucket in plan.buckets}
+    counts = {bucket.length: np.zeros(len(groups.shares)) for bucket in plan.buckets}
+    for step in range(80):
+        batch = plan.step(step)
+        counts[batch.length] += np.bincount(groups.of[batch.rows], minlength=len(groups.shares))
+        heard = counts[batch.length]
+        assert np.abs(heard - heard.sum() * asked[batch.length]).max() <= 1 + 1e-4 * heard.sum()
+
+
+@laws
+@hypothesis.given(mixtures(), st.integers(0, 10**6))
+def test_a_mixture_resumes_without_repeat_or_gap_and_keeps_its_buckets(mixture, first):
+    walked, fresh, num_samples = try_plan(mixture), try_plan(mixture), mixture[0]
+    steps = [walked.step(step) for step in range(first, first + 8)]
+    for step in (first + 7, first, first + 3):
+        for a, b in zip(steps[step - first], fresh.step(step), strict=True):
+            np.testing.assert_array_equal(a, b)
+    for batch in steps:
+        (bucket,) = (b for b in fresh.buckets if b.length == batch.length)
+        assert np.isin(batch.rows, bucket.rows).all() and len(batch.rows) == bucket.batch
+        assert (batch.starts + np.minimum(num_samples[batch.rows], batch.length) <= num_samples[batch.rows]).all()
+
+
+@laws
+@hypothesis.given(mixtures(), st.integers(0, 500))
+def test_what_was_heard_is_told_without_the_steps_before(mixture, step):
+    plan, groups = try_plan(mixture), mixture[1]["groups"]
+    count, of = len(groups.shares), groups.of
+    rows, seconds = np.zeros(count), np.zeros(count)
+    for number in range(step):
+        batch = plan.step(number)
+        rows += np.bincount(of[batch.rows], minlength=count)
+        seconds += np.bincount(of[batch.rows], np.minimum(plan.num_samples[batch.rows], batch.length) / RATE, count)
+    told, epochs = plan.heard(step)
+    np.testing.assert_allclose(epochs * np.bincount(of), rows, atol=1e-6)
+    partial = 40.0 * len(mixture[0])  # an epoch that is not complete counts by its mean
+    assert np.abs(told - seconds).max() <= partial
+    assert step or not told.any()
+
+
+def test_audio_is_heard_in_the_shares_that_were_asked_for_whatever_the_lengths():
+    """A corpus of short rows and one of long ones, cropped or not, by seconds and not by rows."""
+    rng = np.random.default_rng(0)
+    num_samples = np.concatenate([rng.integers(RATE, 3 * RATE, 900), rng.integers(4 * RATE, 20 * RATE, 100)])
+    of = np.repeat([0, 1], (900, 100))
+    for asked in ([0.5, 0.5], [0.9, 0.1]):
+        plan = train_plan(num_samples, seed=0, groups=Groups(of, np.array(asked)), **ARGUMENTS)
+        seconds, epochs = plan.heard(20_000)
+        np.testing.assert_allclose(seconds / seconds.sum(), asked, atol=2e-3)
+        once = [np.minimum(num_samples[of == group], 10 * RATE).sum() / RATE for group in (0, 1)]
+        np.testing.assert_allclose(epochs, seconds / once, rtol=0.01)
+
+
+def test_natural_shares_hear_every_recording_equally_often():
+    num_samples, of = corpus_of(600), np.repeat([0, 1, 2], (100, 200, 300))
+    natural = np.bincount(of, np.minimum(num_samples, 10 * RATE))
+    plan = train_plan(num_samples, seed=0, groups=Groups(of, natural / natural.sum()), **ARGUMENTS)
+    steps = round(3 * plan.steps_per_epoch)
+    np.testing.assert_allclose(plan.heard(steps)[1], 3, rtol=0.02)
+    assert plan.epoch(steps) == pytest.approx(3, rel=0.01)
 
 
 def test_small_buckets_join_the_next_longer_one():

@@ -183,3 +183,33 @@ def test_roots_must_be_named_and_exist(tmp_path):
 def test_a_root_below_the_home_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert roots("~") == (tmp_path,)
+
+
+def spoken(count, speakers):
+    """An index whose row i has speaker i modulo `speakers`."""
+    return make_index(Row(f"r{i}", f"/audio/{i}.flac", 0, 16_000, 16_000, f"s{i % speakers}") for i in range(count))
+
+
+def test_held_out_speakers_are_not_trained_on_and_are_chosen_whatever_their_rows():
+    index = spoken(200, 20)
+    train, heldout = split_heldout(index, 0.2, speakers=True)
+    sides = [set(index.speakers[side].tolist()) for side in (train, heldout)]
+    assert not sides[0] & sides[1] and len(sides[0]) + len(sides[1]) == 20 and 1 <= len(sides[1]) <= 8
+    assert sorted([*train, *heldout]) == list(range(200))
+    turned = index.select(np.arange(200)[::-1])
+    assert set(turned.speakers[split_heldout(turned, 0.2, speakers=True)[1]].tolist()) == sides[1]
+    least, most = (split_heldout(spoken(9, 3), share, speakers=True) for share in (1e-9, 1.0))
+    assert len(least[1]) == 3 and len(most[0]) == 3, "one speaker on each side, whatever the share"
+    assert len(split_heldout(spoken(9, 1), 0.0, speakers=True)[1]) == 0
+
+
+def test_speakers_that_cannot_be_held_out_are_refused():
+    with pytest.raises(
+        UserError, match=r"data.eval_speakers: all 4 recordings, e.g. /audio/0.flac, have the speaker 's0'"
+    ):
+        split_heldout(spoken(4, 1), 0.5, speakers=True)
+    nameless = make_index([Row("a", "a.wav", 0, 9, 9, "s"), Row("b", "b.wav", 0, 9, 9)])
+    with pytest.raises(
+        UserError, match=r"data.eval_speakers: 1 of 2 recordings of data.root have no speaker, e.g. b.wav"
+    ):
+        split_heldout(nameless, 0.5, speakers=True)

@@ -17,7 +17,7 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.data.index import WAVE, Form
 from w2v_jax.data.transcripts import Alphabet, Labels
 from w2v_jax.training import workdir
-from w2v_jax.training.dataset import Data, fingerprints, form_of, micro_batch, open_data
+from w2v_jax.training.dataset import Data, fingerprints, form_of, heard, micro_batch, open_data
 
 
 def acoustic(corpus, **changes):
@@ -195,6 +195,66 @@ def test_noise_is_listed_told_and_mixed_in_training_alone(letters, tiny_corpus, 
     with config.unlocked():
         config.data.update(usual, noise_root=())
     assert open_data(config, 8, 8, path=tmp_path).noise is None
+
+
+def mixed(letters, tiny_corpus, tmp_path, **changes):
+    """The config of HuBERT on two corpora: the training part and, as a corpus of its own, the other part."""
+    text = f'[a]\nname="folder"\nroot="{tiny_corpus}/train"\n[b]\nname="folder"\nroot="{tiny_corpus}/dev"\n'
+    (tmp_path / "mix.toml").write_text(text)
+    units = tiny_corpus.with_name("synthetic-letters")
+    own = dict(data__corpora=tmp_path / "mix.toml", data__targets=units, data__eval_share=0.3)
+    return letters(**own | changes)
+
+
+def test_corpora_are_mixed_in_the_shares_that_a_run_keeps(letters, tiny_corpus, tmp_path):
+    open_data(letters(), 8, 8, path=tmp_path)  # makes the letters
+    data = open_data(mixed(letters, tiny_corpus, tmp_path, data__corpora_exponents="(0.0,1.0)"), 4, 4, path=tmp_path)
+    assert fingerprints(data)["shares"] == {"a": 0.5, "b": 0.5}
+    ids = data.train.index.ids.tolist()
+    assert {id[:2] for id in ids} == {"a/", "b/"} and len(data.eval.index) and len(set(ids)) == len(ids)
+    assert len(data.train_targets.rows) == len(data.train.index)
+    row = int(np.flatnonzero(data.train.index.groups == 1)[0])
+    own = dict(data__name="folder", data__root=tiny_corpus / "dev", data__targets=f"{tiny_corpus}-letters")
+    alone = open_data(letters(**own), 1, 1, path=tmp_path)
+    same = alone.train.index.ids.tolist() + alone.eval.index.ids.tolist()
+    assert data.train.index.ids[row].removeprefix("b/") in same
+    step = data.train_plan.step(0)
+    assert np.bincount(data.train.index.groups[step.rows]).tolist() == [len(step.rows) // 2] * 2
+    told = heard(data, 100)
+    assert list(told) == ["a", "b"] and told["a"]["hours"] == pytest.approx(told["b"]["hours"], rel=0.05)
+    assert told["b"]["epochs"] > told["a"]["epochs"] > 1 and told["b"]["rows"] < told["a"]["rows"]
+    plain = open_data(letters(), 4, 4, path=tmp_path)
+    assert heard(plain, 100) == {} and "shares" not in fingerprints(plain) and plain.mixture is None
+
+
+def test_a_run_does_not_go_on_with_other_shares(letters, tiny_corpus, tmp_path):
+    open_data(letters(), 8, 8, path=tmp_path)
+    config = mixed(letters, tiny_corpus, tmp_path)
+    workdir.check_data(tmp_path, config, fingerprints(open_data(config, 4, 4, path=tmp_path)))
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    file = tmp_path / "mix.toml"
+    file.write_text(file.read_text().replace("root=", "weight=1\nroot="))
+    with pytest.raises(UserError, match=r"(?s)the data are not those.*shares.a: .* -> 0.5"):
+        workdir.check_data(tmp_path, config, fingerprints(open_data(config, 4, 4, path=tmp_path)))
+
+
+def test_lengths_join_at_the_updates_of_the_curriculum(letters, tmp_path):
+    config = letters(data__bucket_seconds="(1.0,2.0)", data__curriculum="5")
+    plan = open_data(config, 2, 2, path=tmp_path).train_plan
+    assert {plan.step(step).length for step in range(5)} == {16_000}
+    assert max(plan.step(step).length for step in range(5, 60)) == 32_000
+
+
+def test_speakers_of_the_recordings_to_score_are_not_trained_on_by_choice(letters, tiny_corpus, tmp_path):
+    data = open_data(letters(data__eval_speakers=True), 4, 4, path=tmp_path)
+    train, scored = (set(source.index.speakers.tolist()) for source in (data.train, data.eval))
+    assert train and scored and not train & scored
+    both = dict(data__name="folder", data__root=tiny_corpus / "train", data__targets=f"{tiny_corpus}-letters")
+    config = letters(**both, data__eval_root=tiny_corpus / "train", data__eval_speakers=True)
+    with pytest.raises(
+        UserError, match=r"data.eval_speakers: \d+ speakers, e.g. '\d+', are in data.root and in data.eval"
+    ):
+        open_data(config, 4, 4, path=tmp_path)
 
 
 def data_of(form=WAVE, labels=None) -> Data:

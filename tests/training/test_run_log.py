@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 from commands import ROOT
 from test_watchdog import DEATHS, LEVELS, dying
@@ -11,6 +15,32 @@ from w2v_jax.data.pipeline import Failed, Info
 from w2v_jax.training import run_log
 from w2v_jax.training.run_log import RunLog, rows_before
 from w2v_jax.training.throughput import Meter
+
+
+def one_corpus(step, *, languages=False):
+    """What a run of one corpus has heard of each, where there are several."""
+    return {}
+
+
+def test_a_run_of_several_corpora_logs_and_tells_what_it_heard_of_each(tmp_path, capsys):
+    def two(step, *, languages=False):
+        about = dict(rows=9, share=0.5, hours=0.25 * step, epochs=2.0 * step)
+        return {"a": about, "b/de" if languages else "b": about | dict(hours=1.0)}
+
+    config = configs.load(f"{ROOT / 'configs' / 'w2v2_base.py'}:tiny", [("train.steps", "4")])
+    log = RunLog(config, tmp_path, Meter(), levels=LEVELS, rows=[], first=0, epoch=0.0, heard=two)
+    info = Info(3, 0.5, 16_000, ids=["a/x"], starts=[0], failed=[], silent=[], no_noise=[])
+    batch = dict(num_samples=np.array([16_000]), row=np.array([0]))
+    log.meter.is_new_shape(batch, info)
+    log.started(4, batch, info=info, metrics=dict(loss=np.array(2.0), skipped=np.array(0.0)))
+    log.finish_pending()
+    (row,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    wanted = {"hours/a": 1.0, "epochs/a": 8.0, "hours/b": 1.0, "epochs/b": 8.0}
+    assert {name: row[name] for name in row if "/" in name} == wanted
+    manager = SimpleNamespace(latest_step=lambda: 4, wait_until_finished=lambda: None, close=lambda: None)
+    log.close(manager, 4, "")
+    assert list(json.loads((tmp_path / "done.json").read_text())["corpora"]) == ["a", "b/de"]
+    assert "heard       a: 1 h, 8 epochs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kept", [7, 15])
@@ -23,7 +53,7 @@ def test_a_run_that_is_stopped_every_few_rows_is_named_when_it_is_dead(tmp_path,
     for start in range(0, len(rows), kept):
         first = rows[start - 1]["step"] if start else 0
         before = rows_before(tmp_path, first)
-        log = RunLog(config, tmp_path, Meter(), levels=LEVELS, rows=before, first=first, epoch=0.0)
+        log = RunLog(config, tmp_path, Meter(), levels=LEVELS, rows=before, first=first, epoch=0.0, heard=one_corpus)
         for row in rows[start : start + kept]:
             log._log(row)
         log.report.close()
@@ -38,7 +68,9 @@ def row_of(step: int, loss: float) -> dict:
 
 def recogniser_log(path, before, first):
     config = configs.load(f"{ROOT / 'configs' / 'acoustic_logmel.py'}:tiny", [("train.patience", "20")])
-    return RunLog(config, path, Meter(), levels={"error_silent": 1.0}, rows=before, first=first, epoch=0.0)
+    return RunLog(
+        config, path, Meter(), levels={"error_silent": 1.0}, rows=before, first=first, epoch=0.0, heard=one_corpus
+    )
 
 
 def test_the_gap_between_held_out_and_training_loss_survives_a_stop(tmp_path):
@@ -83,7 +115,7 @@ def test_a_metric_that_is_not_there_cannot_choose_the_best(tmp_path, capsys):
 def test_silent_recordings_are_named_once_and_counted(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run_log, "SILENT_NAMED", 2)
     config = configs.load(f"{ROOT / 'configs' / 'w2v2_base.py'}:tiny", [])
-    log = RunLog(config, tmp_path, Meter(), levels=LEVELS, rows=[], first=0, epoch=0.0)
+    log = RunLog(config, tmp_path, Meter(), levels=LEVELS, rows=[], first=0, epoch=0.0, heard=one_corpus)
     for step, silent in enumerate((["a.wav", "a.wav"], ["a.wav", "b.wav"], ["c.wav"]), 1):
         log._count_failures(step, Info(step, 0.0, 16000, [], [], [], silent, []), {"skipped": 0.0})
     log.report.close()
@@ -94,7 +126,7 @@ def test_silent_recordings_are_named_once_and_counted(tmp_path, capsys, monkeypa
 
 def test_noise_that_cannot_be_read_is_named_once(tmp_path, capsys):
     config = configs.load(f"{ROOT / 'configs' / 'w2v2_base.py'}:tiny", [])
-    log = RunLog(config, tmp_path, Meter(), levels=LEVELS, rows=[], first=0, epoch=0.0)
+    log = RunLog(config, tmp_path, Meter(), levels=LEVELS, rows=[], first=0, epoch=0.0, heard=one_corpus)
     for step, names in enumerate((["a"], ["a", "b"], ["b"]), 1):
         unread = [Failed(name, f"{name}.wav", "truncated") for name in names]
         log._count_failures(step, Info(step, 0.0, 16000, [], [], [], [], unread), {"skipped": 0.0})

@@ -91,8 +91,8 @@ def keys_of(sections: Mapping[str, str]) -> frozenset[str]:
 COMMON = {"method", "seed"} | keys_of(
     {
         "init": "run step",
-        "data": "name root normalize min_seconds hours train_hours loader workers eval_root eval_share eval_hours "
-        "batch_hours unit_seconds device_seconds bucket_seconds",
+        "data": "name root corpora corpora_exponents normalize min_seconds hours train_hours loader workers eval_root "
+        "eval_share eval_speakers eval_hours batch_hours unit_seconds device_seconds bucket_seconds curriculum",
         "optim": "peak schedule warmup start end power stages betas eps weight_decay clip_norm average rules",
         "sharding": "data fsdp tensor slices",
         "train": "steps dtype log_every log_rows eval_every watchdog compile_cache checkpoint_every keep_latest "
@@ -128,7 +128,7 @@ OPTIONAL: dict[str, Any] = {
 PATHS = keys_of(
     {
         "init": "run",
-        "data": "root eval_root alphabet targets noise_root",
+        "data": "root eval_root corpora alphabet targets noise_root",
         "probe": "root test_root",
         "train": "compile_cache",
     }
@@ -139,6 +139,7 @@ ELEMENTS = {
     "data.root": "",
     "data.eval_root": "",
     "data.noise_root": "",
+    "data.curriculum": 0,
     "data.targets": "",
     "encoder.context_kernels": 0,
     "init.fresh": "",
@@ -148,8 +149,15 @@ ELEMENTS = {
 }
 """What an element of a tuple is like, for the keys whose tuple may be empty."""
 
-LENGTHS = {"data.mix_decibels": 2, "data.noise_decibels": 2, "data.speeds": 2, "optim.betas": 2, "optim.stages": 3}
-LENGTHS |= {"quantizer.temperature": 3}
+LENGTHS = {
+    "data.corpora_exponents": 2,
+    "data.mix_decibels": 2,
+    "data.noise_decibels": 2,
+    "data.speeds": 2,
+    "optim.betas": 2,
+    "optim.stages": 3,
+    "quantizer.temperature": 3,
+}
 """How many numbers a tuple has, for the keys whose numbers have a meaning each."""
 
 
@@ -394,7 +402,7 @@ def flatten(config: Mapping[str, Any] | Config, prefix: str = "") -> dict[str, A
     return flat
 
 
-CONFIG_VERSION = 7
+CONFIG_VERSION = 8
 """Of `config.json`: raised when a key is added, with a line in ADDED."""
 ADDED = (
     (2, "init.run", "", "seed"),
@@ -420,6 +428,10 @@ ADDED = (
     (7, "data.noise_name", "folder", "data.mix_prob"),
     (7, "data.noise_prob", 0.0, "data.mix_prob"),
     (7, "data.noise_decibels", (-5.0, 20.0), "data.mix_prob"),
+    (8, "data.corpora", "", "data.eval_share"),
+    (8, "data.corpora_exponents", (1.0, 1.0), "data.eval_share"),
+    (8, "data.curriculum", (), "data.eval_share"),
+    (8, "data.eval_speakers", False, "data.eval_share"),
 )
 """(version that added a key, the key, what runs without it meant, a key of the configs that have it)."""
 

@@ -5,8 +5,9 @@ any number of hosts, with exactly the rows that the uninterrupted run would have
 (`units.unit_rows`), not devices.
 
 Each length bucket is an endless stream of its own permutations: every recording occurs once per bucket epoch. A seeded
-cycle assigns the steps to the buckets in proportion to the batches that they hold. All randomness comes from raw
-Philox words and an integer hash, whose values no NumPy version changes.
+cycle assigns the steps to the buckets in proportion to the batches that they hold. Where recordings form groups with a
+share each (`mixture.py`), each group of a bucket is such a stream, and the groups take turns row by row. All randomness
+comes from raw Philox words and an integer hash, whose values no NumPy version changes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import SAMPLE_RATE, unit_rows
+from w2v_jax.data.mixture import turns
 
 FILLER = -1
 """The row number that fills up an incomplete batch."""
@@ -60,6 +62,15 @@ class Noise(NamedTuple):
     num_samples: np.ndarray
     prob: float
     decibels: tuple[float, float]
+
+    __repr__ = short_repr
+
+
+class Groups(NamedTuple):
+    """Recordings that are heard in given shares: `of` [N] is the group of each, `shares` [G] those of the audio."""
+
+    of: np.ndarray
+    shares: np.ndarray
 
     __repr__ = short_repr
 
@@ -112,7 +123,7 @@ class Bucket(NamedTuple):
 
 
 class Plan:
-    """What both plans have in common: `units`, `shapes`, `padding_share`, `steps_per_epoch` and `steps`.
+    """What all plans have in common: `units`, `shapes`, `padding_share`, `steps_per_epoch` and `steps`.
 
     `shapes` are the (rows, T) of each bucket in use. `steps` is None where the plan is endless.
     """
@@ -129,6 +140,11 @@ class Plan:
         filled = sum(np.minimum(num_samples[b.rows], b.length).sum() for b in buckets)
         padded = sum(len(b.rows) * b.length for b in buckets)
         self.padding_share = float(1 - filled / padded) if padded else 0.0
+        self.steps_per_epoch = sum(len(b.rows) / b.batch for b in buckets)
+
+    def epoch(self, step: int) -> float:
+        """How often the recordings have been heard before `step`, on the average."""
+        return step / self.steps_per_epoch
 
     def step(self, step: int) -> Step:
         raise NotImplementedError
@@ -148,14 +164,20 @@ class TrainPlan(Plan):
         mix_prob: float,
         mix_decibels: tuple[float, float],
         noise: Noise | None,
+        groups: Groups | None,
     ):
         super().__init__(num_samples, buckets, units)
         self.seed, self.speeds, self.mix_prob, self.mix_decibels = seed, speeds, mix_prob, mix_decibels
         self.noise = noise
-        self.steps_per_epoch = sum(len(b.rows) / b.batch for b in buckets)
-        self._schedule, self._visits, self._steps_in_cycle = _schedule([len(b.rows) / b.batch for b in buckets], seed)
+        self._streams, self._seconds = _streams(num_samples, buckets, groups)
+        counts = np.array([[len(rows) for rows in streams] for streams in self._streams])  # [buckets G]
+        once = self._seconds.sum(axis=0)
+        rates = np.ones(1) if groups is None else np.where(once > 0, groups.shares / np.maximum(once, 1e-9), 0)
+        self._counts, self._turns = counts, [turns(rates * of_bucket) for of_bucket in counts]
+        batches = [(rates * of_bucket).sum() / b.batch for of_bucket, b in zip(counts, buckets, strict=True)]
+        self._schedule, self._visits, self._steps_in_cycle = _schedule(batches, seed)
         self._lock = threading.Lock()
-        self._cached_permutation = functools.lru_cache(maxsize=2 * len(buckets))(self._permutation)
+        self._cached_permutation = functools.lru_cache(maxsize=2 * counts.size)(self._permutation)
         self._cached_step = functools.lru_cache(maxsize=8)(self._make_step)
 
     def step(self, step: int) -> Step:
@@ -168,15 +190,17 @@ class TrainPlan(Plan):
         number = int(self._schedule[position])
         bucket = self.buckets[number]
         first = (cycle * int(self._steps_in_cycle[number]) + int(self._visits[position])) * bucket.batch
-        epochs, positions = np.divmod(np.arange(first, first + bucket.batch), len(bucket.rows))
+        groups, earlier = self._turns[number].rows(first, bucket.batch)
+        epochs, positions = np.divmod(earlier, self._counts[number][groups])
         rows = np.empty(bucket.batch, np.int64)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            rows[epochs == epoch] = self._cached_permutation(number, epoch)[positions[epochs == epoch]]
+        for group, epoch in set(zip(groups.tolist(), epochs.tolist(), strict=True)):
+            chosen = (groups == group) & (epochs == epoch)
+            rows[chosen] = self._cached_permutation(number, group, epoch)[positions[chosen]]
         num_samples = self.num_samples[rows]
         starts = _crops(num_samples - bucket.length, rows=rows, epochs=epochs, seed=self.seed)
         speeds = _speeds(num_samples / bucket.length, rows=rows, epochs=epochs, seed=self.seed, limits=self.speeds)
         mix = self._mixes(rows, epochs, bucket.length) if self.mix_prob else None
-        return Step(rows, starts, bucket.length, epoch=step / self.steps_per_epoch, speeds=speeds, mix=mix)
+        return Step(rows, starts, bucket.length, epoch=self.epoch(step), speeds=speeds, mix=mix)
 
     def _mixes(self, rows: np.ndarray, epochs: np.ndarray, length: int) -> Mix | None:
         """The mix of a batch: of each row a function of (seed, epoch, row), and of the other rows of its batch.
@@ -209,9 +233,22 @@ class TrainPlan(Plan):
             noise_starts=noise_starts,
         )
 
-    def _permutation(self, number: int, epoch: int) -> np.ndarray:
-        rows = self.buckets[number].rows
-        keys = _random_words(len(rows), self.seed, _Stream.ORDER, self.buckets[number].length, epoch)
+    def heard(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(seconds of audio, epochs) of each group [G] that the steps before `step` hold. One group without `groups`.
+
+        The seconds of an epoch that is not complete are those of its rows on the average.
+        """
+        cycles, position = divmod(step, len(self._schedule))
+        steps = cycles * self._steps_in_cycle + np.bincount(self._schedule[:position], minlength=len(self.buckets))
+        of_buckets = zip(self._turns, steps.tolist(), self.buckets, strict=True)
+        rows = np.array([turn.rows_before(count * bucket.batch) for turn, count, bucket in of_buckets])
+        seconds = (rows * self._seconds / np.maximum(self._counts, 1)).sum(axis=0)
+        return seconds, rows.sum(axis=0) / np.maximum(self._counts.sum(axis=0), 1)
+
+    def _permutation(self, number: int, group: int, epoch: int) -> np.ndarray:
+        rows = self._streams[number][group]
+        own = (group,) if len(self._streams[number]) > 1 else ()
+        keys = _random_words(len(rows), self.seed, _Stream.ORDER, self.buckets[number].length, epoch, *own)
         return rows[np.argsort(keys, kind="stable")]
 
 
@@ -232,7 +269,7 @@ class EvalPlan(Plan):
         rows[: len(chosen)] = chosen
         starts = np.zeros(bucket.batch, np.int64)
         starts[: len(chosen)] = np.maximum(self.num_samples[chosen] - bucket.length, 0) // 2
-        return Step(rows, starts, bucket.length, epoch=step / self.steps_per_epoch, speeds=np.ones(bucket.batch))
+        return Step(rows, starts, bucket.length, epoch=self.epoch(step), speeds=np.ones(bucket.batch))
 
 
 def train_plan(
@@ -247,23 +284,27 @@ def train_plan(
     mix_prob: float = 0.0,
     mix_decibels: tuple[float, float] = (0.0, 0.0),
     noise: Noise | None = None,
+    groups: Groups | None = None,
 ) -> TrainPlan:
     """The endless plan over recordings of `num_samples` [N] samples (16 kHz), with `units` units in every batch.
 
     A recording goes to the smallest bucket that holds it. One longer than every bucket is cropped to the longest
     bucket, at an offset that is drawn anew each epoch. A bucket with fewer rows than a batch joins the next longer one.
-    If the longest is still too small, its rows are cropped into the next shorter one; without `crop`, which would part
-    a recording from its transcript, it takes the longest rows of the next shorter one instead, or all of them. speeds:
+    If the longest is still too small, its rows are cropped into the next shorter one. Without `crop`, which would part
+    a recording from its transcript, it takes the longest rows of the next shorter one instead, or all of them, and
+    recordings longer than every bucket are left out. speeds:
     the lowest and the highest speed at which a recording is played, drawn anew each epoch; none becomes longer than its
     row, and one that is cropped keeps its speed. mix_prob: the share of rows into which a part of another row of the
     batch is mixed; mix_decibels: by how much they are louder at least and at most; noise: what some of them get in
-    place of another row. Raises UserError where the recordings do not fill one batch.
+    place of another row. groups: the shares in which groups of recordings are heard, each with recordings; None: all
+    recordings are heard equally often. Raises UserError where the recordings do not fill one batch.
     """
     num_samples = np.asarray(num_samples, np.int64)
+    fitting = num_samples <= max(bucket_samples, default=0)
     buckets = _merge_up(
         _assign(
             num_samples,
-            np.arange(len(num_samples)),
+            np.arange(len(num_samples)) if crop else np.flatnonzero(fitting),
             bucket_samples=bucket_samples,
             units=units,
             unit_seconds=unit_seconds,
@@ -274,7 +315,15 @@ def train_plan(
     if not buckets or len(buckets[0].rows) < buckets[0].batch:
         raise UserError(_too_few_message(num_samples, buckets, units=units, unit_seconds=unit_seconds))
     return TrainPlan(
-        num_samples, buckets, units, seed=seed, speeds=speeds, mix_prob=mix_prob, mix_decibels=mix_decibels, noise=noise
+        num_samples,
+        buckets,
+        units,
+        seed=seed,
+        speeds=speeds,
+        mix_prob=mix_prob,
+        mix_decibels=mix_decibels,
+        noise=noise,
+        groups=groups,
     )
 
 
@@ -338,6 +387,22 @@ def _fill_longest(buckets: list[Bucket], num_samples: np.ndarray) -> list[Bucket
     stay = stay if stay >= shorter.batch else 0
     longest = longest._replace(rows=np.sort(np.concatenate([rows[stay:], longest.rows])))
     return [*rest, *([shorter._replace(rows=np.sort(rows[:stay]))] if stay else []), longest]
+
+
+def _streams(
+    num_samples: np.ndarray, buckets: Sequence[Bucket], groups: Groups | None
+) -> tuple[list[list[np.ndarray]], np.ndarray]:
+    """The rows of each group of each bucket, and the seconds of audio [buckets G] that they fill once."""
+    of, count = (np.zeros(len(num_samples), np.int64), 1) if groups is None else (groups.of, len(groups.shares))
+    streams, seconds = [], np.zeros((len(buckets), count))
+    for number, bucket in enumerate(buckets):
+        of_rows = of[bucket.rows]
+        order = np.argsort(of_rows, kind="stable")
+        ends = np.cumsum(np.bincount(of_rows, minlength=count))
+        streams.append(np.split(bucket.rows[order], ends[:-1]))
+        filled = np.minimum(num_samples[bucket.rows], bucket.length) / SAMPLE_RATE
+        seconds[number] = np.bincount(of_rows, filled, minlength=count)
+    return streams, seconds
 
 
 def _too_few_message(num_samples: np.ndarray, buckets: list[Bucket], *, units: int, unit_seconds: float) -> str:

@@ -130,7 +130,10 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Index:
-    """Columns of N rows. `offsets` and `frames` are at each file's own rate, `num_samples` at 16 kHz (rounded down)."""
+    """Columns of N rows. `offsets` and `frames` are at each file's own rate, `num_samples` at 16 kHz (rounded down).
+
+    groups: the corpus (and language) of each row where several are mixed (`corpora.py`), otherwise 0.
+    """
 
     ids: np.ndarray
     paths: np.ndarray
@@ -140,6 +143,7 @@ class Index:
     num_samples: np.ndarray
     speakers: np.ndarray
     transcripts: np.ndarray
+    groups: np.ndarray
     skipped: list[Skip]
     notes: list[str]
 
@@ -198,7 +202,7 @@ class Index:
         return lines
 
 
-_COLUMNS = ("ids", "paths", "offsets", "frames", "rates", "num_samples", "speakers", "transcripts")
+_COLUMNS = ("ids", "paths", "offsets", "frames", "rates", "num_samples", "speakers", "transcripts", "groups")
 
 
 def make_index(rows: Iterable[Row], skipped: Sequence[Skip] = ()) -> Index:
@@ -225,6 +229,7 @@ def make_index(rows: Iterable[Row], skipped: Sequence[Skip] = ()) -> Index:
         num_samples=num_samples,
         speakers=speakers,
         transcripts=transcripts,
+        groups=np.zeros(len(ids), np.int32),
         skipped=list(skipped),
         notes=notes,
     )
@@ -256,19 +261,37 @@ def usable(index: Index, where: str, min_seconds: float) -> Index:
     raise TooFew(f"data.root: no readable audio in {where}: {why}", index.skipped)
 
 
-def split_heldout(index: Index, share: float) -> tuple[np.ndarray, np.ndarray]:
+def split_heldout(index: Index, share: float, *, speakers: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """(train rows, held-out rows), chosen by a hash of each id: the same whatever the order, seed or machine.
 
     About `share` of the rows are held out, none if `share` is 0. Otherwise both sides get at least one row, provided
-    that there are two.
+    that there are two. With `speakers` it is about that share of the speakers, with all their rows. Raises UserError
+    where a row then has no speaker, or all have the same.
     """
     if share <= 0 or len(index) < 2:
         return np.arange(len(index)), np.zeros(0, np.int64)
-    hashes = hash_ids(index.ids)
+    if speakers:
+        check_speakers(index, "data.root")
+    hashes = hash_ids(index.speakers if speakers else index.ids)
+    if speakers and (hashes == hashes[0]).all():
+        raise UserError(
+            f"data.eval_speakers: all {len(index):,} recordings, e.g. {index.paths[0]}, have the speaker "
+            f"{index.speakers[0]!r}, so that none can be held out: add speakers, or set data.eval_speakers=false"
+        )
     heldout = hashes < np.uint64(min(share, 1.0) * (2**64 - 2**11))  # the largest float below 2^64
-    heldout[np.argmin(hashes)] = True
-    heldout[np.argmax(hashes)] = False
+    heldout |= hashes == hashes.min()
+    heldout &= hashes != hashes.max()
     return np.flatnonzero(~heldout), np.flatnonzero(heldout)
+
+
+def check_speakers(index: Index, where: str) -> None:
+    """Raises UserError unless every row has a speaker. `where` names the config key of the rows."""
+    if len(nameless := np.flatnonzero(index.speakers == "")):
+        raise UserError(
+            f"data.eval_speakers: {len(nameless):,} of {len(index):,} recordings of {where} have no speaker, e.g. "
+            f"{index.paths[nameless[0]]}: give each a 'speaker' in a manifest (data.name=jsonl), or set "
+            "data.eval_speakers=false"
+        )
 
 
 def some_hours(index: Index, hours: float) -> np.ndarray:

@@ -8,7 +8,7 @@ of a crop from sample s is the one that starts nearest to sample s + u * hop, al
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,15 +29,16 @@ NO_UNITS, OTHER_LENGTH = "no speech units", "speech units of another length"
 class Targets:
     """The units of each row of a source: S label sets of one or more folders, one after the other.
 
-    rows [N folders]: the row of each recording in the units of each folder.
+    folders: those of each group of recordings (one group, where no corpora are mixed). groups [N]: the group of each
+    recording. rows [N folders]: its row in the units of each folder.
     """
 
     __repr__ = short_repr
 
-    def __init__(self, folders: Sequence[Units], rows: np.ndarray):
-        self.folders, self.rows = tuple(folders), rows
-        self.hop = folders[0].form.hop
-        self.sets = sum(units.form.width for units in folders)
+    def __init__(self, folders: Sequence[Sequence[Units]], groups: np.ndarray, rows: np.ndarray):
+        self.folders, self.groups, self.rows = tuple(map(tuple, folders)), groups, rows
+        self.hop = folders[0][0].form.hop
+        self.sets = sum(units.form.width for units in folders[0])
 
     def shape(self, length: int) -> tuple[int, int]:
         """(S, U) of a row of `length` samples."""
@@ -51,7 +52,7 @@ class Targets:
         sets, count = self.shape(length)
         found, base = np.full((sets, count), NO_TARGET, np.int32), 0
         middles = start + self.hop // 2 + self.hop * np.arange(count)
-        for units, unit_row in zip(self.folders, self.rows[row]):
+        for units, unit_row in zip(self.folders[self.groups[row]], self.rows[row], strict=True):
             frames = units.frame_at(middles)
             first, last = int(frames[0]), int(frames[-1])
             read = units.read(int(unit_row), first * self.hop, (last + 1 - first) * self.hop)
@@ -65,7 +66,8 @@ class Targets:
         return [
             f"{units.form.made_by}, {units.form.width} x {units.clusters} clusters, hop {units.form.hop}, "
             f"{units.index.select(np.sort(rows)).fingerprint()}"
-            for units, rows in zip(self.folders, self.rows.T)
+            for group, folders in enumerate(self.folders)
+            for units, rows in zip(folders, self.rows[self.groups == group].T, strict=True)
         ]
 
 
@@ -114,27 +116,36 @@ def _check(data: Any, path: pathlib.Path, units: Units) -> None:
         )
 
 
-def with_targets(source: Source, folders: Sequence[Units], *, where: str) -> tuple[Source, Targets]:
+def with_targets(
+    source: Source, folders: Sequence[Units] | Mapping[str, Sequence[Units]], *, where: str
+) -> tuple[Source, Targets]:
     """The rows that have units of their length in every folder, and their units. The others join `index.skipped`.
 
-    `where` is the config key that chose the rows. Raises TooFew where no row is left.
+    folders: where corpora are mixed, those of each group of rows, by the label with which its ids begin (`corpora.py`);
+    the ids of the units do not. `where` is the config key that chose the rows. Raises TooFew where no row is left.
     """
-    index, rows = source.index, np.zeros((len(source.index), len(folders)), np.int64)
+    of_groups: Mapping[str, Sequence[Units]] = folders if isinstance(folders, Mapping) else {"": folders}
+    all_folders = tuple(of_groups.values())
+    index, rows = source.index, np.zeros((len(source.index), len(all_folders[0])), np.int64)
     keep, skips = np.ones(len(index), bool), []
-    for column, units in enumerate(folders):
-        there = _find(index.ids, units.index, rows[:, column])
-        labelled = units.labelled_samples()[rows[:, column]]
-        fits = there & (np.abs(index.num_samples - labelled) <= TOLERANCE)
-        for row in np.flatnonzero(keep & ~fits).tolist():
-            skips.append(
-                Skip(
-                    f"{index.paths[row]} ({index.ids[row]})",
-                    _reason(index, row, labelled=labelled[row], there=there[row]),
-                )
-            )
-        keep &= fits
+    for group, (label, of_group) in enumerate(of_groups.items()):
+        members = np.flatnonzero(index.groups == group)
+        ids = index.ids[members]
+        if label:
+            ids = np.array([id.removeprefix(f"{label}/") for id in ids.tolist()], ids.dtype)
+        for column, units in enumerate(of_group):
+            found = np.zeros(len(members), np.int64)
+            there = _find(ids, units.index, found)
+            labelled = units.labelled_samples()[found]
+            fits = there & (np.abs(index.num_samples[members] - labelled) <= TOLERANCE)
+            for number in np.flatnonzero(keep[members] & ~fits).tolist():
+                row = int(members[number])
+                reason = _reason(index, row, labelled=labelled[number], there=there[number])
+                skips.append(Skip(f"{index.paths[row]} ({index.ids[row]})", reason))
+            rows[members, column] = found
+            keep[members] &= fits
     if len(index) and not keep.any():
-        example = folders[0].index.ids[0]
+        example = all_folders[0][0].index.ids[0]
         raise TooFew(
             f"{where}: none of the {len(index):,} recordings has units of its length in data.targets. A recording is "
             f"called {index.ids[0]!r}, the first one there {example!r}; label these recordings with python -m "
@@ -144,7 +155,7 @@ def with_targets(source: Source, folders: Sequence[Units], *, where: str) -> tup
     if not keep.all():
         source = subset(source, np.flatnonzero(keep))
         source.index.skipped.extend(skips)
-    return source, Targets(folders, rows[keep])
+    return source, Targets(all_folders, source.index.groups, rows[keep])
 
 
 def _find(ids: np.ndarray, units: Index, rows: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +17,10 @@ from w2v_jax.core.config import Config, setting
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data import open_source, source_module
-from w2v_jax.data.batch_plan import EvalPlan, Noise, TrainPlan, eval_plan, train_plan
-from w2v_jax.data.index import WAVE, Form, Source, TooFew, some_hours, split_heldout, subset
+from w2v_jax.data.batch_plan import EvalPlan, Groups, Noise, TrainPlan, eval_plan, train_plan
+from w2v_jax.data.corpora import Group, Mixture, joined, mix_of, open_group, read_corpora
+from w2v_jax.data.curriculum import Curriculum, curriculum
+from w2v_jax.data.index import WAVE, Form, Source, TooFew, check_speakers, some_hours, split_heldout, subset
 from w2v_jax.data.targets import Targets, open_targets, with_targets
 from w2v_jax.data.transcripts import (
     ALPHABET_FILE,
@@ -33,10 +36,13 @@ from w2v_jax.training.workdir import has_checkpoint
 
 
 class Data(NamedTuple):
-    """Sources and plans of training and evaluation; labels, targets or noise where the config's data section asks."""
+    """Sources and plans of training and evaluation.
+
+    labels, targets, noise and mixture where the config's data section asks for them.
+    """
 
     train: Source
-    train_plan: TrainPlan
+    train_plan: TrainPlan | Curriculum
     eval: Source
     eval_plan: EvalPlan
     train_labels: Labels | None = None
@@ -44,6 +50,7 @@ class Data(NamedTuple):
     train_targets: Targets | None = None
     eval_targets: Targets | None = None
     noise: Source | None = None
+    mixture: Mixture | None = None
 
     __repr__ = short_repr
 
@@ -54,17 +61,8 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
     Raises TooFew where the recordings that are left do not suffice, and UserError.
     """
     data = config.data
-    module = source_module(data.name)
-    train = module.make(data, data.root)
-    if data.eval_root:
-        try:
-            held_out = module.make(data, data.eval_root)
-        except UserError as error:  # sources call their place data.root
-            error.args = (str(error).replace("data.root", "data.eval_root"),)
-            raise
-    else:
-        kept, set_aside = split_heldout(train.index, data.eval_share)
-        train, held_out = subset(train, kept), subset(train, set_aside)
+    groups = tuple(read_corpora(data.corpora, data.to_dict())) if data.corpora else ()
+    train, held_out = open_sources(config, groups)
     if data.train_hours > 0:
         train = subset(train, some_hours(train.index, data.train_hours))
     if held_out.form != train.form:
@@ -100,35 +98,22 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
         train, train_labels = read(train, where="data.root")
         held_out, eval_labels = read(held_out, where=key)
         labels = train_labels, eval_labels
-    speeds = playing_speeds(config, train.form)
-    mix_prob = setting(config, "data.mix_prob")
-    if mix_prob and train.form != WAVE:
-        raise UserError(f"data.mix_prob is for audio; the data are {train.form.name}: --config.data.mix_prob=0")
     noise = open_noise(config)
     if setting(config, "data.targets") is not None:
-        if speeds != (1, 1):
+        if setting(config, "data.speeds") != (1, 1):
             raise UserError("data.speeds would part the recordings from their data.targets: --config.data.speeds=1,1")
-        folders = open_targets(data, config.loss.classes)
+        folders = {group.label: open_targets(group.section, config.loss.classes) for group in groups}
+        folders = folders or open_targets(data, config.loss.classes)
         train, train_targets = with_targets(train, folders, where="data.root")
+        if groups and data.eval_root:
+            folders = open_targets(data, config.loss.classes)
         held_out, eval_targets = with_targets(held_out, folders, where=key)
         targets = train_targets, eval_targets
-    try:
-        plan = train_plan(
-            train.index.num_samples,
-            bucket_samples=buckets,
-            unit_seconds=data.unit_seconds,
-            units=units,
-            seed=config.seed,
-            crop=labels[0] is None,
-            speeds=speeds,
-            mix_prob=mix_prob,
-            mix_decibels=louder(config, "data.mix_decibels"),
-            noise=None
-            if noise is None
-            else Noise(noise.index.num_samples, prob=data.noise_prob, decibels=louder(config, "data.noise_decibels")),
-        )
-    except UserError as error:  # perhaps for want of what was skipped
-        raise TooFew(str(error), train.index.skipped) from None
+    mixture = None
+    if groups:
+        longest = max(data.bucket_seconds)
+        mixture = mix_of(train.index, groups, exponents=data.corpora_exponents, longest=longest)
+    plan = open_plan(config, train, units, lengths=buckets, noise=noise, mixture=mixture)
     scored = eval_plan(
         held_out.index.num_samples,
         bucket_samples=buckets,
@@ -146,7 +131,84 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
         train_targets=targets[0],
         eval_targets=targets[1],
         noise=noise,
+        mixture=mixture,
     )
+
+
+def open_sources(config: Config, groups: Sequence[Group]) -> tuple[Source, Source]:
+    """The recordings to train on and those to score, of one corpus or of all groups. Raises UserError."""
+    data, speakers = config.data, config.data.eval_speakers
+    module = source_module(data.name)
+    whole = [open_group(group, data.corpora) for group in groups] or [module.make(data, data.root)]
+    together = lambda sources: joined(sources, groups) if groups else sources[0]
+    if not data.eval_root:
+        parts = [split_heldout(source.index, data.eval_share, speakers=speakers) for source in whole]
+        sides = [[subset(source, rows[side]) for source, rows in zip(whole, parts, strict=True)] for side in (0, 1)]
+        return together(sides[0]), together(sides[1])
+    try:
+        held_out = module.make(data, data.eval_root)
+    except UserError as error:  # sources call their place data.root
+        error.args = (str(error).replace("data.root", "data.eval_root"),)
+        raise
+    train = together(whole)
+    if speakers:
+        check_speakers(train.index, "data.root")
+        check_speakers(held_out.index, "data.eval_root")
+        if common := sorted({*train.index.speakers.tolist()} & {*held_out.index.speakers.tolist()}):
+            raise UserError(
+                f"data.eval_speakers: {len(common):,} speakers, e.g. {common[0]!r}, are in data.root and in "
+                "data.eval_root: take them out of one, or set data.eval_speakers=false"
+            )
+    return train, held_out
+
+
+def open_plan(
+    config: Config,
+    train: Source,
+    units: int,
+    *,
+    lengths: Sequence[int],
+    noise: Source | None,
+    mixture: Mixture | None,
+) -> TrainPlan | Curriculum:
+    """The plan of the training rows. lengths: data.bucket_seconds in samples. Raises TooFew and UserError."""
+    data = config.data
+    speeds, mix_prob = playing_speeds(config, train.form), setting(config, "data.mix_prob")
+    if mix_prob and train.form != WAVE:
+        raise UserError(f"data.mix_prob is for audio; the data are {train.form.name}: --config.data.mix_prob=0")
+    noises = None
+    if noise is not None:
+        noises = Noise(noise.index.num_samples, prob=data.noise_prob, decibels=louder(config, "data.noise_decibels"))
+
+    def make(bucket_samples: Sequence[int]) -> TrainPlan:
+        return train_plan(
+            train.index.num_samples,
+            bucket_samples=bucket_samples,
+            unit_seconds=data.unit_seconds,
+            units=units,
+            seed=config.seed,
+            crop=not setting(config, "data.labels"),
+            speeds=speeds,
+            mix_prob=mix_prob,
+            mix_decibels=louder(config, "data.mix_decibels"),
+            noise=noises,
+            groups=None if mixture is None else Groups(train.index.groups, mixture.shares),
+        )
+
+    try:
+        return curriculum(make, lengths, data.curriculum)
+    except UserError as error:  # perhaps for want of what was skipped
+        raise TooFew(str(error), train.index.skipped) from None
+
+
+def heard(data: Data, step: int, *, languages: bool = False) -> dict[str, dict[str, float]]:
+    """{corpus: its rows, the share of audio asked for, hours and epochs before `step`}; empty without data.corpora.
+
+    languages: those of each language apart, as CORPUS/LANGUAGE.
+    """
+    if data.mixture is None:
+        return {}
+    return data.mixture.heard(*data.train_plan.heard(step), languages=languages)
 
 
 def open_noise(config: Config) -> Source | None:
@@ -229,6 +291,8 @@ def fingerprints(data: Data) -> dict[str, Any]:
     about |= {} if labels is None else {"labels": labels.digest(), "tokens": len(labels.alphabet)}
     about |= {} if data.train_targets is None else {"targets": data.train_targets.digest()}
     about |= {} if data.noise is None else {"noise": data.noise.index.fingerprint()}
+    if data.mixture is not None:
+        about |= {"shares": data.mixture.by_label()}
     return about | {
         f"{part}_{name}": value
         for part, index in (("train", data.train.index), ("eval", data.eval.index))

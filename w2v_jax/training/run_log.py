@@ -6,7 +6,7 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,9 +46,11 @@ class RunLog:
         rows: Sequence[MetricsRow],
         first: int,
         epoch: float,
+        heard: Callable[..., Mapping[str, Mapping[str, float]]],
     ):
-        """rows: what `rows_before` gives. first: the step the run resumes from."""
+        """rows: what `rows_before` gives. first: the step the run resumes from. heard: `dataset.heard` of the run."""
         self.config, self.path, self.meter, self.levels = config, path, meter, levels
+        self.heard = heard
         self.active = jax.process_index() == 0
         self.report = console.Report(path, config.train.steps, start_step=first, levels=levels, active=self.active)
         self._pending: tuple[int, dict[str, Any], Any, dict[str, Any]] | None = None
@@ -82,7 +84,8 @@ class RunLog:
         self._count_failures(n, info, values)
         if n % self.config.train.log_every == 0 or n == self.config.train.steps:
             values.pop("skipped")
-            self._log({"step": n, "split": "train", "epoch": info.epoch, **values, **self.meter.row()})
+            row = {"step": n, "split": "train", "epoch": info.epoch, **values, **self.meter.row()}
+            self._log(row | _of_corpora(self.heard(n)))
 
     def _count_failures(self, n: int, info: Any, values: dict[str, float]) -> None:
         for failed in info.failed:
@@ -170,16 +173,21 @@ class RunLog:
             self.report.say(f"stopped at step {n:,} ({stopped}), checkpoint saved; the same command goes on from there")
             return
         result = outcome(self._evaluations, self.config, self.levels)
-        self.report.finish(step=n, **result)
-        self.report.say(self._farewell())
+        corpora = self.heard(n, languages=True)
+        self.report.finish(step=n, **result, **({"corpora": corpora} if corpora else {}))
+        self.report.say(self._farewell(n))
         if result["on_plateau"]:
             self._warn(watchdog.PLATEAU_AT_THE_END)
 
-    def _farewell(self) -> str:
+    def _farewell(self, n: int) -> str:
         best = best_evaluation(self._evaluations, self.config.train.best)
         rows = {
             "ended early": self.ended,
             "best": str(best) if best else "",
+            "heard": "\n".join(
+                f"{name}: {about['hours']:,.3g} h, {about['epochs']:,.3g} epochs"
+                for name, about in self.heard(n).items()
+            ),
             "checkpoint": self.path / "checkpoints",
             "metrics": self.path / "metrics.jsonl",
             "plots": f"{self.path / 'curves.png'}, and tensorboard --logdir={self.path / 'tensorboard'}",
@@ -202,6 +210,11 @@ class RunLog:
     def _warn(self, text: str) -> None:
         if self.active:
             print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _of_corpora(heard: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """hours/CORPUS and epochs/CORPUS of each corpus."""
+    return {f"{what}/{name}": about[what] for name, about in heard.items() for what in ("hours", "epochs")}
 
 
 def rows_before(path: pathlib.Path, first: int) -> Sequence[MetricsRow]:
