@@ -52,10 +52,17 @@ def get_config(variant: str = "") -> ConfigDict:
         normalize=False,  # zero mean and unit variance per utterance
         mix_prob=0.2,  # the share of utterances into which a part of another one is mixed; labels stay
         mix_decibels=(-5.0, 5.0),  # by how much the mean power of the utterance is above that of the other one
+        mix_part=(0.0, 0.5),  # the share of the recording that is covered
+        mix_voices=(1, 1),  # how many other rows are added together: one is a speaker, several are babble
         noise_root=(),  # folders of noise of which a part is mixed in instead; the paper's is of the DNS challenge
         noise_name="folder",  # how noise_root is read, as name says of root
         noise_prob=0.1,  # with a noise_root, the share of mixed utterances that get noise (a note about the paper)
         noise_decibels=(-5.0, 20.0),
+        rooms_root=(),  # folders of impulse responses of rooms
+        rooms_name="folder",
+        rooms_prob=0.0,  # the share of recordings that are heard in one of the rooms
+        telephone_prob=0.0,  # the share that is heard through a telephone, 300 to 3400 Hz
+        gain_decibels=(0.0, 0.0),  # by how much recordings are made louder
     )
     config.encoder = dict(
         conv_layers=CONV,  # (channels, kernel, stride)

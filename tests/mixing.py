@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from w2v_jax.data.batch_plan import NO_OTHER
+from w2v_jax.data.draws import NO_OTHER
 
 
 def mixed_by_loop(wave, other, length, start, place, decibels):

@@ -171,7 +171,7 @@ def set_up(config: Config, path: pathlib.Path) -> Iterator[Training]:
             config = configs.with_outputs(config, len(data.train_labels.alphabet))
         if active:
             workdir.check_data(path, config, fingerprints(data))
-            sources = [source for source in (data.train, data.eval, data.noise) if source is not None]
+            sources = [source for source in (data.train, data.eval, data.noise, data.rooms) if source is not None]
             write_skipped(path / SKIPPED, [skip for source in sources for skip in source.index.skipped])
         method, key = methods.load(config), jax.random.key(config.seed)
         micro = micro_batch(data, *data.train_plan.shapes[0], parts=parts)
@@ -260,6 +260,7 @@ def local_batches(training: Training, *, held_out: bool, first: int = 0) -> Iter
         labels=data.eval_labels if held_out else data.train_labels,
         targets=data.eval_targets if held_out else data.train_targets,
         noise=None if held_out else data.noise,
+        rooms=None if held_out else data.rooms,
         loader=config.loader,
         workers=config.workers,
     )
@@ -301,6 +302,7 @@ def start_up(config: Config, path: pathlib.Path, mesh: Any, *, data: Data, param
             for name, about in heard(data, config.train.steps).items()
         ),
         "noise": "" if data.noise is None else f"{len(data.noise.index):,} recordings, {data.noise.index.hours:,.2f} h",
+        "rooms": "" if data.rooms is None else f"{len(data.rooms.index):,} impulse responses",
         "held out": f"{len(data.eval.index):,} recordings, {data.eval.index.hours:,.2f} h",
         "notes": "\n".join(dict.fromkeys(index.notes + data.eval.index.notes)),
         "batch per update": f"{hours:.4g} h of audio, {plan.units} units of {d.unit_seconds:g} s",

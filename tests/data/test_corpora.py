@@ -5,7 +5,7 @@ import pytest
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.data import open_source
-from w2v_jax.data.corpora import joined, mix_of, open_group, read_corpora
+from w2v_jax.data.corpora import join_sources, mix_of, open_group, read_corpora
 from w2v_jax.data.index import WAVE, Form, Row, TooFew, make_index, subset
 
 DATA = dict(
@@ -98,7 +98,7 @@ def test_rows_of_all_corpora_are_read_as_their_own_source_reads_them(tmp_path, a
     text += f'[many]\nname="folder"\nlanguages={{de="{tmp_path}/many/de", pl="{tmp_path}/many/pl"}}'
     groups = read(tmp_path, text)
     sources = [open_group(group, "mix.toml") for group in groups]
-    both = joined([subset(sources[0], np.array([1])), *sources[1:]], groups)
+    both = join_sources([subset(sources[0], np.array([1])), *sources[1:]], groups)
     index = both.index
     expected = ["read/1", *(f"many/de/{i}" for i in range(3)), *(f"many/pl/{i}" for i in range(4))]
     assert index.ids.tolist() == expected and index.groups.tolist() == [0, 1, 1, 1, 2, 2, 2, 2]
@@ -123,12 +123,12 @@ def test_corpora_of_different_forms_are_refused(tmp_path):
     groups = read(tmp_path, TWO)
     sources = [made(1), made(1), made(1, Form("codes", "int32", 320))]
     with pytest.raises(UserError, match=r"\[many\] and \[read\] were not made alike"):
-        joined(sources, groups)
+        join_sources(sources, groups)
 
 
 def test_shares_follow_the_hours_that_are_heard_and_the_weights(tmp_path):
     groups = read(tmp_path, TWO)
-    index = joined([made(10, seconds=40.0), made(40), made(10)], groups).index
+    index = join_sources([made(10, seconds=40.0), made(40), made(10)], groups).index
     mixture = mix_of(index, groups, exponents=(1.0, 1.0), longest=5.0)
     np.testing.assert_allclose(mixture.shares, [0.5, 0.4, 0.1])
     assert mixture.rows.tolist() == [10, 40, 10]
@@ -142,6 +142,6 @@ def test_shares_follow_the_hours_that_are_heard_and_the_weights(tmp_path):
 
 def test_a_corpus_without_a_recording_is_named(tmp_path):
     groups = read(tmp_path, TWO)
-    index = joined([made(1), made(2), made(1)], groups).index.select(np.array([0, 3]))
+    index = join_sources([made(1), made(2), made(1)], groups).index.select(np.array([0, 3]))
     with pytest.raises(TooFew, match="no recording of many/de is left to train on"):
         mix_of(index, groups, exponents=(1.0, 1.0), longest=5.0)

@@ -16,7 +16,8 @@ from mixing import rows_of
 
 from w2v_jax.core import config as configs
 from w2v_jax.core.cli import UserError
-from w2v_jax.data.batch_plan import Noise, train_plan
+from w2v_jax.data.batch_plan import train_plan
+from w2v_jax.data.draws import Augmentation, Noise
 from w2v_jax.data.io.arrays import Arrays
 from w2v_jax.data.pipeline import batches
 from w2v_jax.methods import hubert, wavlm
@@ -100,9 +101,11 @@ def test_the_loss_of_mixed_rows_is_that_of_a_loop_with_the_labels_of_the_clean_a
         units=3,
         unit_seconds=2 * SAMPLES / 16_000,
         seed=1,
-        mix_prob=0.8,
-        mix_decibels=(-5.0, 5.0),
-        noise=Noise(np.array([3_000, 9_000]), prob=0.5, decibels=(-5.0, 20.0)),
+        augment=Augmentation(
+            mix_prob=0.8,
+            mix_decibels=(-5.0, 5.0),
+            noise=Noise(np.array([3_000, 9_000]), prob=0.5, decibels=(-5.0, 20.0)),
+        ),
     )
     ((batch, _),) = batches(
         Arrays(waves, 16_000), plan, targets=RowLabels(), noise=Arrays(noises, 16_000), stop=1, loader="threads"

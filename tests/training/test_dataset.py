@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 from commands import ROOT
 
 from w2v_jax import train
@@ -180,8 +181,8 @@ def test_noise_is_listed_told_and_mixed_in_training_alone(letters, tiny_corpus, 
     assert set(data.train_plan.step(0).mix.noises) <= {0, 1} and data.eval_plan.step(0).mix is None
     assert fingerprints(data)["noise"] == data.noise.index.fingerprint()
     wrong = {
-        r"data.noise_root is given, but data.mix_prob=0 mixes nothing": dict(mix_prob=0.0),
-        r"data.noise_root is given, but data.noise_prob=0 mixes nothing": dict(noise_prob=0.0),
+        r"data.noise_root is given, but data.mix_prob=0 leaves it unused": dict(mix_prob=0.0),
+        r"data.noise_root is given, but data.noise_prob=0 leaves it unused": dict(noise_prob=0.0),
         r"data.noise_decibels=\(5, -5\): needs the lowest and the highest": dict(noise_decibels=(5.0, -5.0)),
         r"data.noise_root": dict(noise_root=(str(tmp_path / "nowhere"),)),
         r"data.noise_name='hum' is not a source": dict(noise_name="hum"),
@@ -195,6 +196,37 @@ def test_noise_is_listed_told_and_mixed_in_training_alone(letters, tiny_corpus, 
     with config.unlocked():
         config.data.update(usual, noise_root=())
     assert open_data(config, 8, 8, path=tmp_path).noise is None
+
+
+def test_rooms_are_listed_told_and_used_in_training_alone(letters, tiny_corpus, tmp_path):
+    folder = tmp_path / "rooms"
+    folder.mkdir()
+    soundfile.write(folder / "hall.wav", np.exp(-np.arange(900) / 100), 16_000)
+    (folder / "bad.wav").write_bytes(b"RIFF")
+    usual = dict(rooms_root=(str(folder),), rooms_prob=1.0, telephone_prob=0.5, gain_decibels=(-6.0, 6.0))
+    config = letters()
+    with config.unlocked():
+        config.data.update(usual)
+    data = open_data(config, 8, 8, path=tmp_path)
+    assert data.rooms.index.ids.tolist() == ["hall"] and [skip.path for skip in data.rooms.index.skipped] == [
+        str(folder / "bad.wav")
+    ]
+    effects = data.train_plan.step(0).effects
+    assert (effects.rooms == 0).all() and 0 < effects.telephone.sum() < len(effects.telephone)
+    assert data.eval_plan.step(0).effects is None
+    assert fingerprints(data)["rooms"] == data.rooms.index.fingerprint()
+    wrong = {
+        r"data.rooms_root is given, but data.rooms_prob=0 leaves it unused": dict(rooms_prob=0.0),
+        r"data.rooms_root: '.*nowhere' does not exist": dict(rooms_root=(str(tmp_path / "nowhere"),)),
+        r"data.gain_decibels=\(3, -3\): needs the lowest and the highest": dict(gain_decibels=(3.0, -3.0)),
+        r"data.mix_part=\(0.5, 1.5\): needs the lowest and the highest, from 0 to 1": dict(mix_part=(0.5, 1.5)),
+        r"data.mix_voices=\(0, 2\): needs the lowest and the highest, from 1": dict(mix_voices=(0, 2)),
+    }
+    for message, changes in wrong.items():
+        with config.unlocked():
+            config.data.update(usual | changes)
+        with pytest.raises(UserError, match=message):
+            open_data(config, 8, 8, path=tmp_path)
 
 
 def mixed(letters, tiny_corpus, tmp_path, **changes):

@@ -29,7 +29,7 @@ def test_a_run_of_several_corpora_logs_and_tells_what_it_heard_of_each(tmp_path,
 
     config = configs.load(f"{ROOT / 'configs' / 'w2v2_base.py'}:tiny", [("train.steps", "4")])
     log = RunLog(config, tmp_path, Meter(), levels=LEVELS, rows=[], first=0, epoch=0.0, heard=two)
-    info = Info(3, 0.5, 16_000, ids=["a/x"], starts=[0], failed=[], silent=[], no_noise=[])
+    info = Info(3, 0.5, 16_000, ids=["a/x"], starts=[0], failed=[], silent=[], no_noise=[], changes=[])
     batch = dict(num_samples=np.array([16_000]), row=np.array([0]))
     log.meter.is_new_shape(batch, info)
     log.started(4, batch, info=info, metrics=dict(loss=np.array(2.0), skipped=np.array(0.0)))
@@ -117,7 +117,7 @@ def test_silent_recordings_are_named_once_and_counted(tmp_path, capsys, monkeypa
     config = configs.load(f"{ROOT / 'configs' / 'w2v2_base.py'}:tiny", [])
     log = RunLog(config, tmp_path, Meter(), levels=LEVELS, rows=[], first=0, epoch=0.0, heard=one_corpus)
     for step, silent in enumerate((["a.wav", "a.wav"], ["a.wav", "b.wav"], ["c.wav"]), 1):
-        log._count_failures(step, Info(step, 0.0, 16000, [], [], [], silent, []), {"skipped": 0.0})
+        log._count_failures(step, Info(step, 0.0, 16000, [], [], [], silent, [], changes=[]), {"skipped": 0.0})
     log.report.close()
     assert log.meter.row()["silent_rows"] == 5
     said = [line for line in capsys.readouterr().err.splitlines() if "silent where it was read" in line]
@@ -129,9 +129,9 @@ def test_noise_that_cannot_be_read_is_named_once(tmp_path, capsys):
     log = RunLog(config, tmp_path, Meter(), levels=LEVELS, rows=[], first=0, epoch=0.0, heard=one_corpus)
     for step, names in enumerate((["a"], ["a", "b"], ["b"]), 1):
         unread = [Failed(name, f"{name}.wav", "truncated") for name in names]
-        log._count_failures(step, Info(step, 0.0, 16000, [], [], [], [], unread), {"skipped": 0.0})
+        log._count_failures(step, Info(step, 0.0, 16000, [], [], [], [], unread, changes=[]), {"skipped": 0.0})
     log.report.close()
-    said = [line for line in capsys.readouterr().err.splitlines() if "was not mixed in: truncated" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "was not used: truncated" in line]
     assert ["step 1: a.wav" in said[0], "step 2: b.wav" in said[1], len(said)] == [True, True, 2]
     assert len((tmp_path / "unread.jsonl").read_text().splitlines()) == 2
     assert log.meter.row()["unread_rows"] == 0, "their rows were read"

@@ -101,14 +101,28 @@ COMMON = {"method", "seed"} | keys_of(
 )
 """The keys that training and its data need, whatever the method."""
 
+AUGMENTATION: dict[str, Any] = {
+    "data.gain_decibels": (0.0, 0.0),
+    "data.mix_decibels": (-5.0, 5.0),
+    "data.mix_part": (0.0, 0.5),
+    "data.mix_prob": 0.0,
+    "data.mix_voices": (1, 1),
+    "data.noise_decibels": (-5.0, 20.0),
+    "data.noise_name": "folder",
+    "data.noise_prob": 0.0,
+    "data.noise_root": (),
+    "data.rooms_name": "folder",
+    "data.rooms_prob": 0.0,
+    "data.rooms_root": (),
+    "data.speeds": (1.0, 1.0),
+    "data.telephone_prob": 0.0,
+}
+"""The keys of what is done to recordings of training, and the values with which nothing is."""
+
 OPTIONAL: dict[str, Any] = {
+    **AUGMENTATION,
     "acoustic.clean_steps": 0,
     "data.labels": "",
-    "data.mix_decibels": (0.0, 0.0),
-    "data.mix_prob": 0.0,
-    "data.noise_decibels": (0.0, 0.0),
-    "data.noise_root": (),
-    "data.speeds": (1.0, 1.0),
     "data.targets": None,  # learns no units that were made before
     "encoder.frozen": False,
     "encoder.frozen_steps": 0,
@@ -128,7 +142,7 @@ OPTIONAL: dict[str, Any] = {
 PATHS = keys_of(
     {
         "init": "run",
-        "data": "root eval_root corpora alphabet targets noise_root",
+        "data": "root eval_root corpora alphabet targets noise_root rooms_root",
         "probe": "root test_root",
         "train": "compile_cache",
     }
@@ -139,6 +153,7 @@ ELEMENTS = {
     "data.root": "",
     "data.eval_root": "",
     "data.noise_root": "",
+    "data.rooms_root": "",
     "data.curriculum": 0,
     "data.targets": "",
     "encoder.context_kernels": 0,
@@ -151,7 +166,10 @@ ELEMENTS = {
 
 LENGTHS = {
     "data.corpora_exponents": 2,
+    "data.gain_decibels": 2,
     "data.mix_decibels": 2,
+    "data.mix_part": 2,
+    "data.mix_voices": 2,
     "data.noise_decibels": 2,
     "data.speeds": 2,
     "optim.betas": 2,
@@ -324,7 +342,8 @@ NOT_NEGATIVE = keys_of(
         "train": "patience",
     }
 )
-KEYS_OF_SHARES = ("data.eval_share", "data.mix_prob", "data.noise_prob", "masking.prob")
+KEYS_OF_SHARES = ("data.eval_share", "data.mix_prob", "data.noise_prob", "data.rooms_prob", "data.telephone_prob")
+KEYS_OF_SHARES += ("masking.prob",)
 """Keys that must be above 0, at least 0, and from 0 to 1. `optim.average` and all dropouts must be below 1."""
 KEYS_OF_LAYERS = ("encoder.conv_layers", "encoder.context_kernels", "acoustic.conv_layers")
 """Keys whose tuples hold whole numbers above 0."""
@@ -432,6 +451,9 @@ ADDED = (
     (8, "data.corpora_exponents", (1.0, 1.0), "data.eval_share"),
     (8, "data.curriculum", (), "data.eval_share"),
     (8, "data.eval_speakers", False, "data.eval_share"),
+    *((8, key, value, "encoder.conv_layers") for key, value in AUGMENTATION.items() if key != "data.speeds"),
+    (8, "data.speeds", (1.0, 1.0), "quantizer.groups"),
+    (8, "data.speeds", (1.0, 1.0), "loss.steps"),
 )
 """(version that added a key, the key, what runs without it meant, a key of the configs that have it)."""
 

@@ -6,13 +6,12 @@ any number of hosts, with exactly the rows that the uninterrupted run would have
 
 Each length bucket is an endless stream of its own permutations: every recording occurs once per bucket epoch. A seeded
 cycle assigns the steps to the buckets in proportion to the batches that they hold. Where recordings form groups with a
-share each (`mixture.py`), each group of a bucket is such a stream, and the groups take turns row by row. All randomness
-comes from raw Philox words and an integer hash, whose values no NumPy version changes.
+share each (`mixture.py`), each group of a bucket is such a stream, and the groups take turns row by row. `draws.py` has
+the random numbers.
 """
 
 from __future__ import annotations
 
-import enum
 import functools
 import threading
 from collections.abc import Sequence
@@ -23,47 +22,12 @@ import numpy as np
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import SAMPLE_RATE, unit_rows
+from w2v_jax.data.draws import OFF, Augmentation, DrawnFor, Draws, Effects, Mix, random_words
 from w2v_jax.data.mixture import turns
 
 FILLER = -1
 """The row number that fills up an incomplete batch."""
-NO_OTHER = -1
-"""The number of the other row, or of the recording of noise, where none is mixed in."""
 _MAX_CYCLE = 1 << 20
-
-
-@enum.unique
-class _Stream(enum.IntEnum):
-    """What random numbers of one seed are drawn for. Runs go on as they began: a number never changes."""
-
-    SCHEDULE = 0
-    ORDER = 1
-    CROP = 2
-    CHOICE = 3
-    SPEED = 4
-    MIX = 5
-    MIX_OTHER = 6
-    MIX_LENGTH = 7
-    MIX_FROM = 8
-    MIX_TO = 9
-    MIX_DECIBELS = 10
-    NOISE = 11
-    NOISE_ROW = 12
-    NOISE_START = 13
-
-
-class Noise(NamedTuple):
-    """Recordings of noise, of `num_samples` [M] (16 kHz).
-
-    prob: the share of the mixed rows that get noise instead of another row. decibels: by how much such a row is louder
-    at least and at most.
-    """
-
-    num_samples: np.ndarray
-    prob: float
-    decibels: tuple[float, float]
-
-    __repr__ = short_repr
 
 
 class Groups(NamedTuple):
@@ -75,31 +39,11 @@ class Groups(NamedTuple):
     __repr__ = short_repr
 
 
-class Mix(NamedTuple):
-    """What is mixed into each row of a batch [n] (`augment.mixed`).
-
-    others: the number in the batch of the row of which a part is added, NO_OTHER for none. lengths, froms, tos: shares
-    in [0, 1) of the largest length of that part, and of the last place in the other row and in this one where it may
-    begin. decibels: by how much this row is louder. noises: the recording of noise that stands for the other row, from
-    sample `noise_starts` on and as long as a row; NO_OTHER for none.
-    """
-
-    others: np.ndarray
-    lengths: np.ndarray
-    froms: np.ndarray
-    tos: np.ndarray
-    decibels: np.ndarray
-    noises: np.ndarray
-    noise_starts: np.ndarray
-
-    __repr__ = short_repr
-
-
 class Step(NamedTuple):
     """One global batch: rows [n] int64 (FILLER where there is none), starts [n] int64 in 16 kHz samples.
 
-    Every row is `length` samples long. speeds [n]: how many times faster than it was recorded each row is played. mix:
-    None in a plan that mixes nothing.
+    Every row is `length` samples long. speeds [n]: how many times faster than it was recorded each row is played. mix,
+    effects: None in a plan that has none.
     """
 
     rows: np.ndarray
@@ -108,6 +52,7 @@ class Step(NamedTuple):
     epoch: float
     speeds: np.ndarray
     mix: Mix | None = None
+    effects: Effects | None = None
 
     __repr__ = short_repr
 
@@ -123,12 +68,13 @@ class Bucket(NamedTuple):
 
 
 class Plan:
-    """What all plans have in common: `units`, `shapes`, `padding_share`, `steps_per_epoch` and `steps`.
+    """What all plans have in common: `units`, `shapes`, `padding_share`, `steps_per_epoch`, `steps` and `augment`.
 
     `shapes` are the (rows, T) of each bucket in use. `steps` is None where the plan is endless.
     """
 
     steps: int | None = None
+    augment = OFF
 
     __repr__ = short_repr
 
@@ -160,15 +106,11 @@ class TrainPlan(Plan):
         units: int,
         *,
         seed: int,
-        speeds: tuple[float, float],
-        mix_prob: float,
-        mix_decibels: tuple[float, float],
-        noise: Noise | None,
+        augment: Augmentation,
         groups: Groups | None,
     ):
         super().__init__(num_samples, buckets, units)
-        self.seed, self.speeds, self.mix_prob, self.mix_decibels = seed, speeds, mix_prob, mix_decibels
-        self.noise = noise
+        self.seed, self.augment = seed, augment
         self._streams, self._seconds = _streams(num_samples, buckets, groups)
         counts = np.array([[len(rows) for rows in streams] for streams in self._streams])  # [buckets G]
         once = self._seconds.sum(axis=0)
@@ -196,41 +138,15 @@ class TrainPlan(Plan):
         for group, epoch in set(zip(groups.tolist(), epochs.tolist(), strict=True)):
             chosen = (groups == group) & (epochs == epoch)
             rows[chosen] = self._cached_permutation(number, group, epoch)[positions[chosen]]
-        num_samples = self.num_samples[rows]
-        starts = _crops(num_samples - bucket.length, rows=rows, epochs=epochs, seed=self.seed)
-        speeds = _speeds(num_samples / bucket.length, rows=rows, epochs=epochs, seed=self.seed, limits=self.speeds)
-        mix = self._mixes(rows, epochs, bucket.length) if self.mix_prob else None
-        return Step(rows, starts, bucket.length, epoch=self.epoch(step), speeds=speeds, mix=mix)
-
-    def _mixes(self, rows: np.ndarray, epochs: np.ndarray, length: int) -> Mix | None:
-        """The mix of a batch: of each row a function of (seed, epoch, row), and of the other rows of its batch.
-
-        None in a batch of one row without noise.
-        """
-        count, own, noise = len(rows), np.arange(len(rows)), self.noise
-        if count < 2 and noise is None:
-            return None
-        words = lambda stream: _words_of(rows, epochs, seed=self.seed, stream=stream)
-        uniform = lambda stream: (words(stream) >> np.uint64(11)) / 2.0**53
-        louder = lambda limits: limits[0] + uniform(_Stream.MIX_DECIBELS) * (limits[1] - limits[0])
-        is_mixed, decibels = uniform(_Stream.MIX) < self.mix_prob, louder(self.mix_decibels)
-        noises, noise_starts = np.full(count, NO_OTHER, np.int64), np.zeros(count, np.int64)
-        if noise is not None:
-            is_noise = is_mixed & (uniform(_Stream.NOISE) < noise.prob)
-            chosen = (words(_Stream.NOISE_ROW) % np.uint64(len(noise.num_samples))).astype(np.int64)
-            spare = np.maximum(noise.num_samples[chosen] - length, 0).astype(np.uint64)
-            starts = (words(_Stream.NOISE_START) % (spare + np.uint64(1))).astype(np.int64)
-            noises, noise_starts = np.where(is_noise, chosen, NO_OTHER), np.where(is_noise, starts, 0)
-            is_mixed, decibels = is_mixed & ~is_noise, np.where(is_noise, louder(noise.decibels), decibels)
-        others = (words(_Stream.MIX_OTHER) % np.uint64(max(count - 1, 1))).astype(np.int64)
-        return Mix(
-            np.where(is_mixed & (count > 1), others + (others >= own), NO_OTHER),
-            lengths=uniform(_Stream.MIX_LENGTH),
-            froms=uniform(_Stream.MIX_FROM),
-            tos=uniform(_Stream.MIX_TO),
-            decibels=decibels,
-            noises=noises,
-            noise_starts=noise_starts,
+        num_samples, draws = self.num_samples[rows], Draws(rows, epochs, seed=self.seed)
+        return Step(
+            rows,
+            draws.starts(num_samples - bucket.length),
+            bucket.length,
+            epoch=self.epoch(step),
+            speeds=draws.speeds(num_samples / bucket.length, self.augment.speeds),
+            mix=draws.mix(self.augment, bucket.length),
+            effects=draws.effects(self.augment),
         )
 
     def heard(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -248,7 +164,7 @@ class TrainPlan(Plan):
     def _permutation(self, number: int, group: int, epoch: int) -> np.ndarray:
         rows = self._streams[number][group]
         own = (group,) if len(self._streams[number]) > 1 else ()
-        keys = _random_words(len(rows), self.seed, _Stream.ORDER, self.buckets[number].length, epoch, *own)
+        keys = random_words(len(rows), self.seed, DrawnFor.ORDER, self.buckets[number].length, epoch, *own)
         return rows[np.argsort(keys, kind="stable")]
 
 
@@ -280,10 +196,7 @@ def train_plan(
     units: int,
     unit_seconds: float,
     crop: bool = True,
-    speeds: tuple[float, float] = (1.0, 1.0),
-    mix_prob: float = 0.0,
-    mix_decibels: tuple[float, float] = (0.0, 0.0),
-    noise: Noise | None = None,
+    augment: Augmentation = OFF,
     groups: Groups | None = None,
 ) -> TrainPlan:
     """The endless plan over recordings of `num_samples` [N] samples (16 kHz), with `units` units in every batch.
@@ -292,12 +205,10 @@ def train_plan(
     bucket, at an offset that is drawn anew each epoch. A bucket with fewer rows than a batch joins the next longer one.
     If the longest is still too small, its rows are cropped into the next shorter one. Without `crop`, which would part
     a recording from its transcript, it takes the longest rows of the next shorter one instead, or all of them, and
-    recordings longer than every bucket are left out. speeds:
-    the lowest and the highest speed at which a recording is played, drawn anew each epoch; none becomes longer than its
-    row, and one that is cropped keeps its speed. mix_prob: the share of rows into which a part of another row of the
-    batch is mixed; mix_decibels: by how much they are louder at least and at most; noise: what some of them get in
-    place of another row. groups: the shares in which groups of recordings are heard, each with recordings; None: all
-    recordings are heard equally often. Raises UserError where the recordings do not fill one batch.
+    recordings longer than every bucket are left out. augment: what is done to the rows; a recording that is cropped
+    keeps its speed, and none becomes longer than its row. groups: the shares in which groups of recordings are heard,
+    each with recordings; None: all recordings are heard equally often. Raises UserError where the recordings do not
+    fill one batch.
     """
     num_samples = np.asarray(num_samples, np.int64)
     fitting = num_samples <= max(bucket_samples, default=0)
@@ -314,17 +225,7 @@ def train_plan(
         buckets = _merge_down(buckets) if crop else _fill_longest(buckets, num_samples)
     if not buckets or len(buckets[0].rows) < buckets[0].batch:
         raise UserError(_too_few_message(num_samples, buckets, units=units, unit_seconds=unit_seconds))
-    return TrainPlan(
-        num_samples,
-        buckets,
-        units,
-        seed=seed,
-        speeds=speeds,
-        mix_prob=mix_prob,
-        mix_decibels=mix_decibels,
-        noise=noise,
-        groups=groups,
-    )
+    return TrainPlan(num_samples, buckets, units, seed=seed, augment=augment, groups=groups)
 
 
 def eval_plan(
@@ -338,7 +239,7 @@ def eval_plan(
     num_samples = np.asarray(num_samples, np.int64)
     chosen = np.arange(len(num_samples))
     if max_hours > 0:
-        order = np.argsort(_random_words(len(num_samples), 0, _Stream.CHOICE), kind="stable")
+        order = np.argsort(random_words(len(num_samples), 0, DrawnFor.CHOICE), kind="stable")
         total = np.cumsum(np.minimum(num_samples[order], max(bucket_samples)))
         count = np.searchsorted(total, max_hours * 3600 * SAMPLE_RATE, side="right")
         chosen = np.sort(order[: max(count, 1)])
@@ -432,44 +333,6 @@ def _schedule(batches_per_bucket: Sequence[float], seed: int) -> tuple[np.ndarra
     counts = np.maximum(np.rint(shares * cycle).astype(np.int64), 1)
     visits = np.concatenate([np.arange(count) for count in counts])
     numbers = np.repeat(np.arange(len(counts)), counts)
-    jitter = _random_words(len(numbers), seed, _Stream.SCHEDULE) / 2.0**64
+    jitter = random_words(len(numbers), seed, DrawnFor.SCHEDULE) / 2.0**64
     order = np.lexsort((numbers, (visits + jitter) / counts[numbers]))
     return numbers[order].astype(np.int16), visits[order].astype(np.int32), counts
-
-
-def _random_words(count: int, seed: int, *stream: int) -> np.ndarray:
-    """Random uint64 [count] of this seed and stream: raw words of the generator, the same in every version."""
-    entropy = [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, *stream]
-    return np.random.Philox(np.random.SeedSequence(entropy)).random_raw(count)
-
-
-def _crops(spare: np.ndarray, *, rows: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
-    """Uniform offsets in 0 .. spare of each row, a function of (seed, epoch, row). 0 where the row is not cropped."""
-    mixed = _words_of(rows, epochs, seed=seed, stream=_Stream.CROP)
-    return (mixed % (np.maximum(spare, 0) + 1).astype(np.uint64)).astype(np.int64)
-
-
-def _speeds(
-    filled: np.ndarray, *, rows: np.ndarray, epochs: np.ndarray, seed: int, limits: tuple[float, float]
-) -> np.ndarray:
-    """Uniform speeds within the limits, a function of (seed, epoch, row).
-
-    `filled` is the recording's share of its row. At no speed is a recording longer than the row; 1 where it is cropped.
-    """
-    lowest, highest = np.clip(filled, *limits), limits[1]
-    share = _words_of(rows, epochs, seed=seed, stream=_Stream.SPEED) / 2.0**64
-    return np.where(filled > 1, 1.0, lowest + share * (highest - lowest))
-
-
-def _words_of(rows: np.ndarray, epochs: np.ndarray, *, seed: int, stream: int) -> np.ndarray:
-    """A random uint64 of each row in its epoch."""
-    key = _random_words(1, seed, stream)
-    return _mix(_mix(key + rows.astype(np.uint64)) + epochs.astype(np.uint64))
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The splitmix64 finaliser: an integer hash, uint64 to uint64, wrapping."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

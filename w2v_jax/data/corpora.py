@@ -175,7 +175,7 @@ def open_group(group: Group, path: str | os.PathLike) -> Source:
         raise
 
 
-def joined(sources: Sequence[Source], groups: Sequence[Group]) -> Source:
+def join_sources(sources: Sequence[Source], groups: Sequence[Group]) -> Source:
     """One source of the rows of all groups, group after group; `index.groups` has the number of each row's.
 
     Raises UserError where the sources have different forms.
@@ -214,7 +214,7 @@ class _Joined:
 
 
 def mix_of(index: Index, groups: Sequence[Group], *, exponents: tuple[float, float], longest: float) -> Mixture:
-    """The groups of an index that `joined` made, perhaps of fewer rows since, with their shares.
+    """The groups of an index that `join_sources` made, perhaps of fewer rows since, with their shares.
 
     The hours of a group are those that an epoch of it hears: no more than `longest` seconds of a recording. exponents:
     of corpora and languages (`temperature_shares`). Raises TooFew where a group has no recording.

@@ -24,7 +24,7 @@ class Curriculum(Plan):
     def __init__(self, stages: Sequence[TrainPlan], firsts: Sequence[int]):
         last = stages[-1]
         super().__init__(last.num_samples, last.buckets, last.units)
-        self.stages, self.firsts = tuple(stages), tuple(firsts)
+        self.stages, self.firsts, self.augment = tuple(stages), tuple(firsts), last.augment
         shapes = {shape for stage in stages for shape in stage.shapes}
         self.shapes = tuple(sorted(shapes, key=lambda shape: shape[1]))
 

@@ -10,20 +10,22 @@ from __future__ import annotations
 import atexit
 import collections
 import contextlib
+import functools
 import itertools
 import os
 import weakref
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import NO_TARGET
-from w2v_jax.data.augment import at_speed, mixed
-from w2v_jax.data.batch_plan import FILLER, NO_OTHER, Plan, Step
+from w2v_jax.data.augment import at_speed, babble, by_telephone, in_room, louder_by, mixed
+from w2v_jax.data.batch_plan import FILLER, Plan, Step
+from w2v_jax.data.draws import NO_OTHER
 from w2v_jax.data.index import WAVE, Index, ReadError, Source
 from w2v_jax.data.io.audio import check_finite, is_silent
 from w2v_jax.data.io.tf_import import import_tensorflow
@@ -51,8 +53,8 @@ class Info(NamedTuple):
     """Where the batch of a step comes from: the `length` of its rows, and `ids` and `starts` of this host's rows.
 
     `length` and `starts` are in 16 kHz samples, whatever the elements of the rows are. `silent` has the paths of the
-    rows in which nothing can be heard. `no_noise` are recordings of noise that could not be read: their rows are
-    without.
+    rows in which nothing can be heard. `no_noise` are recordings of noise, and impulse responses of rooms, that could
+    not be read: their rows are without. `changes` says for each row what was done to it; empty where nothing ever is.
     """
 
     step: int
@@ -63,6 +65,7 @@ class Info(NamedTuple):
     failed: list[Failed]
     silent: list[str]
     no_noise: list[Failed]
+    changes: list[dict[str, Any]]
 
     __repr__ = short_repr
 
@@ -78,6 +81,7 @@ def batches(
     labels: Labels | None = None,
     targets: Targets | None = None,
     noise: Source | None = None,
+    rooms: Source | None = None,
     loader: str = "tfdata",
     workers: int = 0,
 ) -> Generator[tuple[dict[str, np.ndarray], Info], None, None]:
@@ -89,8 +93,9 @@ def batches(
     - with `labels`: tokens [n U] int32 and num_tokens [n] int32;
     - with `targets`: targets [n S U] int32, the speech units of each row's crop, NO_TARGET where there is none.
     A row that cannot be read is zeros with num_samples 0 and weight 0, and `info.failed` names it. `normalize` gives
-    each recording zero mean and unit variance before it is cropped. `noise` holds what the plan mixes into rows.
-    `workers` are threads (0: one per core). Close the iterator (or exhaust it) to stop reading ahead. Raises UserError.
+    each recording zero mean and unit variance before it is cropped. `noise` holds what the plan mixes into rows, and
+    `rooms` the impulse responses that it lays on them. `workers` are threads (0: one per core). Close the iterator (or
+    exhaust it) to stop reading ahead. Raises UserError.
     """
     if loader not in LOADERS:
         raise UserError(f"data.loader={loader!r} is not a loader; the loaders are {' and '.join(LOADERS)}")
@@ -100,7 +105,7 @@ def batches(
         _tensorflow()
     units = tuple(range(plan.units)) if units is None else tuple(units)
     stop = plan.steps if stop is None else stop
-    reader = _Reader(normalized(source) if normalize else source, plan, targets, noise=noise)
+    reader = _Reader(normalized(source) if normalize else source, plan, targets, noise=noise, rooms=rooms)
     run = _tfdata if loader == "tfdata" else _threads
     parts = run(reader, start, stop, units=units, workers=workers or os.cpu_count() or 1)
     iterator = _assemble(reader, parts, start=start, units=units, labels=labels)
@@ -153,15 +158,18 @@ class _Normalized:
 class _Reader:
     """Reads units of a plan. Both loaders call `unit`."""
 
-    def __init__(self, source: Source, plan: Plan, targets: Targets | None, *, noise: Source | None):
-        self.source, self.plan, self.targets, self.noise = source, plan, targets, noise
+    def __init__(
+        self, source: Source, plan: Plan, targets: Targets | None, *, noise: Source | None, rooms: Source | None
+    ):
+        self.source, self.plan, self.targets, self.noise, self.rooms = source, plan, targets, noise, rooms
+        self._response = functools.lru_cache(maxsize=256)(self._read_response)
 
     def unit(self, step: int, unit: int) -> tuple[np.ndarray, ...]:
-        """elements [R *form.shape(T)], num_samples [R], targets [R S U], reasons [R], silent [R], no_noise [R].
+        """elements [R *form.shape(T)], num_samples [R], targets [R S U], reasons, silent, no_noise, no_room, each [R].
 
-        They are those of one unit. A row that was read has no reason, and one whose noise was read, or that has none,
-        none in no_noise. A silent row is audio in which nothing can be heard, as far as it was read. Without targets S
-        and U are 0.
+        They are those of one unit. A row that was read has no reason, and one whose noise or room was read, or that has
+        none, none in no_noise or no_room. A silent row is audio in which nothing can be heard, as far as it was read.
+        Without targets S and U are 0.
         """
         form = self.source.form
         planned = self.plan.step(step)
@@ -171,7 +179,7 @@ class _Reader:
         num_samples = np.zeros(count, np.int32)
         shape = (0, 0) if self.targets is None else self.targets.shape(planned.length)
         targets = np.full((count, *shape), NO_TARGET, np.int32)
-        reasons, no_noise = np.full(count, b"", object), np.full(count, b"", object)
+        reasons, no_noise, no_room = (np.full(count, b"", object) for _ in range(3))
         silent = np.zeros(count, bool)
         for i, number in enumerate(range(members.start, members.stop)):
             row, start = int(planned.rows[number]), int(planned.starts[number])
@@ -182,12 +190,14 @@ class _Reader:
                 if self.targets is not None:
                     targets[i] = self.targets.read(row, start, planned.length)
                 silent[i] = self._is_silent(content)
+                content, no_room[i] = self._in_room(content, planned, number)
                 content, no_noise[i] = self._mixed(content, planned, number)
+                content = _transmitted(content, planned, number)
                 elements[i, : len(content)] = content
                 num_samples[i] = len(content) * form.hop
             except Exception as error:  # whatever a codec raises, one row must not end the run
                 reasons[i] = _reason(error)
-        return elements, num_samples, targets, reasons, silent, no_noise
+        return elements, num_samples, targets, reasons, silent, no_noise, no_room
 
     def _is_silent(self, content: np.ndarray) -> bool:
         gain = EPSILON**-0.5 if isinstance(self.source, _Normalized) else 1.0  # the most that silence is amplified by
@@ -207,22 +217,46 @@ class _Reader:
         """
         if (mix := planned.mix) is None:
             return content, b""
-        other, noise = int(mix.others[number]), int(mix.noises[number])
+        voices, noise = mix.voices_of(number), int(mix.noises[number])
         if noise != NO_OTHER and self.noise is not None:
             try:
                 part = _read(self.noise, noise, start=int(mix.noise_starts[number]), length=planned.length)
             except Exception as error:
                 return content, _reason(error)
-        elif other != NO_OTHER:
-            try:
-                part = self._played(planned, other)
-            except Exception:  # it is named where its own row is read
-                return content, b""
         else:
-            return content, b""
+            parts = []
+            for other in voices:
+                with contextlib.suppress(Exception):  # it is named where its own row is read
+                    parts.append(self._played(planned, other))
+            if not parts:
+                return content, b""
+            part = babble(parts)
         length, start, place = (float(share[number]) for share in (mix.lengths, mix.froms, mix.tos))
         decibels = float(mix.decibels[number])
-        return mixed(content, part, length=length, start=start, place=place, decibels=decibels), b""
+        about = dict(length=length, start=start, place=place, decibels=decibels)
+        return mixed(content, part, **about, part=self.plan.augment.mix_part), b""
+
+    def _in_room(self, content: np.ndarray, planned: Step, number: int) -> tuple[np.ndarray, bytes]:
+        """The content of a row as it is heard in its room, and why it is not."""
+        room = NO_OTHER if planned.effects is None else int(planned.effects.rooms[number])
+        if room == NO_OTHER or self.rooms is None:
+            return content, b""
+        try:
+            return in_room(content, self._response(room)), b""
+        except Exception as error:
+            return content, _reason(error)
+
+    def _read_response(self, room: int) -> np.ndarray:
+        assert self.rooms is not None
+        return _read(self.rooms, room, start=0, length=int(self.rooms.index.num_samples[room]))
+
+
+def _transmitted(content: np.ndarray, planned: Step, number: int) -> np.ndarray:
+    """The content of a row through its telephone, and at its level."""
+    if (effects := planned.effects) is None:
+        return content
+    content = by_telephone(content) if effects.telephone[number] else content
+    return louder_by(content, float(effects.gains[number])) if effects.gains[number] else content
 
 
 def _read(source: Source, row: int, *, start: int, length: int) -> np.ndarray:
@@ -262,8 +296,8 @@ def _tfdata(
     tf = _tensorflow()
     count = len(units)
     form = reader.source.form
-    dtypes = (tf.as_dtype(form.dtype), tf.int32, tf.int32, tf.string, tf.bool, tf.string)
-    ranks = (1 + len(form.shape(0)), 1, 3, 1, 1, 1)
+    dtypes = (tf.as_dtype(form.dtype), tf.int32, tf.int32, tf.string, tf.bool, tf.string, tf.string)
+    ranks = (1 + len(form.shape(0)), 1, 3, 1, 1, 1, 1)
 
     def read(number):
         step, unit = divmod(int(number), count)
@@ -287,7 +321,7 @@ def _assemble(
     """Adds weights, labels and ids to the arrays of each step. Raises UserError where every row fails for long."""
     index, plan, consecutive_failures = reader.source.index, reader.plan, 0
     with contextlib.closing(parts):
-        for step, (elements, num_samples, targets, reasons, silent, no_noise) in enumerate(parts, start):
+        for step, (elements, num_samples, targets, reasons, silent, no_noise, no_room) in enumerate(parts, start):
             planned = plan.step(step)
             count = len(planned.rows) // plan.units
             row = np.concatenate([np.arange(unit * count, (unit + 1) * count, dtype=np.int32) for unit in units])
@@ -312,6 +346,8 @@ def _assemble(
             unread = []
             if reader.noise is not None and planned.mix is not None:
                 unread = _failed(reader.noise.index, planned.mix.noises[row], no_noise)
+            if reader.rooms is not None and planned.effects is not None:
+                unread += _failed(reader.rooms.index, planned.effects.rooms[row], no_room)
             info = Info(
                 step,
                 planned.epoch,
@@ -321,8 +357,34 @@ def _assemble(
                 failed=failed,
                 silent=paths,
                 no_noise=unread,
+                changes=_changes(reader, planned, row),
             )
             yield batch, info
+
+
+def _changes(reader: _Reader, planned: Step, numbers: np.ndarray) -> list[dict[str, Any]]:
+    """What the plan does to each of some rows, with the ids of what it adds; empty where it does nothing to any."""
+    mix, effects, index = planned.mix, planned.effects, reader.source.index
+    if mix is None and effects is None and (planned.speeds == 1).all():
+        return []
+    found = []
+    for number in numbers.tolist():
+        about: dict[str, Any] = {}
+        if planned.speeds[number] != 1:
+            about["speed"] = round(float(planned.speeds[number]), 6)
+        if effects is not None:
+            if reader.rooms is not None and effects.rooms[number] != NO_OTHER:
+                about["room"] = str(reader.rooms.index.ids[effects.rooms[number]])
+            about |= {"telephone": True} if effects.telephone[number] else {}
+            about |= {"gain": round(float(effects.gains[number]), 3)} if effects.gains[number] else {}
+        if mix is not None:
+            added = {"voices": [str(index.ids[planned.rows[other]]) for other in mix.voices_of(number)]}
+            if reader.noise is not None and mix.noises[number] != NO_OTHER:
+                added = {"noise": str(reader.noise.index.ids[mix.noises[number]])}
+            if any(added.values()):
+                about |= added | {"decibels": round(float(mix.decibels[number]), 3)}
+        found.append(about)
+    return found
 
 
 def _failed(index: Index, rows: np.ndarray, reasons: np.ndarray) -> list[Failed]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,13 +14,14 @@ import jax.numpy as jnp
 
 from w2v_jax import methods
 from w2v_jax.core.cli import UserError
-from w2v_jax.core.config import Config, setting
+from w2v_jax.core.config import AUGMENTATION, Config, setting
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data import open_source, source_module
-from w2v_jax.data.batch_plan import EvalPlan, Groups, Noise, TrainPlan, eval_plan, train_plan
-from w2v_jax.data.corpora import Group, Mixture, joined, mix_of, open_group, read_corpora
+from w2v_jax.data.batch_plan import EvalPlan, Groups, TrainPlan, eval_plan, train_plan
+from w2v_jax.data.corpora import Group, Mixture, join_sources, mix_of, open_group, read_corpora
 from w2v_jax.data.curriculum import Curriculum, curriculum
+from w2v_jax.data.draws import Augmentation, Noise
 from w2v_jax.data.index import WAVE, Form, Source, TooFew, check_speakers, some_hours, split_heldout, subset
 from w2v_jax.data.targets import Targets, open_targets, with_targets
 from w2v_jax.data.transcripts import (
@@ -38,7 +40,7 @@ from w2v_jax.training.workdir import has_checkpoint
 class Data(NamedTuple):
     """Sources and plans of training and evaluation.
 
-    labels, targets, noise and mixture where the config's data section asks for them.
+    labels, targets, noise, rooms and mixture where the config's data section asks for them.
     """
 
     train: Source
@@ -50,6 +52,7 @@ class Data(NamedTuple):
     train_targets: Targets | None = None
     eval_targets: Targets | None = None
     noise: Source | None = None
+    rooms: Source | None = None
     mixture: Mixture | None = None
 
     __repr__ = short_repr
@@ -98,9 +101,11 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
         train, train_labels = read(train, where="data.root")
         held_out, eval_labels = read(held_out, where=key)
         labels = train_labels, eval_labels
-    noise = open_noise(config)
+    noise = open_beside(config, "noise", ["data.mix_prob", "data.noise_prob"])
+    rooms = open_beside(config, "rooms", ["data.rooms_prob"])
+    augment = augmentation(config, train.form, noise=noise, rooms=rooms)
     if setting(config, "data.targets") is not None:
-        if setting(config, "data.speeds") != (1, 1):
+        if augment.speeds != (1, 1):
             raise UserError("data.speeds would part the recordings from their data.targets: --config.data.speeds=1,1")
         folders = {group.label: open_targets(group.section, config.loss.classes) for group in groups}
         folders = folders or open_targets(data, config.loss.classes)
@@ -113,7 +118,7 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
     if groups:
         longest = max(data.bucket_seconds)
         mixture = mix_of(train.index, groups, exponents=data.corpora_exponents, longest=longest)
-    plan = open_plan(config, train, units, lengths=buckets, noise=noise, mixture=mixture)
+    plan = open_plan(config, train, units, lengths=buckets, augment=augment, mixture=mixture)
     scored = eval_plan(
         held_out.index.num_samples,
         bucket_samples=buckets,
@@ -131,6 +136,7 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
         train_targets=targets[0],
         eval_targets=targets[1],
         noise=noise,
+        rooms=rooms,
         mixture=mixture,
     )
 
@@ -140,7 +146,7 @@ def open_sources(config: Config, groups: Sequence[Group]) -> tuple[Source, Sourc
     data, speakers = config.data, config.data.eval_speakers
     module = source_module(data.name)
     whole = [open_group(group, data.corpora) for group in groups] or [module.make(data, data.root)]
-    together = lambda sources: joined(sources, groups) if groups else sources[0]
+    together = lambda sources: join_sources(sources, groups) if groups else sources[0]
     if not data.eval_root:
         parts = [split_heldout(source.index, data.eval_share, speakers=speakers) for source in whole]
         sides = [[subset(source, rows[side]) for source, rows in zip(whole, parts, strict=True)] for side in (0, 1)]
@@ -168,17 +174,11 @@ def open_plan(
     units: int,
     *,
     lengths: Sequence[int],
-    noise: Source | None,
+    augment: Augmentation,
     mixture: Mixture | None,
 ) -> TrainPlan | Curriculum:
     """The plan of the training rows. lengths: data.bucket_seconds in samples. Raises TooFew and UserError."""
     data = config.data
-    speeds, mix_prob = playing_speeds(config, train.form), setting(config, "data.mix_prob")
-    if mix_prob and train.form != WAVE:
-        raise UserError(f"data.mix_prob is for audio; the data are {train.form.name}: --config.data.mix_prob=0")
-    noises = None
-    if noise is not None:
-        noises = Noise(noise.index.num_samples, prob=data.noise_prob, decibels=louder(config, "data.noise_decibels"))
 
     def make(bucket_samples: Sequence[int]) -> TrainPlan:
         return train_plan(
@@ -188,10 +188,7 @@ def open_plan(
             units=units,
             seed=config.seed,
             crop=not setting(config, "data.labels"),
-            speeds=speeds,
-            mix_prob=mix_prob,
-            mix_decibels=louder(config, "data.mix_decibels"),
-            noise=noises,
+            augment=augment,
             groups=None if mixture is None else Groups(train.index.groups, mixture.shares),
         )
 
@@ -211,40 +208,67 @@ def heard(data: Data, step: int, *, languages: bool = False) -> dict[str, dict[s
     return data.mixture.heard(*data.train_plan.heard(step), languages=languages)
 
 
-def open_noise(config: Config) -> Source | None:
-    """The recordings of data.noise_root that are mixed into rows; None without any. Raises UserError."""
-    data, root = config.data, setting(config, "data.noise_root")
+def augmentation(config: Config, form: Form, *, noise: Source | None, rooms: Source | None) -> Augmentation:
+    """What the config does to training rows. Raises UserError for limits that cannot be, and for rows without audio."""
+    of = functools.partial(setting, config)
+    speeds = limits(config, "data.speeds", lowest=0.5, highest=2.0)
+    augment = Augmentation(
+        speeds=speeds,
+        mix_prob=of("data.mix_prob"),
+        mix_decibels=limits(config, "data.mix_decibels"),
+        mix_part=limits(config, "data.mix_part", lowest=0.0, highest=1.0),
+        mix_voices=limits(config, "data.mix_voices", lowest=1),
+        noise=None
+        if noise is None
+        else Noise(noise.index.num_samples, of("data.noise_prob"), decibels=limits(config, "data.noise_decibels")),
+        rooms=0 if rooms is None else len(rooms.index),
+        rooms_prob=of("data.rooms_prob") if rooms is not None else 0.0,
+        telephone_prob=of("data.telephone_prob"),
+        gain_decibels=limits(config, "data.gain_decibels"),
+    )
+    if form != WAVE:
+        for key, off in AUGMENTATION.items():
+            if key in ("data.speeds", "data.mix_prob", "data.telephone_prob", "data.gain_decibels", "data.rooms_prob"):
+                if (value := of(key)) != off:
+                    shown = ",".join(map(str, off)) if isinstance(off, tuple) else off
+                    raise UserError(f"{key}={value} is for audio; the data are {form.name}: --config.{key}={shown}")
+    return augment
+
+
+def limits(config: Config, key: str, *, lowest: float = -math.inf, highest: float = math.inf) -> tuple[Any, Any]:
+    """The two numbers of a key, the lower one first. Raises UserError where they are not, or out of bounds."""
+    low, high = setting(config, key)
+    if not lowest <= low <= high <= highest:
+        bounds = (
+            "" if math.isinf(lowest) else f", from {lowest:g}" + ("" if math.isinf(highest) else f" to {highest:g}")
+        )
+        raise UserError(f"{key}=({low:g}, {high:g}): needs the lowest and the highest{bounds}")
+    return low, high
+
+
+def open_beside(config: Config, kind: str, probabilities: Sequence[str]) -> Source | None:
+    """The recordings of data.KIND_root ("noise", "rooms"); None without any. Raises UserError.
+
+    probabilities: the keys that must be above 0 for them to be used.
+    """
+    root = setting(config, f"data.{kind}_root")
     if not root:
         return None
-    for key, value in (("data.mix_prob", setting(config, "data.mix_prob")), ("data.noise_prob", data.noise_prob)):
-        if not value:
-            raise UserError(f"data.noise_root is given, but {key}=0 mixes nothing: raise it, or leave the noise out")
+    for key in probabilities:
+        if not setting(config, key):
+            raise UserError(
+                f"data.{kind}_root is given, but {key}=0 leaves it unused: raise it, or leave the folder out"
+            )
+    name = setting(config, f"data.{kind}_name")
     try:
-        source = open_source(data.noise_name, root, workers=data.workers)
+        source = open_source(name, root, workers=config.data.workers)
     except UserError as error:  # sources call their place data.root
-        error.args = (str(error).replace("data.root", "data.noise_root").replace("data.name", "data.noise_name"),)
+        text = str(error).replace("data.root", f"data.{kind}_root").replace("data.name", f"data.{kind}_name")
+        error.args = (text,)
         raise
     if source.form != WAVE:
-        raise UserError(f"data.noise_root needs audio, and data.noise_name={data.noise_name} gives {source.form.name}")
+        raise UserError(f"data.{kind}_root needs audio, and data.{kind}_name={name} gives {source.form.name}")
     return source
-
-
-def louder(config: Config, key: str) -> tuple[float, float]:
-    """The decibels of a key: by how much a row is louder than what is mixed in. Raises UserError."""
-    quietest, loudest = setting(config, key)
-    if quietest > loudest:
-        raise UserError(f"{key}=({quietest:g}, {loudest:g}): needs the lowest and the highest")
-    return quietest, loudest
-
-
-def playing_speeds(config: Config, form: Form) -> tuple[float, float]:
-    """data.speeds. Raises UserError where they are none, or the data are not audio."""
-    lowest, highest = setting(config, "data.speeds")
-    if not 0.5 <= lowest <= highest <= 2:
-        raise UserError(f"data.speeds=({lowest:g}, {highest:g}): needs the lowest and the highest, from 0.5 to 2")
-    if form != WAVE and (lowest, highest) != (1, 1):
-        raise UserError(f"data.speeds is for audio; the data are {form.name}: --config.data.speeds=1,1")
-    return lowest, highest
 
 
 def open_alphabet(data: Any, train: Source, path: pathlib.Path) -> Alphabet:
@@ -290,7 +314,8 @@ def fingerprints(data: Data) -> dict[str, Any]:
     about = {} if form == WAVE else {"form": form._asdict()}
     about |= {} if labels is None else {"labels": labels.digest(), "tokens": len(labels.alphabet)}
     about |= {} if data.train_targets is None else {"targets": data.train_targets.digest()}
-    about |= {} if data.noise is None else {"noise": data.noise.index.fingerprint()}
+    beside = {"noise": data.noise, "rooms": data.rooms}
+    about |= {name: source.index.fingerprint() for name, source in beside.items() if source is not None}
     if data.mixture is not None:
         about |= {"shares": data.mixture.by_label()}
     return about | {

@@ -80,7 +80,8 @@ class RunLog:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._say_compiled(batch, info, self.meter.count(batch, info))
         if self.config.train.log_rows:
-            self._append("rows", {"step": n, "ids": info.ids, "starts": info.starts})
+            changes = {"changes": info.changes} if info.changes else {}
+            self._append("rows", {"step": n, "ids": info.ids, "starts": info.starts, **changes})
         self._count_failures(n, info, values)
         if n % self.config.train.log_every == 0 or n == self.config.train.steps:
             values.pop("skipped")
@@ -100,7 +101,7 @@ class RunLog:
             if unread.path not in self._no_noise:
                 self._no_noise.add(unread.path)
                 self._append("unread", {"step": n, **unread._asdict()})
-                self._warn(f"step {n}: {unread.path} could not be read and was not mixed in: {unread.reason}")
+                self._warn(f"step {n}: {unread.path} could not be read and was not used: {unread.reason}")
         if values["skipped"]:
             self.meter.skipped_updates += 1
             self._append("bad_steps", {"step": n, "loss": str(values["loss"]), "ids": info.ids})

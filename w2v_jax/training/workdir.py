@@ -20,7 +20,7 @@ from w2v_jax.training.checkpoint import SEAL, Weights, restore_params
 HARDWARE = keys_of(
     {
         # `check_data` checks what these places hold
-        "data": "root eval_root corpora targets noise_root loader workers device_seconds",
+        "data": "root eval_root corpora targets noise_root rooms_root loader workers device_seconds",
         "acoustic": "attention positional stack",
         "encoder": "attention convolution positional remat_frontend remat_layers stack",
         "probe": "every root test_root label hours",
