@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "nn": {"jax", "flax", "numpy"},
     "methods": {"jax", "flax", "numpy"},
     "data": {"numpy", "tensorflow", "tensorflow_datasets", "soundfile", "soxr", "librosa", "espeakng_loader", "etils"}
-    | {"pyarrow", "h5py", "google_crc32c", "av", "array_record"},
+    | {"pyarrow", "h5py", "google_crc32c", "av", "array_record", "scipy"},
 }
 
 

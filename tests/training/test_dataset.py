@@ -224,7 +224,7 @@ def test_rooms_are_listed_told_and_used_in_training_alone(letters, tiny_corpus, 
     }
     for message, changes in wrong.items():
         with config.unlocked():
-            config.data.update(usual | changes)
+            config.data.update(usual | dict(mix_part=(0.0, 0.5), mix_voices=(1, 1)) | changes)
         with pytest.raises(UserError, match=message):
             open_data(config, 8, 8, path=tmp_path)
 
