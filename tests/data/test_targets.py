@@ -51,6 +51,21 @@ def numbered(folder, hop, seconds=LENGTHS, **changes):
     return targets.open_targets(section(folder, targets_hop=hop), (2000,) * changes.get("groups", 1))
 
 
+def test_each_corpus_has_units_of_its_own_by_the_ids_without_its_label(tmp_path):
+    """Two corpora with the same ids, the first of them without the units of one recording."""
+    folders = [numbered(tmp_path / name, 320, seconds) for name, seconds in (("a", LENGTHS[:5]), ("b", LENGTHS))]
+    source = Ramps(2 * LENGTHS, [f"{label}/u{i}" for label in ("a", "b/de") for i in range(6)])
+    source.index.groups[6:] = 1
+    joined, found = targets.with_targets(source, {"a": folders[0], "b/de": folders[1]}, where="data.root")
+    expected = [*(f"a/u{i}" for i in range(5)), *(f"b/de/u{i}" for i in range(6))]
+    assert joined.index.ids.tolist() == expected and found.groups.tolist() == [0] * 5 + [1] * 6
+    (skip,) = joined.index.skipped
+    assert "a/u5" in skip.path and skip.reason == targets.NO_UNITS
+    for row, id in enumerate(expected):
+        assert found.read(row, 0, 6_400)[0, 0] == 100 * int(id[-1])
+    assert len(found.digest()) == 2
+
+
 @pytest.mark.parametrize("hop", [320, 160])
 def test_units_of_a_crop_are_those_of_its_audio(tmp_path, hop):
     """Both loaders; rows in another order than the units; crops anywhere; rows that end early."""

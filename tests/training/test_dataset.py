@@ -18,7 +18,7 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.data.index import WAVE, Form
 from w2v_jax.data.transcripts import Alphabet, Labels
 from w2v_jax.training import workdir
-from w2v_jax.training.dataset import Data, fingerprints, form_of, heard, micro_batch, open_data
+from w2v_jax.training.dataset import Data, augmentation, fingerprints, form_of, heard, micro_batch, open_data
 
 
 def acoustic(corpus, **changes):
@@ -217,6 +217,7 @@ def test_rooms_are_listed_told_and_used_in_training_alone(letters, tiny_corpus, 
     assert fingerprints(data)["rooms"] == data.rooms.index.fingerprint()
     wrong = {
         r"data.rooms_root is given, but data.rooms_prob=0 leaves it unused": dict(rooms_prob=0.0),
+        r"data.rooms_prob is above 0 without a data.rooms_root": dict(rooms_root=()),
         r"data.rooms_root: '.*nowhere' does not exist": dict(rooms_root=(str(tmp_path / "nowhere"),)),
         r"data.gain_decibels=\(3, -3\): needs the lowest and the highest": dict(gain_decibels=(3.0, -3.0)),
         r"data.mix_part=\(0.5, 1.5\): needs the lowest and the highest, from 0 to 1": dict(mix_part=(0.5, 1.5)),
@@ -227,6 +228,23 @@ def test_rooms_are_listed_told_and_used_in_training_alone(letters, tiny_corpus, 
             config.data.update(usual | dict(mix_part=(0.0, 0.5), mix_voices=(1, 1)) | changes)
         with pytest.raises(UserError, match=message):
             open_data(config, 8, 8, path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "back"),
+    [
+        (dict(mix_prob=0.2), "mix_prob=0"),
+        (dict(telephone_prob=1.0), "telephone_prob=0"),
+        (dict(speeds=(0.9, 1.1)), "speeds=1,1"),
+    ],
+)
+def test_what_is_done_to_audio_is_refused_for_codes_with_the_flag_that_ends_it(change, back):
+    config = acoustic("nowhere")
+    with config.unlocked():
+        config.data.update(change)
+    assert augmentation(config, WAVE, noise=None, rooms=None)
+    with pytest.raises(UserError, match=rf"is for audio; the data are codes: --config.data.{back}$"):
+        augmentation(config, Form("codes", "int32", hop=160), noise=None, rooms=None)
 
 
 def mixed(letters, tiny_corpus, tmp_path, **changes):

@@ -104,7 +104,7 @@ def by_telephone(wave: np.ndarray) -> np.ndarray:
 def _telephone_filter() -> np.ndarray:
     from scipy.signal import butter
 
-    return butter(4, TELEPHONE_BAND, "bandpass", fs=TELEPHONE_RATE, output="sos")
+    return np.asarray(butter(4, TELEPHONE_BAND, "bandpass", fs=TELEPHONE_RATE, output="sos"))
 
 
 def louder_by(wave: np.ndarray, decibels: float) -> np.ndarray:

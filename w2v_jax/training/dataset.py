@@ -101,8 +101,8 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
         train, train_labels = read(train, where="data.root")
         held_out, eval_labels = read(held_out, where=key)
         labels = train_labels, eval_labels
-    noise = open_beside(config, "noise", ["data.mix_prob", "data.noise_prob"])
-    rooms = open_beside(config, "rooms", ["data.rooms_prob"])
+    noise = open_beside(config, "data.noise_root", "data.noise_name", used=["data.mix_prob", "data.noise_prob"])
+    rooms = open_beside(config, "data.rooms_root", "data.rooms_name", used=["data.rooms_prob"])
     augment = augmentation(config, train.form, noise=noise, rooms=rooms)
     if setting(config, "data.targets") is not None:
         if augment.speeds != (1, 1):
@@ -211,6 +211,8 @@ def heard(data: Data, step: int, *, languages: bool = False) -> dict[str, dict[s
 def augmentation(config: Config, form: Form, *, noise: Source | None, rooms: Source | None) -> Augmentation:
     """What the config does to training rows. Raises UserError for limits that cannot be, and for rows without audio."""
     of = functools.partial(setting, config)
+    if of("data.rooms_prob") and rooms is None:
+        raise UserError("data.rooms_prob is above 0 without a data.rooms_root: name folders of impulse responses there")
     speeds = limits(config, "data.speeds", lowest=0.5, highest=2.0)
     augment = Augmentation(
         speeds=speeds,
@@ -222,16 +224,15 @@ def augmentation(config: Config, form: Form, *, noise: Source | None, rooms: Sou
         if noise is None
         else Noise(noise.index.num_samples, of("data.noise_prob"), decibels=limits(config, "data.noise_decibels")),
         rooms=0 if rooms is None else len(rooms.index),
-        rooms_prob=of("data.rooms_prob") if rooms is not None else 0.0,
+        rooms_prob=of("data.rooms_prob"),
         telephone_prob=of("data.telephone_prob"),
         gain_decibels=limits(config, "data.gain_decibels"),
     )
-    if form != WAVE:
-        for key, off in AUGMENTATION.items():
-            if key in ("data.speeds", "data.mix_prob", "data.telephone_prob", "data.gain_decibels", "data.rooms_prob"):
-                if (value := of(key)) != off:
-                    shown = ",".join(map(str, off)) if isinstance(off, tuple) else off
-                    raise UserError(f"{key}={value} is for audio; the data are {form.name}: --config.{key}={shown}")
+    for key, off in AUGMENTATION.items() if form != WAVE else ():
+        if key in ("data.speeds", "data.mix_prob", "data.rooms_prob", "data.telephone_prob", "data.gain_decibels"):
+            if (value := of(key)) != off:
+                shown = ",".join(f"{number:g}" for number in off) if isinstance(off, tuple) else f"{off:g}"
+                raise UserError(f"{key}={value} is for audio; the data are {form.name}: --config.{key}={shown}")
     return augment
 
 
@@ -246,28 +247,23 @@ def limits(config: Config, key: str, *, lowest: float = -math.inf, highest: floa
     return low, high
 
 
-def open_beside(config: Config, kind: str, probabilities: Sequence[str]) -> Source | None:
-    """The recordings of data.KIND_root ("noise", "rooms"); None without any. Raises UserError.
+def open_beside(config: Config, root: str, name: str, *, used: Sequence[str]) -> Source | None:
+    """The recordings of the config key `root`, read as the key `name` says; None without any. Raises UserError.
 
-    probabilities: the keys that must be above 0 for them to be used.
+    used: the keys that must be above 0 for them to be of use.
     """
-    root = setting(config, f"data.{kind}_root")
-    if not root:
+    if not (places := setting(config, root)):
         return None
-    for key in probabilities:
+    for key in used:
         if not setting(config, key):
-            raise UserError(
-                f"data.{kind}_root is given, but {key}=0 leaves it unused: raise it, or leave the folder out"
-            )
-    name = setting(config, f"data.{kind}_name")
+            raise UserError(f"{root} is given, but {key}=0 leaves it unused: raise it, or leave the folder out")
     try:
-        source = open_source(name, root, workers=config.data.workers)
+        source = open_source(setting(config, name), places, workers=config.data.workers)
     except UserError as error:  # sources call their place data.root
-        text = str(error).replace("data.root", f"data.{kind}_root").replace("data.name", f"data.{kind}_name")
-        error.args = (text,)
+        error.args = (str(error).replace("data.root", root).replace("data.name", name),)
         raise
     if source.form != WAVE:
-        raise UserError(f"data.{kind}_root needs audio, and data.{kind}_name={name} gives {source.form.name}")
+        raise UserError(f"{root} needs audio, and {name}={setting(config, name)} gives {source.form.name}")
     return source
 
 
