@@ -5,8 +5,11 @@ import pytest
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.data import open_source
+from w2v_jax.data.batch_plan import Groups, train_plan
 from w2v_jax.data.corpora import join_sources, mix_of, open_group, read_corpora
 from w2v_jax.data.index import WAVE, Form, Row, TooFew, make_index, subset
+from w2v_jax.data.io.arrays import Arrays
+from w2v_jax.data.pipeline import batches
 
 DATA = dict(
     name="folder", root=("elsewhere",), eval_root=("held",), min_seconds=0.1, workers=1, language="en", split=""
@@ -109,6 +112,26 @@ def test_rows_of_all_corpora_are_read_as_their_own_source_reads_them(tmp_path, a
         np.testing.assert_array_equal(
             both.read(row, 100, 3_000), alone.read(alone.index.ids.tolist().index(name), 100, 3_000)
         )
+
+
+def test_hosts_together_read_the_mixture_that_one_host_would_and_from_any_step(tmp_path):
+    """Two corpora in equal shares, the second one ten times smaller; samples say which row they are of."""
+    rng = np.random.default_rng(0)
+    sources = [Arrays([rng.normal(size=800).astype(np.float32) for _ in range(n)], 16_000) for n in (60, 6)]
+    groups = read(tmp_path, '[a]\nname="folder"\nroot="x"\n[b]\nname="folder"\nroot="y"')
+    source = join_sources(sources, groups)
+    shares = Groups(source.index.groups, np.array([0.5, 0.5]))
+    plan = train_plan(source.index.num_samples, seed=0, bucket_samples=[800], units=4, unit_seconds=0.15, groups=shares)
+    whole = list(batches(source, plan, stop=9, loader="threads"))
+    for batch, info in whole:
+        assert [id[:2] for id in info.ids].count("b/") == len(info.ids) // 2
+        for wave, id in zip(batch["wave"], info.ids, strict=True):
+            label, _, name = id.partition("/")
+            np.testing.assert_array_equal(wave, sources["ab".index(label)].waves[int(name)])
+    parts = [list(batches(source, plan, start=4, stop=9, units=units, loader="threads")) for units in ((0, 2), (3, 1))]
+    for (batch, _), *hosts in zip(whole[4:], *parts, strict=True):
+        for host, _ in hosts:
+            np.testing.assert_array_equal(host["wave"], batch["wave"][host["row"]])
 
 
 def made(count, form=WAVE, seconds=1.0):

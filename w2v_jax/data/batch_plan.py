@@ -294,16 +294,16 @@ def _streams(
     num_samples: np.ndarray, buckets: Sequence[Bucket], groups: Groups | None
 ) -> tuple[list[list[np.ndarray]], np.ndarray]:
     """The rows of each group of each bucket, and the seconds of audio [buckets G] that they fill once."""
-    of, count = (np.zeros(len(num_samples), np.int64), 1) if groups is None else (groups.of, len(groups.shares))
-    streams, seconds = [], np.zeros((len(buckets), count))
-    for number, bucket in enumerate(buckets):
-        of_rows = of[bucket.rows]
-        order = np.argsort(of_rows, kind="stable")
+    filled = [np.minimum(num_samples[bucket.rows], bucket.length) / SAMPLE_RATE for bucket in buckets]
+    if groups is None:
+        return [[bucket.rows] for bucket in buckets], np.array([[seconds.sum()] for seconds in filled])
+    streams, of_groups, count = [], [], len(groups.shares)
+    for bucket, seconds in zip(buckets, filled, strict=True):
+        of_rows = groups.of[bucket.rows]
         ends = np.cumsum(np.bincount(of_rows, minlength=count))
-        streams.append(np.split(bucket.rows[order], ends[:-1]))
-        filled = np.minimum(num_samples[bucket.rows], bucket.length) / SAMPLE_RATE
-        seconds[number] = np.bincount(of_rows, filled, minlength=count)
-    return streams, seconds
+        streams.append(np.split(bucket.rows[np.argsort(of_rows, kind="stable")], ends[:-1]))
+        of_groups.append(np.bincount(of_rows, seconds, minlength=count))
+    return streams, np.array(of_groups)
 
 
 def _too_few_message(num_samples: np.ndarray, buckets: list[Bucket], *, units: int, unit_seconds: float) -> str:
