@@ -58,6 +58,7 @@ def test_each_corpus_and_language_is_a_group_with_its_own_data_section(tmp_path)
         ('[a]\nname="folder"\nroot=[1]', r"root=\[1\] must be a path or a list of them"),
         ('[a]\nname="folder"\nlanguages={"d/e"="x"}', "the name of a language.*'d/e'"),
         ('[a]\nname="folder"\nlanguages={de=1}', "must be a table of roots by language"),
+        ('[a]\nname="folder"\nlanguages="nowhere"', "languages='nowhere' is no folder with one folder for each"),
         ('[a]\nname="folder"\nroot="x"\nhours="2"', "hours='2' must be a number"),
         ('[a]\nname="folder"\nroot="x"\nweight=0', "a weight is a number above 0, and not 0"),
         ('[a]\nname="folder"\nroot="x"\nweight=nan', "a weight is a number above 0"),
@@ -68,6 +69,15 @@ def test_each_corpus_and_language_is_a_group_with_its_own_data_section(tmp_path)
 def test_mistakes_are_named_with_file_corpus_and_key(tmp_path, text, message):
     with pytest.raises(UserError, match=f"(?s)data.corpora: .*mix.toml.*{message}|{message}"):
         read(tmp_path, text)
+
+
+def test_a_folder_of_languages_has_one_group_for_each_folder(tmp_path):
+    for name in ("language=pl", "language=de", ".cache"):
+        (tmp_path / "omni" / name).mkdir(parents=True)
+    (tmp_path / "omni" / "readme.txt").write_text("no language")
+    groups = read(tmp_path, f'[omni]\nname="parquet"\nlanguages="{tmp_path}/omni"')
+    assert [group.label for group in groups] == ["omni/de", "omni/pl"]
+    assert groups[0].section.root == (f"{tmp_path}/omni/language=de",)
 
 
 def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path):

@@ -8,10 +8,11 @@
     name = "jsonl"
     languages = { de = "mls/de.jsonl", pl = ["mls/pl-1.jsonl", "mls/pl-2.jsonl"] }
 
-`name` and `root` mean what data.name and data.root do. A corpus has one root, or one for each language. It may have its
-own `split`, `hours`, `min_seconds`, `language` and `targets`, which stand for those of the config; a `weight`, which
-all corpora then need; and `language_weights`. A file rather than keys: the values of a config are numbers and texts,
-one `--config.data.corpora=FILE` chooses it, and several configs may share it.
+`name` and `root` mean what data.name and data.root do. A corpus has one root, or one for each language; a folder in
+place of the table has one folder for each, called LANGUAGE or language=LANGUAGE. A corpus may have its own `split`,
+`hours`, `min_seconds`, `language` and `targets`, which stand for those of the config; a `weight`, which all corpora
+then need; and `language_weights`. A file rather than keys: the values of a config are numbers and texts, one
+`--config.data.corpora=FILE` chooses it, and several configs may share it.
 
 Each corpus and language is a group. Its rows are called GROUP/ID, e.g. "mls/de/2422_0001". `mixture.py` and
 `batch_plan.py` know the shares, turns and epochs of groups.
@@ -22,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import pathlib
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -29,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError, did_you_mean, os_error_text
+from w2v_jax.core.cli import UserError, did_you_mean, expand_home, os_error_text
 from w2v_jax.core.display import short_repr
 from w2v_jax.data import source_module
 from w2v_jax.data.index import Index, Source, TooFew, root_entries
@@ -38,7 +40,8 @@ from w2v_jax.data.mixture import temperature_shares
 _OPTIONS = {"split": "a text", "language": "a text", "hours": "a number", "min_seconds": "a number"}
 _KEYS = {
     **{"name": "a text", "root": "a path or a list of them", "targets": "a path or a list of them"},
-    **{"languages": "a table of roots by language", "language_weights": "a table of numbers by language"},
+    **{"languages": "a table of roots by language, or a folder of one for each"},
+    **{"language_weights": "a table of numbers by language"},
     **{"weight": "a number", **_OPTIONS},
 }
 """What the value of each key of a corpus is."""
@@ -104,6 +107,8 @@ def read_corpora(path: str | os.PathLike, data: Mapping[str, Any]) -> list[Group
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise UserError(f"{where}: {name!r} stands outside of a table; put it below the [NAME] of its corpus")
+        if isinstance(folder := table.get("languages"), str):
+            table["languages"] = _languages(folder, f"{where}: [{name}]")
         _check_table(table, f"{where}: [{name}]")
         if not name or "/" in name or any(sign.isspace() for sign in name):
             raise UserError(f"{where}: [{name}]: the name of a corpus is not empty and has no '/' and no space")
@@ -132,6 +137,15 @@ def _check_table(table: Mapping[str, Any], where: str) -> None:
     for weight in [*weights.values(), table.get("weight", 1)]:
         if not 0 < weight < math.inf:
             raise UserError(f"{where}: a weight is a number above 0, and not {weight!r}")
+
+
+def _languages(folder: str, where: str) -> dict[str, str]:
+    """{language: folder} of the folders in a folder. Raises UserError where there is none."""
+    place = pathlib.Path(expand_home(folder))
+    found = sorted(path for path in place.glob("*") if path.is_dir() and not path.name.startswith("."))
+    if not found:
+        raise UserError(f"{where}: languages={folder!r} is no folder with one folder for each language")
+    return {path.name.removeprefix("language="): str(path) for path in found}
 
 
 def _fits(value: Any, kind: str) -> bool:
