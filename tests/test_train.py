@@ -333,8 +333,8 @@ def test_a_device_without_memory_is_named_with_what_to_lower(shared, tmp_path, m
 
 def test_a_bucket_is_not_taken_for_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="gs://speech/run is not a folder"):
-        train.main([f"--config={TINY}", "--workdir=gs://speech/run"])
+    with pytest.raises(UserError, match="nowhere://speech/run: Protocol not known: nowhere"):
+        train.main([f"--config={TINY}", "--workdir=nowhere://speech/run"])
     assert not list(tmp_path.iterdir())
 
 

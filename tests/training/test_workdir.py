@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
 import pytest
 from commands import ROOT
@@ -10,6 +11,7 @@ from commands import ROOT
 from w2v_jax import train
 from w2v_jax.core import config as configs
 from w2v_jax.core.cli import UserError
+from w2v_jax.training import workdir
 from w2v_jax.training.workdir import HARDWARE, check_data, open_workdir, read_config
 
 
@@ -94,3 +96,18 @@ def test_a_config_that_is_none_of_a_run_is_named(text, message, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=message):
         read_config(tmp_path)
+
+
+def test_several_processes_need_a_folder_that_all_of_them_see(monkeypatch):
+    monkeypatch.setattr(workdir.jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="--workdir=gs://lab/run: several processes need a folder that all of them see"):
+        with workdir.local_workdir("gs://lab/run"):
+            pass
+
+
+def test_the_folder_of_a_run_is_a_path_or_what_was_fetched_from_a_url(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir.storage, "fetched", lambda url, seals: tmp_path if url == "s3://lab/run" else None)
+    assert workdir.run_folder("s3://lab/run") == tmp_path
+    assert workdir.run_folder("~/run") == pathlib.Path.home() / "run"
+    with workdir.local_workdir("runs/a") as path:
+        assert path == pathlib.Path("runs/a").absolute()
