@@ -10,7 +10,6 @@ would not work. The training is that of `w2v2_base.py:tiny`, in a process and a 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -26,10 +25,10 @@ from typing import NamedTuple
 import jax
 
 from w2v_jax import __version__
+from w2v_jax.core import environment
 from w2v_jax.core.cli import expand_home, run_command
 from w2v_jax.training.throughput import dtype_advice, page_advice
 
-STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "librosa")
 EXTRAS = {
     "convert": (("safetensors",), "checkpoints of transformers and fairseq"),
     "decode": (("flashlight.lib.text",), "beam search with a lexicon"),
@@ -92,8 +91,8 @@ def checks(folder: str, *, training: bool) -> Iterator[Check]:
 
 
 def versions() -> Check:
-    known = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in STACK)
-    return Check("versions", f"w2v_jax {__version__}, Python {platform.python_version()}, {known}")
+    known = ", ".join(f"{name} {version}" for name, version in environment.versions().items())
+    return Check("versions", f"w2v_jax {__version__}, {known}")
 
 
 def tensorflow() -> Check:

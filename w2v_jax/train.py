@@ -171,6 +171,7 @@ def set_up(config: Config, path: pathlib.Path) -> Iterator[Training]:
             config = configs.with_outputs(config, len(data.train_labels.alphabet))
         if active:
             workdir.check_data(path, config, fingerprints(data))
+            workdir.record_start(path)
             sources = [source for source in (data.train, data.eval, data.noise, data.rooms) if source is not None]
             write_skipped(path / SKIPPED, [skip for source in sources for skip in source.index.skipped])
         method, key = methods.load(config), jax.random.key(config.seed)
@@ -266,15 +267,15 @@ def local_batches(training: Training, *, held_out: bool, first: int = 0) -> Iter
     )
 
 
-def evaluation(training: Training, state: State) -> dict[str, float]:
-    """Metrics of the held-out rows. Random draws depend on each row's number in the source, not on its batch."""
+def evaluation(training: Training, state: State) -> dict[str, np.ndarray]:
+    """Metrics of the held-out rows, numbers and arrays. Random draws depend on each row's number in the source, not on its batch."""
     plan, totals = training.data.eval_plan, None
     key = jax.random.fold_in(jax.random.key(training.config.seed), Stream.EVALUATION.number)
     for batch, info in local_batches(training, held_out=True):
         batch["row"] = np.maximum(plan.step(info.step).rows[batch["row"]], 0).astype(np.int32)
         means = training.score(state, sharding.put_batch(batch, training.mesh, 1), key)
         totals = means if totals is None else jax.tree.map(jnp.add, totals, means)
-    return {} if totals is None else {name: float(mean.value()) for name, mean in totals.items()}
+    return {} if totals is None else {name: np.asarray(mean.value()) for name, mean in totals.items()}
 
 
 def start_up(config: Config, path: pathlib.Path, mesh: Any, *, data: Data, params: Any, parts: int) -> dict[str, str]:

@@ -28,6 +28,7 @@ from w2v_jax.nn.quantizers import (
     KMeansQuantizer,
     Quantized,
     code_perplexity,
+    code_usage,
     commitment,
     first_life,
     group_width,
@@ -155,6 +156,8 @@ def make(config: Config) -> Method:
             )
         if q.kind == "gumbel":
             metrics["temperature"] = Mean(tau, jnp.float32(1.0))
+        if not train:
+            metrics["code_usage"] = code_usage(quantized.codes, future_prediction.real_frames(config, batch), size=q.codes)
         return total, (extra, metrics)
 
     def predict(params, extra, batch):

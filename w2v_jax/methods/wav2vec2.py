@@ -25,7 +25,14 @@ from w2v_jax.core.types import Batch, Encoded, Mean, Method, PyTree
 from w2v_jax.core.units import num_units, unit_rows
 from w2v_jax.nn.encoders import wav2vec2_encoder
 from w2v_jax.nn.layers import linear
-from w2v_jax.nn.quantizers import GumbelQuantizer, Quantized, code_perplexity, prob_perplexity, temperature
+from w2v_jax.nn.quantizers import (
+    GumbelQuantizer,
+    Quantized,
+    code_perplexity,
+    code_usage,
+    prob_perplexity,
+    temperature,
+)
 from w2v_jax.ops import losses, masking
 from w2v_jax.ops import random as noises
 from w2v_jax.ops.frames import num_frames, valid_frames
@@ -216,7 +223,10 @@ def make(config: Config) -> Method:
         layer_key = jax.random.fold_in(key, Stream.LAYER_DROP.number) if train else None
         prediction: Any = model.apply({"params": params}, batch, draws, tau, noise=noise, layer_key=layer_key)
         total, metrics = objective(config, batch, draws=draws, prediction=prediction)
-        return total, (extra, metrics | {"temperature": Mean(tau, jnp.float32(1.0))})
+        metrics["temperature"] = Mean(tau, jnp.float32(1.0))
+        if not train:
+            metrics["code_usage"] = code_usage(prediction.quantized.codes, draws.used, size=config.quantizer.codes)
+        return total, (extra, metrics)
 
     def predict(params, extra, batch):
         return model.apply({"params": params}, batch, method=Wav2Vec2.features)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
+from w2v_jax.core.types import Mean
 from w2v_jax.nn.layers import Dense, UtteranceNorm, activate, gathered, linear, part, symmetric_uniform
 from w2v_jax.ops import random as noises
 
@@ -243,6 +244,15 @@ def code_perplexity(codes: jax.Array, used: jax.Array, units: int, *, size: int)
 def prob_perplexity(logits: jax.Array, used: jax.Array, units: int) -> jax.Array:
     """Perplexity [units] of the mean softmax of the logits [B M G V], without noise or temperature."""
     return _unit_perplexity(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), used, units)
+
+
+def code_usage(codes: jax.Array, used: jax.Array, *, size: int) -> Mean:
+    """How often each code occurs [G V], of the codes [B M G] in the used frames [B M]: counts, and their sum per group.
+
+    A metric of evaluations: it is an array, which the loop keeps in usage.jsonl.
+    """
+    counts = (jax.nn.one_hot(codes, size) * used[..., None, None].astype(jnp.float32)).sum(axis=(0, 1))
+    return Mean(counts, used.sum().astype(jnp.float32))
 
 
 def _unit_perplexity(probabilities: jax.Array, used: jax.Array, units: int) -> jax.Array:

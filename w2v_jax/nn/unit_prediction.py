@@ -29,7 +29,7 @@ from w2v_jax.core.types import Batch, Encoded, Levels, Mean, Method, PyTree, Tar
 from w2v_jax.core.units import NO_TARGET, num_units
 from w2v_jax.nn.encoders import wav2vec2_encoder
 from w2v_jax.nn.layers import gathered, linear, part
-from w2v_jax.nn.quantizers import code_perplexity
+from w2v_jax.nn.quantizers import code_perplexity, code_usage
 from w2v_jax.ops import masking
 from w2v_jax.ops import random as noises
 from w2v_jax.ops.frames import num_frames, valid_frames
@@ -145,10 +145,8 @@ def objective(
     A target that is neither a cluster nor NO_TARGET makes the loss NaN.
     """
     loss, logits = config.loss, prediction.logits
-    sets, frames = len(loss.classes), logits.shape[1]
-    labels = frame_labels(batch["targets"], frames, labels_per_frame(config))  # [B F S]
-    valid = valid_frames(prediction.encoded.num_frames, frames) & (batch["weight"] > 0)[:, None]
-    labelled = valid & (labels != NO_TARGET).all(axis=-1)
+    sets = len(loss.classes)
+    labels, valid, labelled = _labels(config, batch, prediction)
     known = (labels >= 0) & (labels < np.array(loss.classes))
     is_right = jnp.arange(logits.shape[-1]) == (labels + loss.extra_classes)[..., None]
     chosen = jnp.where(is_right & known[..., None], logits, 0.0).sum(axis=-1)
@@ -177,6 +175,21 @@ def objective(
     metrics["prediction_perplexity"] = _over_sets(lambda x: x, best, used=hidden, units=units, size=logits.shape[-1])
     metrics["masked_share"] = Mean((masked & valid).sum().astype(jnp.float32), valid.sum().astype(jnp.float32))
     return Mean(total, size), metrics
+
+
+def _labels(config: Config, batch: TargetBatch, prediction: Prediction) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(the label [B F S] of each frame, the real frames [B F], those of them with a label in each set)."""
+    frames = prediction.logits.shape[1]
+    labels = frame_labels(batch["targets"], frames, labels_per_frame(config))
+    valid = valid_frames(prediction.encoded.num_frames, frames) & (batch["weight"] > 0)[:, None]
+    return labels, valid, valid & (labels != NO_TARGET).all(axis=-1)
+
+
+def prediction_usage(config: Config, batch: TargetBatch, *, masked: jax.Array, prediction: Prediction) -> Mean:
+    """How often each class of each set [S V] is predicted at hidden frames."""
+    _, _, labelled = _labels(config, batch, prediction)
+    best = jnp.argmax(prediction.logits, axis=-1)
+    return code_usage(best, masked & labelled, size=prediction.logits.shape[-1])
 
 
 def _penalty(config: Config, batch: TargetBatch, encoded: Encoded, *, in_loss: jax.Array) -> jax.Array:
@@ -241,6 +254,9 @@ def unit_method(config: Config) -> Method:
         layer_key = jax.random.fold_in(key, Stream.LAYER_DROP.number) if train else None
         prediction: Any = model.apply({"params": params}, batch, masked, noise=noise, layer_key=layer_key)
         total, metrics = objective(config, batch, masked=masked, prediction=prediction)
+        if not train:
+            usage = prediction_usage(config, batch, masked=masked, prediction=prediction)
+            metrics["prediction_usage"] = usage
         return total, (extra, metrics)
 
     def predict(params, extra, batch):

@@ -61,7 +61,7 @@ class RunLog:
             self._keep_loss(row)
         self._silent: set[str] = set()
         self._no_noise: set[str] = set()
-        for name in ("rows", "bad_steps", "unread"):
+        for name in ("rows", "bad_steps", "unread", "usage"):
             console.trim_steps(self._file(name), first)
         self.watch = watchdog.Watchdog(levels, watchdog.settings_for(config), history=rows)
         self.report.say(f"resumed from step {first}, epoch {epoch:.2f}" if first else "starting at step 0")
@@ -130,11 +130,16 @@ class RunLog:
             what = f"{rows} rows of {info.length / SAMPLE_RATE:g} s"
             self.report.say(f"compiled and ran the first step of {what} ({duration(seconds)})")
 
-    def evaluation(self, n: int, metrics: dict[str, float]) -> dict[str, float]:
-        """Reports the metrics of the held-out rows and draws the curves.
+    def evaluation(self, n: int, means: Mapping[str, Any]) -> dict[str, float]:
+        """Reports the metrics of the held-out rows and draws the curves. Returns those that are numbers.
 
-        `loss_gap` is the held-out loss less the mean of the training losses that were logged since the last evaluation.
+        Metrics that are arrays, how often each code is used, go to usage.jsonl alone. `loss_gap` is the held-out loss
+        less the mean of the training losses that were logged since the last evaluation.
         """
+        metrics = {name: float(value) for name, value in means.items() if not np.ndim(value)}
+        usage = {name: _shares(value) for name, value in means.items() if np.ndim(value)}
+        if usage and self.active:
+            self._append("usage", {"step": n, **usage})
         if metrics:
             row = {"step": n, "split": "eval", **metrics}
             if self._losses and "error_silent" in self.levels:
@@ -216,6 +221,11 @@ class RunLog:
 def _of_corpora(heard: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """hours/CORPUS and epochs/CORPUS of each corpus."""
     return {f"{what}/{name}": about[what] for name, about in heard.items() for what in ("hours", "epochs")}
+
+
+def _shares(counts: np.ndarray) -> list[list[float]]:
+    """[G V] with four digits, which keeps usage.jsonl small."""
+    return [[float(f"{share:.4g}") for share in group] for group in counts]
 
 
 def rows_before(path: pathlib.Path, first: int) -> Sequence[MetricsRow]:

@@ -6,15 +6,19 @@ import contextlib
 import json
 import os
 import pathlib
+import shlex
+import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
-from w2v_jax.core import storage
+from w2v_jax import __version__
+from w2v_jax.core import environment, storage
 from w2v_jax.core.cli import UserError, cannot_write, path_argument
 from w2v_jax.core.config import Config, changed_keys, from_json, keys_of, run_json, setting
-from w2v_jax.core.files import locked_file, write_whole
+from w2v_jax.core.files import append_lines, locked_file, write_whole
 from w2v_jax.training.checkpoint import SEAL, Weights, restore_params
 
 HARDWARE = keys_of(
@@ -121,6 +125,29 @@ def read_weights(path: pathlib.Path, config: Config, step: int | str | None = No
     """
     recogniser = bool(setting(config, "data.labels"))
     return restore_params(path, step=step, best_metric=setting(config, "train.best"), prefer_best=recogniser)
+
+
+ENVIRONMENT = "environment.jsonl"
+"""The file of a run with one line for each of its starts."""
+
+
+def record_start(path: pathlib.Path) -> None:
+    """Appends to environment.jsonl when, by which command, with which versions and on what the run starts.
+
+    A disk that refuses is a warning.
+    """
+    devices = jax.devices()
+    start = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": shlex.join(sys.orig_argv),
+        "versions": {"w2v_jax": __version__} | environment.versions(),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "processes": jax.process_count(),
+    }
+    try:
+        append_lines(path / ENVIRONMENT, [json.dumps(start)])
+    except OSError as error:
+        print(f"warning: {path / ENVIRONMENT} cannot be written: {error}", file=sys.stderr, flush=True)
 
 
 def check_data(path: pathlib.Path, config: Config, prints: dict[str, Any]) -> None:
