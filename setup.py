@@ -61,7 +61,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["w2v_jax", "w2v_jax.*"]),
-    package_data={"w2v_jax": ["py.typed"]},
+    package_data={"w2v_jax": ["py.typed"], "w2v_jax.reporting": ["page.css", "page.js", "references/*.json"]},
     cmdclass={"build_py": BuildWithConfigs},
     entry_points={"console_scripts": ["w2v-jax = w2v_jax.__main__:script"]},
     install_requires=CORE,

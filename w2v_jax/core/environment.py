@@ -10,7 +10,7 @@ STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorf
 """The packages whose versions can change what a run computes or reads."""
 
 
-def versions(packages: Iterable[str] = STACK) -> dict[str, str]:
+def installed_versions(packages: Iterable[str] = STACK) -> dict[str, str]:
     """{"Python": its version, and each of the packages that is installed: its own}."""
     known = {"Python": platform.python_version()}
     for name in packages:

@@ -157,7 +157,9 @@ def make(config: Config) -> Method:
         if q.kind == "gumbel":
             metrics["temperature"] = Mean(tau, jnp.float32(1.0))
         if not train:
-            metrics["code_usage"] = code_usage(quantized.codes, future_prediction.real_frames(config, batch), size=q.codes)
+            metrics["code_usage"] = code_usage(
+                quantized.codes, future_prediction.real_frames(config, batch), size=q.codes
+            )
         return total, (extra, metrics)
 
     def predict(params, extra, batch):

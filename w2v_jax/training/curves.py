@@ -53,13 +53,14 @@ def _panel_of_method(rows: Sequence[MetricsRow]) -> Callable[[Any, Sequence[Metr
     return _draw_steps if "accuracy_step_01" in names else _draw_shares
 
 
-def _series(rows: Sequence[MetricsRow], name: str, split: str) -> tuple[list[int], list[float]]:
+def series(rows: Sequence[MetricsRow], name: str, split: str) -> tuple[list[int], list[float]]:
+    """(steps, values) of a metric in the rows of a split, at most MAX_POINTS of them."""
     points = [(r["step"], r[name]) for r in rows if r.get("split") == split and r.get(name) is not None]
     points = points[:: len(points) // MAX_POINTS + 1]
     return [step for step, _ in points], [float(value) for _, value in points]
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
     """A centred running mean over about a thirtieth of the points."""
     half = len(values) // 60
     return [math.fsum(v := values[max(0, i - half) : i + half + 1]) / len(v) for i in range(len(values))]
@@ -67,21 +68,21 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 def _plot(ax, rows: Sequence[MetricsRow], name: str, *, label: str = "", color: str = TRAIN) -> None:
     """The training series, faint with its running mean where it is long, and the evaluations as dots."""
-    steps, values = _series(rows, name, "train")
+    steps, values = series(rows, name, "train")
     if len(steps) >= 120:
         ax.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-        ax.plot(steps, _smooth(values), color=color, linewidth=1.8, label=f"{label} train".strip())
+        ax.plot(steps, smooth(values), color=color, linewidth=1.8, label=f"{label} train".strip())
     elif steps:
         marker = "o" if len(steps) < 3 else ""
         ax.plot(steps, values, color=color, linewidth=1.6, marker=marker, markersize=3, label=f"{label} train".strip())
-    steps, values = _series(rows, name, "eval")
+    steps, values = series(rows, name, "eval")
     if steps:
         color = EVAL if color == TRAIN else color
         style = {"linestyle": "--", "linewidth": 1.2, "marker": "o", "markersize": 3.5}
         ax.plot(steps, values, color=color, label=f"{label} eval".strip(), **style)
 
 
-def _level(ax, value: float | None, text: str) -> None:
+def draw_level(ax, value: float | None, text: str) -> None:
     """A dashed line across the panel, with its name and `value` above it: text "chance {:.3f}"."""
     if value is not None:
         ax.axhline(value, color=LEVEL, linestyle=(0, (4, 3)), linewidth=1.2)
@@ -96,7 +97,7 @@ def _draw_loss(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
     _plot(ax, rows, "unigram_loss", label="unigram", color=SECOND)
     _plot(ax, rows, "unmasked_loss", label="unmasked", color=SECOND)
     _plot(ax, rows, "label_entropy", label="entropy of the labels,", color=LEVEL)
-    _level(ax, levels.get("loss_chance"), "chance {:.3f}")
+    draw_level(ax, levels.get("loss_chance"), "chance {:.3f}")
 
 
 def _draw_accuracy(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
@@ -107,9 +108,9 @@ def _draw_accuracy(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
     _plot(ax, rows, "unmasked_accuracy", label="unmasked", color=SECOND)
     for name in _names(rows, PROBE):
         style = {"color": LEVEL, "linestyle": ":"} if name == "probe_log-mel" else {"color": SECOND, "marker": "o"}
-        ax.plot(*_series(rows, name, "probe"), label=f"probe: {name[len(PROBE) :]}", markersize=3.5, **style)
+        ax.plot(*series(rows, name, "probe"), label=f"probe: {name[len(PROBE) :]}", markersize=3.5, **style)
     ax.set_ylim(-0.02, 1.02)
-    _level(ax, levels.get("accuracy_chance"), "chance {:.3g}")
+    draw_level(ax, levels.get("accuracy_chance"), "chance {:.3g}")
 
 
 def _draw_error(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
@@ -119,7 +120,7 @@ def _draw_error(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
         label = f"best {best.value:.3f} at step {best.step:,}"
         ax.plot([best.step], [best.value], color=SECOND, marker="*", markersize=11, linestyle="", label=label)
     ax.set_ylim(0, max(1.1, ax.get_ylim()[1]))
-    _level(ax, levels["error_silent"], "saying nothing")
+    draw_level(ax, levels["error_silent"], "saying nothing")
 
 
 def _draw_perplexity(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
@@ -128,8 +129,8 @@ def _draw_perplexity(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
     _plot(ax, rows, "code_perplexity", label="code", color=SECOND)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    _level(ax, levels.get("perplexity_floor"), "collapse {:g}")
-    _level(ax, levels.get("perplexity_max"), "maximum {:g}")
+    draw_level(ax, levels.get("perplexity_floor"), "collapse {:g}")
+    draw_level(ax, levels.get("perplexity_max"), "maximum {:g}")
 
 
 def _draw_units(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
@@ -141,7 +142,7 @@ def _draw_units(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
     _plot(ax, labels, "labels", label="labels", color=SECOND)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    _level(ax, 1.0, "one unit everywhere")
+    draw_level(ax, 1.0, "one unit everywhere")
 
 
 def _names(rows: Sequence[MetricsRow], prefix: str) -> list[str]:
@@ -153,11 +154,11 @@ def _draw_steps(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
     ax.set_title("Accuracy by how many steps ahead", loc="left")
     names = _names(rows, "accuracy_step_")
     for name in names[:: max(1, len(names) // 4)]:
-        steps, values = _series(rows, name, "train")
+        steps, values = series(rows, name, "train")
         label = name.removeprefix("accuracy_step_").lstrip("0")
-        ax.plot(steps, _smooth(values), linewidth=1.6, label=label, alpha=1 - 0.7 * names.index(name) / len(names))
+        ax.plot(steps, smooth(values), linewidth=1.6, label=label, alpha=1 - 0.7 * names.index(name) / len(names))
     ax.set_ylim(-0.02, 1.02)
-    _level(ax, levels.get("accuracy_chance"), "chance {:.3g}")
+    draw_level(ax, levels.get("accuracy_chance"), "chance {:.3g}")
 
 
 def _draw_shares(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
@@ -171,11 +172,11 @@ def _draw_shares(ax, rows: Sequence[MetricsRow], levels: Levels) -> None:
 def _draw_gradient(ax, rows: Sequence[MetricsRow]) -> None:
     ax.set_title("Gradient norm", loc="left")
     _plot(ax, rows, "grad_norm")
-    if any(value > 0 for value in _series(rows, "grad_norm", "train")[1]):
+    if any(value > 0 for value in series(rows, "grad_norm", "train")[1]):
         ax.set_yscale("log", subs=(2, 5))
         for formatted in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
             formatted(lambda value, _: f"{value:g}")
-    skipped = _series(rows, "skipped_updates", "train")[1]
+    skipped = series(rows, "skipped_updates", "train")[1]
     if skipped and skipped[-1]:
         ax.text(0.02, 0.04, f"{skipped[-1]:.0f} updates skipped", transform=ax.transAxes, color=EVAL, fontsize=9)
 
@@ -212,9 +213,9 @@ def _draw_two(
     right_rows: Sequence[MetricsRow] = (),
 ):
     """Two series of different units: the left axis in the training colour, the right one, if logged, in another."""
-    ax.plot(*_series(rows, left[0], "train"), color=TRAIN, linewidth=1.6)
+    ax.plot(*series(rows, left[0], "train"), color=TRAIN, linewidth=1.6)
     ax.set_ylabel(left[1], color=TRAIN)
-    steps, values = _series(right_rows or rows, right[0], "train")
+    steps, values = series(right_rows or rows, right[0], "train")
     if not steps:
         return None
     twin = ax.twinx()

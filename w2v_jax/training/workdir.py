@@ -140,7 +140,7 @@ def record_start(path: pathlib.Path) -> None:
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": shlex.join(sys.orig_argv),
-        "versions": {"w2v_jax": __version__} | environment.versions(),
+        "versions": {"w2v_jax": __version__} | environment.installed_versions(),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "processes": jax.process_count(),
     }
