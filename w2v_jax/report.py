@@ -10,6 +10,8 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
+import jax
+
 from w2v_jax.core.cli import UserError, cannot_write, count_argument, path_argument, run_command
 from w2v_jax.core.files import write_whole
 from w2v_jax.reporting import page, reference
@@ -32,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
     if len(args.runs) > len(RUNS):
         raise UserError(f"{len(args.runs)} runs are too many for one page; give at most {len(RUNS)}")
+    jax.config.update("jax_platforms", "cpu")  # accelerators are for trainings, which may be going on
     runs = open_run_folders(args.runs)
     comparisons = []
     if args.against:

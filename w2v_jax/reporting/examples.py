@@ -1,7 +1,6 @@
 """A few held-out recordings as the model has them: samples, hidden spans, codes or units, and words.
 
-They are read as training reads them. Nothing is made or written: where recordings or checkpoint are missing, a note
-says so.
+They are read as training reads them. Where recordings or checkpoint are missing, a note says so; no corpus is made.
 """
 
 from __future__ import annotations

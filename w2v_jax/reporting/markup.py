@@ -91,6 +91,7 @@ def svg(figure: Any, name: str, label: str, *, titles: Mapping[str, str] | None 
 
     buffer, titles = io.BytesIO(), titles or {}
     with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.get_layout_engine().execute(figure)  # once more while saving: the first round may change the ticks
         figure.savefig(buffer, format="svg", transparent=True)
     root = ET.fromstring(buffer.getvalue())
     for node in root.iter():

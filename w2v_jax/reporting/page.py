@@ -138,9 +138,9 @@ def _comparisons(content: Contents) -> list[Element]:
         rows = [
             [
                 f"{row.metric} at update {row.step:,}",
+                tag("span", row.word, class_=LOOKS[HEALTHY] if row.normal else LOOKS[HURT]),
                 panels.number_text(row.value),
                 f"{panels.number_text(row.low)} to {panels.number_text(row.high)}",
-                tag("span", row.word, class_=LOOKS[HEALTHY] if row.normal else LOOKS[HURT]),
             ]
             for row in comparison.rows
         ]
@@ -150,7 +150,7 @@ def _comparisons(content: Contents) -> list[Element]:
                 "div",
                 tag("h3", swatch(number), run.name, ": ", tag("span", comparison.word, class_=f"word {look}")),
                 tag("p", comparison.sentence),
-                text_table(["held-out metric", "this run", "reference", ""], rows),
+                text_table(["held-out metric", "", "this run", "reference"], rows),
                 class_="card",
             )
         )

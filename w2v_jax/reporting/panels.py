@@ -168,7 +168,7 @@ def _draw_line(ax, steps: list[int], values: list[float], *, split: str, color: 
 
 def thinned(values: list) -> list:
     """At most about POINTS of them, the last one always among them."""
-    every = -(-len(values) // POINTS)
+    every = max(1, -(-len(values) // POINTS))
     return values[::-every][::-1]
 
 
