@@ -20,6 +20,7 @@ from jax.sharding import AxisType
 import w2v_jax.methods
 from w2v_jax import methods
 from w2v_jax.core import config as configs
+from w2v_jax.core.types import Mean
 from w2v_jax.core.units import FIRST_CODE, NO_TARGET
 from w2v_jax.training import optimizer, sharding, step
 
@@ -258,6 +259,14 @@ def pieces_of(x) -> list[tuple[int, ...]]:
     names += [()] * (x.ndim - len(names))
     cut = tuple(n // (x.sharding.mesh.shape["tensor"] if "tensor" in axes else 1) for n, axes in zip(x.shape, names))
     return [shape for each in (x.shape, cut) for shape in (each, each[1:])]
+
+
+def test_metrics_of_updates_are_numbers_and_arrays_of_evaluations_are_usages(job):
+    assert all(mean.value().ndim == 0 for mean in job.whole[2].values())
+    score = functools.partial(step.eval_step, method=job.method)
+    evaluated = jax.eval_shape(score, job.state, cut(make_batch(), 1), job.key)
+    shapes = {name: jax.eval_shape(Mean.value, mean).shape for name, mean in evaluated.items()}
+    assert all(len(shape) == (2 if name.endswith("_usage") else 0) for name, shape in shapes.items()), shapes
 
 
 def test_init_works_under_shape_evaluation_with_known_axes(job):

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from w2v_jax.core.cli import UserError
-from w2v_jax.nn.quantizers import GumbelQuantizer, code_perplexity, perplexity, prob_perplexity, temperature
+from w2v_jax.nn.quantizers import (
+    GumbelQuantizer,
+    code_perplexity,
+    code_usage,
+    perplexity,
+    prob_perplexity,
+    temperature,
+)
 from w2v_jax.ops import random as noises
 
 B, M, C, G, V, E = 2, 5, 8, 2, 6, 3
@@ -141,6 +148,18 @@ def test_unit_perplexities_pool_the_used_frames_of_each_unit():
         counts = np.stack([np.bincount(values[:, g].argmax(-1), minlength=V) for g in range(G)]) / len(values)
         np.testing.assert_allclose(hard[unit], entropy_sum(counts), rtol=1e-5)
         np.testing.assert_allclose(soft[unit], entropy_sum(probs.mean(0)), rtol=1e-5)
+
+
+def test_usage_is_the_share_of_each_code_among_the_used_frames():
+    rng = np.random.default_rng(0)
+    codes, used = jnp.asarray(rng.integers(V, size=(4, M, G))), jnp.asarray(rng.random((4, M)) < 0.6)
+    shares = code_usage(codes, used, size=V).value()
+    for g in range(G):
+        counts = np.bincount(np.asarray(codes)[..., g][np.asarray(used)], minlength=V)
+        np.testing.assert_allclose(shares[g], counts / counts.sum(), rtol=1e-6)
+    np.testing.assert_allclose(perplexity(shares), code_perplexity(codes, used, 1, size=V)[0], rtol=1e-6)
+    nothing = code_usage(codes, jnp.zeros_like(used), size=V).value()
+    np.testing.assert_array_equal(nothing, np.zeros((G, V)))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from w2v_jax.core import config as configs
 from w2v_jax.core.types import Encoded
 from w2v_jax.core.units import NO_TARGET
 from w2v_jax.nn import unit_prediction
+from w2v_jax.nn.quantizers import perplexity
 from w2v_jax.ops.frames import num_frames
 
 SAMPLES = 4_000
@@ -153,3 +154,17 @@ def test_entropy_of_the_labels_is_that_of_the_frames_of_a_unit():
     batch["targets"] = np.stack([np.full((1, 12), 3), np.arange(12)[None] % 4]).astype(np.int32)
     _, metrics = unit_prediction.objective(config, batch, masked=jnp.asarray(masked), prediction=prediction)
     assert float(metrics["label_entropy"].value()) == pytest.approx(math.log(4) / 2, abs=1e-4)
+
+
+def test_usage_is_that_of_the_predictions_at_hidden_frames_with_labels():
+    """Its perplexity is therefore the metric, where a batch is one unit."""
+    config = config_of(**TWO, data__unit_seconds=4 * SAMPLES / 16_000)
+    batch, masked, prediction, _ = case_of(config)
+    batch["targets"][0, 0, :4] = NO_TARGET
+    masked = jnp.asarray(masked)
+    usage = unit_prediction.prediction_usage(config, batch, masked=masked, prediction=prediction).value()
+    _, metrics = unit_prediction.objective(config, batch, masked=masked, prediction=prediction)
+    assert usage.shape == prediction.logits.shape[2:]
+    np.testing.assert_allclose(usage.sum(axis=1), 1.0, rtol=1e-6)
+    mean = np.mean([perplexity(group[None]) for group in usage])
+    np.testing.assert_allclose(mean, metrics["prediction_perplexity"].value(), rtol=1e-6)

@@ -135,3 +135,18 @@ def test_noise_that_cannot_be_read_is_named_once(tmp_path, capsys):
     assert ["step 1: a.wav" in said[0], "step 2: b.wav" in said[1], len(said)] == [True, True, 2]
     assert len((tmp_path / "unread.jsonl").read_text().splitlines()) == 2
     assert log.meter.row()["unread_rows"] == 0, "their rows were read"
+
+
+def test_how_often_codes_are_used_goes_to_a_file_of_its_own(tmp_path):
+    """Metrics are numbers; a resumed run writes no step twice."""
+    log = recogniser_log(tmp_path, [], 0)
+    usage = np.asarray([[1 / 3, 2 / 3]], np.float32)
+    for step in (2, 4):
+        loss = {"loss": np.float32(1.0), "token_error": 0.5}
+        assert log.evaluation(step, {**loss, "code_usage": usage}) == {"loss": 1.0, "token_error": 0.5}
+    log.report.close()
+    rows = [json.loads(line) for line in (tmp_path / "usage.jsonl").read_text().splitlines()]
+    assert rows == [{"step": step, "code_usage": [[0.3333, 0.6667]]} for step in (2, 4)]
+    assert all("code_usage" not in row for row in rows_before(tmp_path, 4))
+    recogniser_log(tmp_path, rows_before(tmp_path, 3), 3).report.close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "usage.jsonl").read_text().splitlines()] == [2]

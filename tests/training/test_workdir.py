@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import sys
 
 import pytest
 from commands import ROOT
@@ -12,7 +13,7 @@ from w2v_jax import train
 from w2v_jax.core import config as configs
 from w2v_jax.core.cli import UserError
 from w2v_jax.training import workdir
-from w2v_jax.training.workdir import HARDWARE, check_data, open_workdir, read_config
+from w2v_jax.training.workdir import ENVIRONMENT, HARDWARE, check_data, open_workdir, read_config, record_start
 
 
 def config_of(folder, **changes):
@@ -111,3 +112,14 @@ def test_the_folder_of_a_run_is_a_path_or_what_was_fetched_from_a_url(tmp_path, 
     assert workdir.run_folder("~/run") == pathlib.Path.home() / "run"
     with workdir.local_workdir("runs/a") as path:
         assert path == pathlib.Path("runs/a").absolute()
+
+
+def test_each_start_is_recorded_with_command_versions_and_devices(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "w2v_jax.train", "--config=a b"])
+    for _ in range(2):
+        record_start(tmp_path)
+    starts = [json.loads(line) for line in (tmp_path / ENVIRONMENT).read_text().splitlines()]
+    assert [start["command"] for start in starts] == ["python -m w2v_jax.train '--config=a b'"] * 2
+    assert {"w2v_jax", "jax", "Python"} <= starts[0]["versions"].keys() and "cpu" in starts[0]["devices"].lower()
+    record_start(tmp_path / "none")
+    assert "environment.jsonl cannot be written" in capsys.readouterr().err

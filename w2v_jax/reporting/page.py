@@ -24,6 +24,8 @@ LINES = (
     "Lines are training, dots on dashes held-out recordings. Dashed across: what a model reaches that learnt nothing."
 )
 HEAT = "The stronger the colour, the larger the share (by its square root), beside the largest of the map."
+MANY = 40
+"""So many keys that differ are folded away: they are of different methods."""
 UNHEARD = "The metrics of these runs do not say how much of which corpus was heard."
 
 
@@ -246,8 +248,13 @@ def _configs(runs: Sequence[RunFolder]) -> list[Element]:
         keys = sorted({key for other in flat[1:] for key, _, _ in differing_values(flat[0], other, absent="")})
         rows = [[key, *(_value(values, key) for values in flat)] for key in keys]
         names = [run.name for run in runs]
-        same = tag("p", "The configs are the same.", class_="note")
-        content.append(tag("div", text_table(["key", *names], rows) if rows else same, class_="card"))
+        differing = text_table(["key", *names], rows)
+        if not rows:
+            content.append(tag("p", "The configs are the same.", class_="note"))
+        elif len(rows) > MANY:
+            content.append(tag("details", tag("summary", f"the {len(rows)} keys that differ"), differing))
+        else:
+            content.append(tag("div", differing, class_="card"))
     for (number, run), values in zip(numbered(runs), flat):
         table = text_table(["key", "value"], [[key, _value(values, key)] for key in values])
         content.append(tag("details", tag("summary", swatch(number), f"config of {run.name}"), table))

@@ -87,7 +87,7 @@ def _draw_words(ax: Any, example: Example) -> None:
     for number, word in enumerate(example.words):
         left, right = word.start, max(word.end, word.start + 0.02)
         ax.axvspan(left, right, color=RUNS[2], alpha=0.15 + 0.45 * word.confidence, linewidth=0)
-        height = 0.7 if number % 2 else 0.25  # neighbours at two heights do not touch
+        height = 0.75 if number % 2 else 0.3  # neighbours at two heights do not touch
         ax.text((left + right) / 2, height, word.text, ha="center", va="center", color=INK, fontsize=8, clip_on=True)
     ax.set_ylim(0, 1)
     ax.set_yticks([])
