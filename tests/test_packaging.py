@@ -42,6 +42,8 @@ def test_the_wheel_has_the_configs_inside_the_package_and_nothing_beside_it(inst
     ours = [name for name in names(installed / "w2v_jax", "*.py") if not name.startswith("configs/")]
     assert ours == names(ROOT / "w2v_jax", "*.py")
     assert (installed / "w2v_jax" / "py.typed").is_file()
+    for kind in ("*.css", "*.js", "*.json"):  # of the report
+        assert names(installed / "w2v_jax", kind) == names(ROOT / "w2v_jax", kind) != []
     assert "w2v-jax = w2v_jax.__main__:script" in (installed / tops[1] / "entry_points.txt").read_text()
 
 

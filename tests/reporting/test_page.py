@@ -147,6 +147,8 @@ def test_every_pair_of_colours_can_be_read():
         for text in ("ink", "muted", "link", "good", "warn", "bad"):
             for ground in ("page", "card"):
                 assert contrast(values[text][scheme], values[ground][scheme]) >= 4.5, (text, ground, scheme)
+        for number in range(1, len(markup.RUNS) + 1):  # the number of a run on its colour
+            assert contrast(values[f"run-{number}"][scheme], values["card"][scheme]) >= 4.5, (number, scheme)
 
 
 def contrast(one, other):

@@ -41,6 +41,12 @@ def test_a_run_without_metrics_is_one(tmp_path):
     assert run.rows == [] and run.step == 0 and run.written == "" and run.done is None
 
 
+def test_an_encoder_alone_which_has_no_loss_is_one(tmp_path):
+    """As `convert` makes of a checkpoint without heads."""
+    run = opened(write_run(tmp_path / "run", config="hubert_base.py:tiny", loss__classes=()))
+    assert run.levels == {} and run.rows == []
+
+
 def test_reading_changes_nothing(tmp_path):
     folder = write_run(tmp_path / "run", curve(5))
     before = {name: (folder / name).read_bytes() for name in os.listdir(folder)}

@@ -16,7 +16,6 @@ from w2v_jax.core.cli import UserError, cannot_read
 from w2v_jax.core.config import Config
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.types import Levels, MetricsRow
-from w2v_jax.training.console import read_metrics
 from w2v_jax.training.workdir import ENVIRONMENT, read_config
 
 
@@ -76,24 +75,22 @@ def short_names(paths: Sequence[pathlib.Path]) -> list[str]:
 
 def open_folder(path: pathlib.Path, name: str) -> RunFolder:
     """The run in a folder. Raises UserError where it is none, or where a file cannot be opened."""
-    config, files = read_config(path), {}
+    config, damaged, written = read_config(path), {}, ""
     try:
-        for file in ("metrics.jsonl", "usage.jsonl", ENVIRONMENT):
-            files[file] = _lines(path / file)
-        rows, written = read_metrics(path / "metrics.jsonl"), ""
+        rows, damaged["metrics.jsonl"] = _lines(path / "metrics.jsonl", needs="step")
+        usage, damaged["usage.jsonl"] = _lines(path / "usage.jsonl", needs="step")
+        starts, damaged[ENVIRONMENT] = _lines(path / ENVIRONMENT, needs="versions")
         if rows:
             seconds = (path / "metrics.jsonl").stat().st_mtime
             written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
-        damaged = {file: sum(line is None for line in lines) for file, lines in files.items()}
-        damaged["metrics.jsonl"] = len(files["metrics.jsonl"]) - len(rows)
         return RunFolder(
             name,
             path,
             config,
-            levels=_levels(config),
+            levels=_levels(config) if rows else {},  # what was converted may have no loss, and so none
             rows=rows,
-            usage=[line for line in files["usage.jsonl"] if line is not None and "step" in line],
-            starts=[line for line in files[ENVIRONMENT] if line is not None],
+            usage=usage,
+            starts=starts,
             data=_object(path / "data.json") or {},
             done=_object(path / "done.json"),
             damaged={file: count for file, count in damaged.items() if count},
@@ -111,12 +108,17 @@ def _levels(config: Config) -> Levels:
         return {}
 
 
-def _lines(file: pathlib.Path) -> list[dict[str, Any] | None]:
-    """The object of each line, None for one that is none. Empty if there is no file."""
+def _lines(file: pathlib.Path, *, needs: str) -> tuple[list[dict[str, Any]], int]:
+    """(the objects with the key `needs`, one a line; how many lines hold none). Nothing if there is no file.
+
+    The file is read once: a training may be writing to it.
+    """
     if not file.exists():
-        return []
+        return [], 0
     with open(file, "rb") as lines:
-        return [_parsed(line) for line in lines if line.strip()]
+        found = [_parsed(line) for line in lines if line.strip()]
+    kept = [line for line in found if line is not None and needs in line]
+    return kept, len(found) - len(kept)
 
 
 def _object(file: pathlib.Path) -> dict[str, Any] | None:
