@@ -121,7 +121,7 @@ def _card(number: int, run: RunFolder, verdict: Verdict) -> Element:
         tag("p", f"{count} damaged {'line' if count == 1 else 'lines'} of {file} left out.", class_="note")
         for file, count in run.damaged.items()
     ]
-    earlier = tag("details", tag("summary", f"{len(past)} findings on the way that went away"), tag("ul", *past))
+    earlier = tag("details", tag("summary", f"found on the way and gone again: {len(past)}"), tag("ul", *past))
     return tag(
         "div",
         tag("h3", swatch(number), run.name, ": ", tag("span", verdict.word, class_=f"word {LOOKS[verdict.word]}")),
