@@ -48,7 +48,7 @@ def test_a_dead_run_and_one_that_is_not_normal_have_a_code_of_their_own(tmp_path
     code, lines = run(capsys, dead, "--examples", "0", "--out", tmp_path / "page.html")
     assert code == report.DEAD_OR_ODD == 3 and f"{dead}: dead; no gradient" in lines
     known = reference.Reference(
-        "tiny", report.open_run_folders([dead])[0].config, data={}, command="", made_with="", runs={1: curve(40)}
+        "tiny", report.open_run_folders([dead])[0].config, data={}, made_with="", runs={1: curve(40)}
     )
     monkeypatch.setattr(reference, "load_references", lambda: [known])
     for end, expected in ((1.2, 0), (2.4, 3)):

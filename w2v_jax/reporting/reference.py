@@ -31,12 +31,11 @@ MARGIN = 0.1
 
 
 class Reference(NamedTuple):
-    """Runs of one demo. name: its file. config: without its seed. runs: the evaluations of each seed."""
+    """Runs of one demo. name: "w2v2_base.py:demo". config: without its seed. runs: the evaluations of each seed."""
 
     name: str
     config: Config
     data: dict[str, Any]
-    command: str
     made_with: str
     runs: dict[int, list[MetricsRow]]
 
@@ -72,10 +71,9 @@ def load_references() -> list[Reference]:
 def _read(file: pathlib.Path) -> Reference:
     found = json.loads(file.read_text(encoding="utf-8"))
     return Reference(
-        file.stem,
+        found["name"],
         from_json(json.dumps(found["config"])),
         data=found["data"],
-        command=found["command"],
         made_with=found["made_with"],
         runs={run["seed"]: run["evaluations"] for run in found["runs"]},
     )
@@ -113,7 +111,7 @@ def compare(run: RunFolder, reference: Reference) -> Comparison:
     """The newest evaluation and those at three quarters, half and a quarter of the way, beside the reference."""
     evaluations = run.of_split("eval")
     seeds = ", ".join(map(str, sorted(reference.runs)))
-    made = f"The reference is {reference.name}, seeds {seeds}, made by {reference.command} with {reference.made_with}."
+    made = f"The reference is {reference.name}, seeds {seeds}, trained with {reference.made_with}."
     if not evaluations:
         return Comparison("nothing to compare", f"There is no evaluation yet. {made}", normal=True, rows=[])
     newest = evaluations[-1]["step"]
@@ -146,8 +144,11 @@ def _compared(metric: str, row: MetricsRow, reference: Reference) -> list[Compar
     return [Compared(metric, row["step"], value, low=low, high=high, word=word, normal=word != "worse")]
 
 
-def write_reference(file: pathlib.Path, runs: Sequence[RunFolder], command: str) -> None:
-    """Makes a reference of complete runs of one config, which differ in their seed. Raises UserError for others."""
+def write_reference(name: str, runs: Sequence[RunFolder], folder: pathlib.Path = FOLDER) -> None:
+    """Makes the reference of a demo ("w2v2_base.py:demo") of complete runs, which differ in their seed.
+
+    Raises UserError for other runs.
+    """
     first = runs[0]
     seeds = [run.config.seed for run in runs]
     if len(set(seeds)) < len(seeds):
@@ -162,7 +163,7 @@ def write_reference(file: pathlib.Path, runs: Sequence[RunFolder], command: str)
         raise UserError("no run has an environment.jsonl, which says what it was made with")
     versions = ", ".join(f"{name} {start['versions'][name]}" for name in ("Python", "jax", "flax"))
     content = {
-        "command": command,
+        "name": name,
         "made_with": f"{versions} on {start['devices']}",
         "config": json.loads(run_json(first.config)) | {"seed": 0},
         "data": {key: value for key, value in first.data.items() if "fingerprint" in key},
@@ -170,7 +171,7 @@ def write_reference(file: pathlib.Path, runs: Sequence[RunFolder], command: str)
             {"seed": run.config.seed, "evaluations": [_kept(row) for row in run.of_split("eval")]} for run in runs
         ],
     }
-    write_whole(file, json.dumps(content, indent=1) + "\n")
+    write_whole(folder / f"{name.replace('.py:', '-')}.json", json.dumps(content, indent=1) + "\n")
 
 
 def _kept(row: Mapping[str, Any]) -> dict[str, Any]:
