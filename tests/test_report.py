@@ -15,13 +15,14 @@ def run(capsys, *arguments):
 
 
 def test_a_trained_run_becomes_a_page_with_examples(tiny_run, tmp_path, capsys):
-    out = tmp_path / "page.html"
-    code, lines = run(capsys, tiny_run(), "--out", out, "--examples", "1")
+    trained, out = tiny_run(), tmp_path / "page.html"
+    capsys.readouterr()  # of a training
+    code, lines = run(capsys, trained, "--out", out, "--examples", "1")
     text = out.read_text()
     assert code == 0 and lines[0].startswith("reading ") and lines[-1].startswith(f"done: {out} (")
     assert text.count("data:audio/flac") == 1 and "codes</text>" in text
     assert len(text) < 1_500_000
-    code, lines = run(capsys, tiny_run(), "--out", out, "--examples", "1", "--no-audio")
+    code, lines = run(capsys, trained, "--out", out, "--examples", "1", "--no-audio")
     assert "data:audio" not in out.read_text() and code == 0
 
 
