@@ -12,13 +12,14 @@ from collections.abc import Sequence
 
 import jax
 
-from w2v_jax.core.cli import UserError, cannot_write, count_argument, path_argument, run_command
+from w2v_jax.core.cli import UserError, cannot_write, count_argument, expand_home, path_argument, run_command
 from w2v_jax.core.files import write_whole
 from w2v_jax.reporting import page, reference
 from w2v_jax.reporting.examples import read_examples
 from w2v_jax.reporting.markup import RUNS
 from w2v_jax.reporting.run_folder import open_run_folders
 from w2v_jax.reporting.verdict import DEAD, judge
+from w2v_jax.training.workdir import run_folder
 
 DEAD_OR_ODD = 3
 EXAMPLES = """examples:
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     if len(args.runs) > len(RUNS):
         raise UserError(f"{len(args.runs)} runs are too many for one page; give at most {len(RUNS)}")
     jax.config.update("jax_platforms", "cpu")  # accelerators are for trainings, which may be going on
-    runs = open_run_folders(args.runs)
+    runs = open_run_folders([run_folder(name) for name in args.runs])
     comparisons = []
     if args.against:
         known = reference.load_references()
@@ -71,7 +72,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("runs", nargs="+", type=path_argument, metavar="RUN", help="the --workdir of a training, complete or not")
+    add("runs", nargs="+", type=expand_home, metavar="RUN", help="the --workdir of a training, complete or not")
     add(
         "--out",
         type=path_argument,
