@@ -19,9 +19,8 @@ def curve(count: int, *, start: float = 2.4, end: float = 1.2, every: int = 5, *
     for step in range(1, count + 1):
         loss = start + (end - start) * step / count
         row = {"step": step, "loss": loss, "accuracy": 0.1 + 0.5 * step / count}
-        seen = {"grad_norm": 1.0, "learning_rate": 1e-3, "temperature": 2.0, "code_perplexity": 20.0}
-        speed = {"step_seconds": 0.5, "audio_hours_per_hour": 30.0, "data_wait_share": 0.1, "padding_share": 0.0}
-        rows.append({**row, "split": "train", **seen, **speed, "skipped_updates": 0.0, **values})
+        seen = {"grad_norm": 1.0, "learning_rate": 1e-3, "code_perplexity": 20.0, "step_seconds": 0.5}
+        rows.append({**row, "split": "train", **seen, "skipped_updates": 0.0, **values})
         if step % every == 0:
             rows.append({**row, "split": "eval", "loss": loss + 0.1, "code_perplexity": 20.0})
     return rows
