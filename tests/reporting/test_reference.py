@@ -116,7 +116,10 @@ def test_a_committed_reference_is_of_the_demo_as_it_is_now(known):
 
 @pytest.mark.parametrize("known", EACH)
 def test_each_seed_of_a_reference_is_normal_beside_the_others(tmp_path, known):
-    """And one that stays where it began is not. The only seed of a reference is compared with itself."""
+    """One that stays where it began is not. One that needs twice as many updates is worse on the way.
+
+    The only seed of a reference is compared with itself.
+    """
     for seed, rows in known.runs.items():
         others = known._replace(runs={s: r for s, r in known.runs.items() if s != seed} or known.runs)
         rows = [row | {"split": "eval"} for row in rows]
@@ -125,3 +128,6 @@ def test_each_seed_of_a_reference_is_normal_beside_the_others(tmp_path, known):
         stuck = [rows[0] | {"step": row["step"]} for row in rows]
         run = open_folder(write_run(tmp_path / f"stuck{seed}", stuck, config=known.name), "run")
         assert not compare(run, others).normal
+        late = [rows[i // 2] | {"step": row["step"]} for i, row in enumerate(rows)]
+        run = open_folder(write_run(tmp_path / f"late{seed}", late, config=known.name), "run")
+        assert any(row.word == "worse" for row in compare(run, others).rows)
