@@ -139,7 +139,7 @@ def _compared(metric: str, row: MetricsRow, reference: Reference) -> list[Compar
     if metric not in row or not near:
         return []
     value, margin = row[metric], MARGINS[metric] * (max(values) - min(values))
-    low, high = min(near) - margin, max(near) + margin
+    low, high = max(0.0, min(near) - margin), max(near) + margin
     if value is None:
         return [Compared(metric, row["step"], float("nan"), low=low, high=high, word="not finite", normal=False)]
     beyond = (value > high) - (value < low)
