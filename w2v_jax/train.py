@@ -182,7 +182,8 @@ def set_up(config: Config, path: pathlib.Path) -> Iterator[Training]:
             rows = start_up(config, path, mesh, data=data, params=shapes.params, parts=parts) | memory
             print(table(rows, f"w2v_jax: {config.method}"), flush=True)
         updates = step.updates(method, tx, rate, state=shapes)
-        score = jax.jit(functools.partial(step.eval_step, method=method))
+        scored = functools.partial(step.eval_step, method=method)
+        score = jax.jit(scored, out_shardings=sharding.whole_everywhere(mesh))
         probe = LiveProbe(config, data.train.form) if configs.setting(config, "probe.every") else None
         yield Training(
             config,

@@ -176,9 +176,14 @@ def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, place, x.__getitem__), tree)
 
 
+def whole_everywhere(mesh: Mesh) -> NamedSharding:
+    """Of an array that each device has a copy of, which the processes can therefore read."""
+    return NamedSharding(mesh, P())
+
+
 def put_whole(tree: PyTree, mesh: Mesh) -> PyTree:
     """Global arrays that are whole on each device, from arrays that every process holds."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    return jax.device_put(tree, whole_everywhere(mesh))
 
 
 def accumulation(units: int, unit_seconds: float, device_seconds: float, *, shards: int) -> int:
