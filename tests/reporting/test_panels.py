@@ -8,12 +8,14 @@ from written_runs import curve, write_run
 
 from w2v_jax.reporting import panels
 from w2v_jax.reporting.markup import document
-from w2v_jax.reporting.panels import Panel, figures, numbered
+from w2v_jax.reporting.panels import Panel, figures, with_numbers
 from w2v_jax.reporting.run_folder import open_run_folders
 
 
 def runs_of(tmp_path, *rows, **options):
-    return numbered(open_run_folders([write_run(tmp_path / f"run{i}", r, **options) for i, r in enumerate(rows, 1)]))
+    return with_numbers(
+        open_run_folders([write_run(tmp_path / f"run{i}", r, **options) for i, r in enumerate(rows, 1)])
+    )
 
 
 def points(root, gid):
@@ -47,7 +49,7 @@ def test_each_run_and_split_has_a_line_with_its_name_colour_and_last_value(tmp_p
 def test_runs_with_other_levels_each_get_theirs(tmp_path):
     one = write_run(tmp_path / "one", curve(5))
     other = write_run(tmp_path / "other", curve(5), config="hubert_base.py:tiny")
-    (loss,) = figures(panels.LEARNING[:1], numbered(open_run_folders([one, other])), "learn")
+    (loss,) = figures(panels.LEARNING[:1], with_numbers(open_run_folders([one, other])), "learn")
     assert "chance 2.398" in document(loss) and "chance 3.045" in document(loss)
 
 

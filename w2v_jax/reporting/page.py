@@ -11,7 +11,7 @@ from w2v_jax.core.config import differing_values, flatten
 from w2v_jax.reporting import panels
 from w2v_jax.reporting.examples import LONGEST, Example, flac
 from w2v_jax.reporting.markup import Element, data_uri, document, tag, text_table
-from w2v_jax.reporting.panels import numbered, swatch
+from w2v_jax.reporting.panels import swatch, with_numbers
 from w2v_jax.reporting.pictures import draw_example
 from w2v_jax.reporting.reference import Comparison
 from w2v_jax.reporting.run_folder import RunFolder
@@ -99,7 +99,7 @@ def _summary(content: Contents) -> str:
 
 
 def _verdicts(content: Contents) -> list[Element]:
-    cards = [_card(n, run, v) for (n, run), v in zip(numbered(content.runs), content.verdicts, strict=True)]
+    cards = [_card(n, run, v) for (n, run), v in zip(with_numbers(content.runs), content.verdicts, strict=True)]
     rows = []
     for name in KEY_NUMBERS:
         for split, words in (("train", "training"), ("eval", "held out")):
@@ -136,7 +136,7 @@ def _card(number: int, run: RunFolder, verdict: Verdict) -> Element:
 
 def _comparisons(content: Contents) -> list[Element]:
     cards = []
-    for (number, run), comparison in zip(numbered(content.runs), content.comparisons):
+    for (number, run), comparison in zip(with_numbers(content.runs), content.comparisons):
         rows = [
             [
                 f"{row.metric} at update {row.step:,}",
@@ -163,7 +163,7 @@ def _learning(runs: Sequence[RunFolder]) -> list[Section]:
     """One section a method: losses of different methods are not to be compared."""
     found = []
     for method in dict.fromkeys(run.config.method for run in runs):
-        of_method = [(number, run) for number, run in numbered(runs) if run.config.method == method]
+        of_method = [(number, run) for number, run in with_numbers(runs) if run.config.method == method]
         word = panels.slug(method)
         figures = panels.figures(panels.LEARNING, of_method, f"learn-{word}")
         maps = [figure for number, run in of_method for figure in panels.ahead_maps(run, number)]
@@ -175,8 +175,8 @@ def _learning(runs: Sequence[RunFolder]) -> list[Section]:
 
 def _codes(runs: Sequence[RunFolder]) -> list[Element]:
     """Perplexities, and heat maps where the run kept how often each code was used."""
-    figures = panels.figures(panels.CODES, numbered(runs), "codes")
-    maps = [figure for number, run in numbered(runs) for figure in panels.usage_maps(run, number)]
+    figures = panels.figures(panels.CODES, with_numbers(runs), "codes")
+    maps = [figure for number, run in with_numbers(runs) for figure in panels.usage_maps(run, number)]
     if not figures:
         return []
     lacking = [
@@ -188,7 +188,7 @@ def _codes(runs: Sequence[RunFolder]) -> list[Element]:
 
 
 def _shared(chosen: Sequence[panels.Panel], runs: Sequence[RunFolder], place: str) -> list[Element]:
-    figures = panels.figures(chosen, numbered(runs), place)
+    figures = panels.figures(chosen, with_numbers(runs), place)
     return [tag("div", *figures, class_="panels")] if figures else []
 
 
@@ -208,7 +208,7 @@ def _others(runs: Sequence[RunFolder]) -> list[Element]:
 
 def _examples(content: Contents) -> list[Element]:
     found = []
-    for (number, run), (examples, note) in zip(numbered(content.runs), content.examples):
+    for (number, run), (examples, note) in zip(with_numbers(content.runs), content.examples):
         found += [_example(number, place, e, audio=content.audio) for place, e in enumerate(examples, 1)]
         if note:
             found.append(tag("p", swatch(number), f"{run.name}: {note}.", class_="note"))
@@ -255,7 +255,7 @@ def _configs(runs: Sequence[RunFolder]) -> list[Element]:
             content.append(tag("details", tag("summary", f"the {len(rows)} keys that differ"), differing))
         else:
             content.append(tag("div", differing, class_="card"))
-    for (number, run), values in zip(numbered(runs), flat):
+    for (number, run), values in zip(with_numbers(runs), flat):
         table = text_table(["key", "value"], [[key, _value(values, key)] for key in values])
         content.append(tag("details", tag("summary", swatch(number), f"config of {run.name}"), table))
     return content

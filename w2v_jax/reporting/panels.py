@@ -75,7 +75,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]", lambda match: f"-{ord(match[0]):x}-", text)
 
 
-def numbered(runs: Sequence[RunFolder]) -> list[tuple[int, RunFolder]]:
+def with_numbers(runs: Sequence[RunFolder]) -> list[tuple[int, RunFolder]]:
     """The runs with their numbers on the page, from 1."""
     return list(enumerate(runs, 1))
 
