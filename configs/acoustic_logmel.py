@@ -143,11 +143,11 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def ten_minutes(config: ConfigDict) -> None:
-    """Ten labelled minutes in data.root, one of them held out. The demo's model, 4,500 updates."""
+    """Ten labelled minutes in data.root, one of them held out. Two of the demo's models, 4,500 updates."""
     demo(config)
     config.data.update(name="folder", root=(), eval_root=(), hours=0.0, eval_share=0.1, eval_hours=1 / 60)
     config.data.update(train_hours=9 / 60, batch_hours=24 / 3600, device_seconds=24.0, speeds=(0.85, 1.15))
-    config.acoustic.update(dropout=0.2, clean_steps=300)
+    config.acoustic.update(dropout=0.2, clean_steps=300, members=2, consistency=0.2)
     config.masking.update(time_prob=0.15)
     config.optim.update(stages=(0.03, 0.47, 0.5))
     config.train.update(steps=4500, eval_every=100, checkpoint_every=100, patience=2500)
