@@ -101,6 +101,36 @@ def test_what_is_fetched_is_what_lies_there_now(capsys):
     assert "1 files" in capsys.readouterr().err
 
 
+def test_a_checkpoint_that_is_gone_leaves_no_empty_folder():
+    put({"config.json": "{}", "checkpoints/1/a/b": "1", "checkpoints/1/seal.json": "{}"})
+    local = storage.fetched(URL, SEALS)
+    fsspec.filesystem("memory").rm("/lab/runs/a/checkpoints/1", recursive=True)
+    put({"checkpoints/2/a": "2", "checkpoints/2/seal.json": "{}"})
+    storage.fetched(URL, SEALS)
+    assert [path.name for path in (local / "checkpoints").iterdir()] == ["2"]
+
+
+def test_a_checkpoint_that_vanishes_while_it_is_fetched_is_done_without(monkeypatch):
+    put({"config.json": "{}", "checkpoints/1/a": "1", "checkpoints/1/seal.json": "{}"})
+    real = MemoryFileSystem.get_file
+
+    def removed(fs, path, *rest, **named):
+        if "/1/" in path:
+            fs.rm("/lab/runs/a/checkpoints", recursive=True)
+        return real(fs, path, *rest, **named)
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", removed)
+    assert content(storage.fetched(URL, SEALS)) == {"config.json": "{}"}
+
+
+def test_reading_a_run_leaves_the_copy_alone_in_which_it_goes_on():
+    with storage.working_copy(URL, SEALS) as path:
+        write(path, {"metrics.jsonl": "newer than in the store"})
+        put({"metrics.jsonl": "old"})
+        assert (storage.fetched(URL, SEALS) / "metrics.jsonl").read_text() == "old"
+        assert (path / "metrics.jsonl").read_text() == "newer than in the store"
+
+
 def test_a_file_at_a_url_is_fetched_under_its_name():
     put({"letters.arpa": "x"})
     assert storage.fetched(f"{URL}/letters.arpa").name == "letters.arpa"
@@ -278,7 +308,8 @@ def test_only_one_run_holds_a_folder(capsys):
 @pytest.mark.parametrize(
     "owner, waits",
     [
-        (dict(host=storage.socket.gethostname(), pid=2**22 + 1), False),
+        (storage.machine() | dict(pid=2**22 + 1), False),
+        (storage.machine() | dict(pid=2**22 + 1, boot="before"), True),
         (dict(host="elsewhere", pid=1), True),
         (dict(), True),
     ],

@@ -83,10 +83,10 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(os.environ.get("W2V_JAX_CACHE") or "~/.cache/w2v_jax").expanduser().absolute()
 
 
-def local_copy(url: str) -> pathlib.Path:
-    """The folder of the cache that belongs to a URL."""
+def local_copy(url: str, kind: str) -> pathlib.Path:
+    """The folder of the cache for a URL. kind: "read", or "runs" that go on, which reading leaves alone."""
     url = url.rstrip("/")
-    return cache_folder() / f"{url.rsplit('/', 1)[-1]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    return cache_folder() / kind / f"{url.rsplit('/', 1)[-1]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
 
 
 def connect(url: str) -> Folder:
@@ -156,7 +156,7 @@ def fetched(url: str, seals: Seals | None = None) -> pathlib.Path:
 
     Sub-folders without their seal are left out. Raises UserError where nothing lies at the URL.
     """
-    folder, local = connect(url), local_copy(url)
+    folder, local = connect(url), local_copy(url, "read")
     local.parent.mkdir(parents=True, exist_ok=True)
     with locked_file(local.with_name(f".{local.name}.lock"), lambda: None):
         if tried(url, lambda: folder.fs.isfile(folder.path)):
@@ -164,10 +164,16 @@ def fetched(url: str, seals: Seals | None = None) -> pathlib.Path:
             above, _, name = folder.path.rpartition("/")
             _fetch(Folder(folder.url.rpartition("/")[0], folder.fs, above), {name: _version(info)}, local)
             return local / name
-        names = _whole(listing(folder), seals)
-        if not names:
-            raise UserError(f"{url} does not exist, or is empty")
-        _fetch(folder, names, local)
+        for attempt in range(1, TRIES + 1):
+            names = _whole(listing(folder), seals)
+            if not names:
+                raise UserError(f"{url} does not exist, or is empty")
+            try:
+                _fetch(folder, names, local)
+                break
+            except FileNotFoundError as error:  # a training has removed an old checkpoint since it was listed
+                if attempt == TRIES:
+                    raise StoreError(f"{url} changes faster than it can be fetched: {error}") from None
     return local
 
 
@@ -183,6 +189,9 @@ def _fetch(folder: Folder, names: Mapping[str, str], local: pathlib.Path) -> Non
     have = _read_json(local / FETCHED)
     for name in have.keys() - names.keys():
         (local / name).unlink(missing_ok=True)
+        for above in (local / name).relative_to(local).parents[:-1]:
+            with contextlib.suppress(OSError):  # it holds something, or is gone
+                (local / above).rmdir()
     missing = [name for name, version in names.items() if have.get(name) != version or not (local / name).exists()]
     if missing:
         size = sum(int(names[name].split()[0]) for name in missing)
@@ -269,7 +278,7 @@ def working_copy(url: str, seals: Seals) -> Iterator[pathlib.Path]:
     that fails for half an hour stops the training as a SIGTERM does: its checkpoint is saved here. Raises UserError
     while another run holds the folder, and StoreError where the last state cannot be sent.
     """
-    folder, local = connect(url), local_copy(url)
+    folder, local = connect(url), local_copy(url, "runs")
     with Lease(folder) as lease:
         _bring_up_to_date(folder, local, seals)
         print(f"{url}: the run is in {local}, and is sent every {EVERY:.0f} s", flush=True)
@@ -318,7 +327,7 @@ class Lease:
 
     def __init__(self, folder: Folder):
         self.folder, self.path, self.is_lost = folder, folder.at(LOCK), False
-        self.owner: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+        self.owner: dict[str, Any] = machine() | {"pid": os.getpid(), "token": uuid.uuid4().hex}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -363,7 +372,7 @@ class Lease:
         """Takes a lock whose owner is gone. False where it has just vanished or another one was faster."""
         if not holder:
             return False
-        if holder.get("host") != self.owner["host"] or _is_alive(holder.get("pid")):
+        if any(holder.get(name) != value for name, value in machine().items()) or _is_alive(holder.get("pid")):
             where = f"process {holder.get('pid')} on {holder.get('host')}"
             print(f"{self.folder.url} is locked by {where}; looking for {LEASE:.0f} s if it is alive", file=sys.stderr)
             end = time.monotonic() + LEASE
@@ -378,16 +387,27 @@ class Lease:
         time.sleep(SETTLE * random.uniform(0.5, 1.0))  # whoever else saw no owner has written by now
         return self._is_mine(self._read())
 
+    def is_held(self) -> bool:
+        """Looks if the lock is still this run's, and stops the run where it is not. Raises StoreError."""
+        if not self.is_lost and not self._is_mine(self._read()):
+            self.is_lost = True
+            _stop(f"{self.folder.url}: another run has taken this folder")
+        return not self.is_lost
+
     def _renew(self) -> None:
         while not self._over.wait(LEASE / 6):
             try:
-                if not self._is_mine(self._read()):
-                    self.is_lost = True
-                    _stop(f"{self.folder.url}: another run has taken this folder")
+                if not self.is_held():
                     return
                 self._write()
             except StoreError as error:
                 print(f"warning: {error}", file=sys.stderr, flush=True)
+
+
+def machine() -> dict[str, str]:
+    """What tells this machine, or container, from others, and from itself before it was started last."""
+    boot = pathlib.Path("/proc/sys/kernel/random/boot_id")
+    return {"host": socket.gethostname(), "boot": boot.read_text().strip() if boot.exists() else ""}
 
 
 def _is_alive(pid: Any) -> bool:
@@ -419,15 +439,17 @@ class Sender:
         """Sends what is left. Raises StoreError where that fails, and UserError where the folder is another run's."""
         self._over.set()
         self._thread.join()
-        if self.lease.is_lost:
-            raise UserError(f"{self.folder.url} belongs to another run now; what this one did last is in {self.local}")
         try:
             self._send()
         except StoreError as error:
             rest = f"What was not sent is in {self.local}; the same command, here, sends it"
             raise StoreError(f"{error}\n{rest}") from None
+        if self.lease.is_lost:
+            raise UserError(f"{self.folder.url} belongs to another run now; what this one did last is in {self.local}")
 
     def _send(self) -> None:
+        if not self.lease.is_held():  # after a store that did not answer, before anything is overwritten
+            return
         try:
             send(self.local, self.folder, self.sent, seals=self.seals)
         finally:
