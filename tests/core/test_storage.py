@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import time
 
 import fsspec
@@ -199,6 +200,7 @@ def test_sending_makes_the_store_equal_and_sends_only_changes(tmp_path, flaky):
     write(tmp_path / "run", {"checkpoints/2/seal.json": "{}"})
     for name in ("seal.json", "state/a"):
         (tmp_path / "run" / "checkpoints" / "1" / name).unlink()
+    write(tmp_path / "run", {storage.MARK: "{}"})
     storage.send(tmp_path / "run", folder, sent, seals=SEALS)
     assert {name for name in stored() if name.startswith("checkpoints")} == {
         "checkpoints/2/state/a",
@@ -212,13 +214,89 @@ def test_a_seal_is_sent_last_and_removed_first(tmp_path, monkeypatch):
     monkeypatch.setattr(fs, "pipe_file", lambda self, path, *_, **__: order.append(path.rsplit("/", 1)[-1]))
     monkeypatch.setattr(fs, "rm_file", lambda self, path: order.append(path.rsplit("/", 1)[-1]))
     write(tmp_path, {f"checkpoints/1/{name}": "x" for name in ("seal.json", "a", "z/b")})
+    write(tmp_path, {storage.MARK: "{}"})
     sent = {}
     storage.send(tmp_path, folder, sent, seals=SEALS)
-    assert order == ["a", "b", "seal.json"]
+    assert order == [storage.MARK, "a", "b", "seal.json"]
     (tmp_path / "checkpoints" / "1" / "seal.json").unlink()
     order.clear()
     storage.send(tmp_path, folder, sent, seals=SEALS)
     assert order == ["seal.json", "a", "b"]
+
+
+def test_nothing_is_removed_from_the_store_because_the_local_folder_vanished(tmp_path):
+    folder, sent = storage.connect(URL), {}
+    write(tmp_path / "run", {storage.MARK: "{}", "checkpoints/1/a": "1", "checkpoints/1/seal.json": "{}"})
+    storage.send(tmp_path / "run", folder, sent, seals=SEALS)
+    before = stored()
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(StoreError, match="run was removed while the run used it; nothing was removed from memory://"):
+        storage.send(tmp_path / "run", folder, sent, seals=SEALS)
+    assert stored() == before
+
+
+def test_a_sending_ends_before_others_see_it_where_it_may_not_go_on(tmp_path):
+    write(tmp_path, {storage.MARK: "{}", "checkpoints/1/a": "1", "checkpoints/1/seal.json": "{}"})
+    storage.send(tmp_path, storage.connect(URL), {}, seals=SEALS, may_go_on=lambda: not stored())
+    assert "checkpoints/1/seal.json" not in stored()
+
+
+def test_a_bucket_that_is_not_there_is_named(tmp_path, monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError("lab")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", missing)
+    with pytest.raises(StoreError, match="memory://lab/runs/a: cannot be written. Is there such a bucket?"):
+        with storage.working_copy(URL, SEALS):
+            pass
+    write(tmp_path, {"a": "1"})
+    with pytest.raises(StoreError, match="memory://lab/runs/a/a: cannot be written"):
+        storage.send(tmp_path, storage.connect(URL), {})
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/absolute", "a//b", "./a"])
+def test_objects_whose_names_lead_out_of_the_folder_are_refused(monkeypatch, name):
+    put({"config.json": "{}"})
+    found = {f"/lab/runs/a/{name}": {"type": "file", "size": 1}}
+    monkeypatch.setattr(MemoryFileSystem, "find", lambda *_, **__: found)
+    with pytest.raises(UserError, match="has no name that a file can have"):
+        storage.fetched(URL)
+
+
+def test_a_fetch_that_was_cut_short_is_made_again(monkeypatch):
+    put({storage.MARK: '{"run": "x"}', "checkpoints/1/seal.json": "{}", "checkpoints/1/state": "1"})
+    real = MemoryFileSystem.get_file
+
+    def killed(fs, path, *rest, **named):
+        if path.endswith("state"):
+            raise KeyboardInterrupt
+        return real(fs, path, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "get_file", killed)
+        with pytest.raises(KeyboardInterrupt), storage.working_copy(URL, SEALS):
+            pass
+    with storage.working_copy(URL, SEALS) as path:
+        assert (path / "checkpoints/1/state").read_text() == "1"
+
+
+def test_what_another_machine_removed_is_sent_again_and_what_it_left_half_sent_goes():
+    with storage.working_copy(URL, SEALS) as path:
+        write(path, {"checkpoints/1/a": "1", "checkpoints/1/seal.json": "{}"})
+    write(path, {"checkpoints/3/a": "3", "checkpoints/3/seal.json": "{}"})  # and was killed before it was sent
+    fsspec.filesystem("memory").rm("/lab/runs/a/checkpoints", recursive=True)
+    put({"checkpoints/2/a": "2", "checkpoints/2/seal.json": "{}", "checkpoints/4/half": "4"})
+    with storage.working_copy(URL, SEALS):
+        pass
+    there = {f"checkpoints/{n}/{name}" for n in (1, 3) for name in ("a", "seal.json")}
+    assert {name for name in stored() if name.startswith("checkpoints")} == there
+
+
+def test_a_damaged_mark_is_named():
+    put({storage.MARK: "{"})
+    with pytest.raises(UserError, match="run.json is not readable as JSON; remove it"):
+        with storage.working_copy(URL, SEALS):
+            pass
 
 
 def test_a_run_goes_on_from_the_store_on_another_machine(tmp_path, monkeypatch):

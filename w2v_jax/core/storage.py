@@ -139,7 +139,11 @@ def listing(folder: Folder) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     prefix = folder.path.lstrip("/") + "/"
-    return {path.lstrip("/")[len(prefix) :]: _version(info) for path, info in found.items() if info["type"] == "file"}
+    names = {path.lstrip("/")[len(prefix) :]: _version(info) for path, info in found.items() if info["type"] == "file"}
+    for name in names:
+        if name.startswith("/") or not {"", ".", ".."}.isdisjoint(name.split("/")):
+            raise UserError(f"{folder.url}: the object {name!r} has no name that a file can have; remove or rename it")
+    return names
 
 
 def _version(info: Mapping[str, Any]) -> str:
@@ -185,21 +189,32 @@ def _whole(names: Mapping[str, str], seals: Seals | None) -> dict[str, str]:
 
 
 def _fetch(folder: Folder, names: Mapping[str, str], local: pathlib.Path) -> None:
-    """Makes the local folder hold these files and none that was fetched before and is no more."""
+    """Makes the local folder hold these files and no others. Its mark comes last: without it, the copy is not whole."""
     have = _read_json(local / FETCHED)
-    for name in have.keys() - names.keys():
-        (local / name).unlink(missing_ok=True)
-        for above in (local / name).relative_to(local).parents[:-1]:
-            with contextlib.suppress(OSError):  # it holds something, or is gone
-                (local / above).rmdir()
+    for name in _files(local).keys() - names.keys() - {FETCHED}:
+        _unlink(local, name)
     missing = [name for name, version in names.items() if have.get(name) != version or not (local / name).exists()]
     if missing:
         size = sum(int(names[name].split()[0]) for name in missing)
         print(f"fetching {folder.url}: {len(missing):,} files, {size / 1e6:,.1f} MB, to {local}", file=sys.stderr)
-    for name in missing:
+    for name in sorted(missing, key=lambda name: name == MARK):
         _get(folder, name, local / name)
     if have != names:
         write_whole(local / FETCHED, json.dumps(dict(names)))
+
+
+def _files(local: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The files beneath a folder by their relative names. What vanishes meanwhile is left out."""
+    found = (pathlib.Path(above, name) for above, _, names in os.walk(local) for name in sorted(names))
+    return {file.relative_to(local).as_posix(): file for file in found}
+
+
+def _unlink(local: pathlib.Path, name: str) -> None:
+    """Removes a file, and the folders that are empty without it."""
+    (local / name).unlink(missing_ok=True)
+    for above in pathlib.PurePath(name).parents[:-1]:
+        with contextlib.suppress(OSError):  # it holds something, or is gone
+            (local / above).rmdir()
 
 
 def _get(folder: Folder, name: str, file: pathlib.Path) -> None:
@@ -219,22 +234,37 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
 # Writing
 
 
-def send(local: pathlib.Path, folder: Folder, sent: dict[str, Any], *, seals: Seals | None = None) -> None:
+def send(
+    local: pathlib.Path,
+    folder: Folder,
+    sent: dict[str, Any],
+    *,
+    seals: Seals | None = None,
+    may_go_on: Callable[[], bool] = lambda: True,
+) -> None:
     """Makes the store's folder hold what the local one holds. `sent` says what it holds, and is brought up to date.
 
     What appears under its name half-written (`.partial`), and sub-folders without their seal, are left out. A seal is
-    the last of its sub-folder to be sent and the first to be removed. Raises StoreError.
+    the last of its sub-folder to be sent and the first to be removed. `may_go_on` is asked before each step that others
+    see, and ends the sending. Raises StoreError, before it removes anything where the local folder has vanished.
     """
-    found = {file.relative_to(local).as_posix(): file for file in sorted(local.rglob("*")) if file.is_file()}
+    found = _files(local)
     stats = {name: _stat(file) for name, file in found.items()}
     names = _whole({name: "" for name, stat in stats.items() if stat and _is_sent(name)}, seals)
     is_seal = lambda name: seals is not None and name.rsplit("/", 1)[-1] == seals.name
+    is_seen = lambda name: seals is None or is_seal(name) or seals.unit(name) is None
     for name in sorted(names, key=lambda name: (is_seal(name), name)):
         if sent.get(name) != stats[name]:
-            with contextlib.suppress(FileNotFoundError):  # a checkpoint that training has just removed
-                _put(found[name], folder, name)
+            if is_seen(name) and not may_go_on():
+                return
+            if _put(found[name], folder, name):
                 sent[name] = stats[name]
-    for name in sorted(sent.keys() - names.keys(), key=lambda name: (not is_seal(name), name)):
+    gone = sent.keys() - names.keys()
+    if gone and not (local / MARK).exists():
+        raise StoreError(f"{local} was removed while the run used it; nothing was removed from {folder.url}")
+    for name in sorted(gone, key=lambda name: (not is_seal(name), name)):
+        if not may_go_on():
+            return
         _remove(folder, name)
         del sent[name]
 
@@ -252,14 +282,22 @@ def _stat(file: pathlib.Path) -> list[int] | None:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _put(file: pathlib.Path, folder: Folder, name: str) -> None:
+def _put(file: pathlib.Path, folder: Folder, name: str) -> bool:
+    """Sends a file; False where it is gone, as a checkpoint is that training has just removed."""
+
     def put() -> None:
         if file.stat().st_size <= WHOLE:
             folder.fs.pipe_file(folder.at(name), file.read_bytes())
         else:
             folder.fs.put_file(str(file), folder.at(name))
 
-    tried(f"{folder.url}/{name}", put)
+    try:
+        tried(f"{folder.url}/{name}", put)
+    except FileNotFoundError as error:
+        if file.exists():
+            raise StoreError(f"{folder.url}/{name}: cannot be written. Is there such a bucket? ({error})") from None
+        return False
+    return True
 
 
 def _remove(folder: Folder, name: str) -> None:
@@ -280,9 +318,9 @@ def working_copy(url: str, seals: Seals) -> Iterator[pathlib.Path]:
     """
     folder, local = connect(url), local_copy(url, "runs")
     with Lease(folder) as lease:
-        _bring_up_to_date(folder, local, seals)
+        sent = _bring_up_to_date(folder, local, seals)
         print(f"{url}: the run is in {local}, and is sent every {EVERY:.0f} s", flush=True)
-        sender = Sender(local, folder, seals, lease=lease)
+        sender = Sender(local, folder, seals, lease=lease, sent=sent)
         try:
             yield local
         except BaseException:
@@ -294,28 +332,38 @@ def working_copy(url: str, seals: Seals) -> Iterator[pathlib.Path]:
         sender.close()
 
 
-def _bring_up_to_date(folder: Folder, local: pathlib.Path, seals: Seals) -> None:
-    """Fetches the run unless the local copy is of the same run and at least as far.
+def _bring_up_to_date(folder: Folder, local: pathlib.Path, seals: Seals) -> dict[str, Any]:
+    """Fetches the run unless the local copy is of the same run and at least as far. Returns `sent` of `send`.
 
     A copy of another run, of one that is no longer in the store for example, goes.
     """
-    there = _whole(listing(folder), seals)
-    mark = {}
-    if MARK in there:
-        mark = json.loads(tried(f"{folder.url}/{MARK}", lambda: folder.fs.cat_file(folder.at(MARK))))
+    listed = listing(folder)
+    there = _whole(listed, seals)
+    mark = _read_mark(folder) if MARK in there else {}
     steps = lambda names: [int(u.split("/")[1]) for u in map(seals.unit, names) if u and u.split("/")[1].isdigit()]
     furthest = lambda names: max(steps(names), default=-1)
-    here = {file.relative_to(local).as_posix(): "" for file in local.rglob("*")} if local.exists() else {}
     is_same = bool(mark) and _read_json(local / MARK) == mark
-    if not is_same or furthest(_whole(here, seals)) < furthest(there):
+    sent = _read_json(local / SENT)
+    if not is_same or furthest(_whole(dict.fromkeys(_files(local), ""), seals)) < furthest(there):
         shutil.rmtree(local, ignore_errors=True)
         local.mkdir(parents=True)
         _fetch(folder, there, local)
-        write_whole(local / SENT, json.dumps({name: _stat(local / name) for name in there}))
+        sent = {name: _stat(local / name) for name in there}
     if not mark:
         mark = {"run": uuid.uuid4().hex}
         write_whole(local / MARK, json.dumps(mark))
-        tried(f"{folder.url}/{MARK}", lambda: folder.fs.pipe_file(folder.at(MARK), json.dumps(mark).encode()))
+        _put(local / MARK, folder, MARK)
+    # What another machine has sent or removed since, and what it left half-sent
+    return {name: sent.get(name) for name in listed if _is_sent(name)}
+
+
+def _read_mark(folder: Folder) -> dict[str, Any]:
+    try:
+        return json.loads(tried(f"{folder.url}/{MARK}", lambda: folder.fs.cat_file(folder.at(MARK))))
+    except ValueError:
+        raise UserError(
+            f"{folder.url}/{MARK} is not readable as JSON; remove it to go on from what lies there"
+        ) from None
 
 
 class Lease:
@@ -355,7 +403,10 @@ class Lease:
 
     def _write(self, mode: str = "overwrite") -> None:
         content = json.dumps(self.owner | {"time": time.time()}).encode()
-        tried(f"{self.folder.url}/{LOCK}", lambda: self.folder.fs.pipe_file(self.path, content, mode=mode))
+        try:
+            tried(f"{self.folder.url}/{LOCK}", lambda: self.folder.fs.pipe_file(self.path, content, mode=mode))
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.folder.url}: cannot be written. Is there such a bucket? ({error})") from None
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -406,8 +457,11 @@ class Lease:
 
 def machine() -> dict[str, str]:
     """What tells this machine, or container, from others, and from itself before it was started last."""
-    boot = pathlib.Path("/proc/sys/kernel/random/boot_id")
-    return {"host": socket.gethostname(), "boot": boot.read_text().strip() if boot.exists() else ""}
+    boot, processes = pathlib.Path("/proc/sys/kernel/random/boot_id"), pathlib.Path("/proc/self/ns/pid")
+    try:
+        return {"host": socket.gethostname(), "boot": boot.read_text().strip(), "processes": os.readlink(processes)}
+    except OSError:  # not Linux
+        return {"host": socket.gethostname()}
 
 
 def _is_alive(pid: Any) -> bool:
@@ -428,9 +482,8 @@ def _stop(reason: str) -> None:
 class Sender:
     """Sends a local folder every `EVERY` seconds from a thread of its own, and a last time when it is closed."""
 
-    def __init__(self, local: pathlib.Path, folder: Folder, seals: Seals, *, lease: Lease):
-        self.local, self.folder, self.seals, self.lease = local, folder, seals, lease
-        self.sent = _read_json(local / SENT)
+    def __init__(self, local: pathlib.Path, folder: Folder, seals: Seals, *, lease: Lease, sent: dict[str, Any]):
+        self.local, self.folder, self.seals, self.lease, self.sent = local, folder, seals, lease, sent
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
         self._thread.start()
@@ -444,16 +497,15 @@ class Sender:
         except StoreError as error:
             rest = f"What was not sent is in {self.local}; the same command, here, sends it"
             raise StoreError(f"{error}\n{rest}") from None
-        if self.lease.is_lost:
+        if not self.lease.is_held():
             raise UserError(f"{self.folder.url} belongs to another run now; what this one did last is in {self.local}")
 
     def _send(self) -> None:
-        if not self.lease.is_held():  # after a store that did not answer, before anything is overwritten
-            return
         try:
-            send(self.local, self.folder, self.sent, seals=self.seals)
-        finally:
+            send(self.local, self.folder, self.sent, seals=self.seals, may_go_on=self.lease.is_held)
             write_whole(self.local / SENT, json.dumps(self.sent))
+        except OSError as error:
+            raise StoreError(f"{self.local} cannot be read or written ({error})") from None
 
     def _run(self) -> None:
         failing_since = 0.0
