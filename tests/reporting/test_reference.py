@@ -55,6 +55,16 @@ def test_a_run_that_is_worse_is_not_normal_and_one_that_is_better_is(tmp_path, c
     assert newest.word == word and result.normal == (word == "better")
 
 
+def test_where_the_reference_has_no_evaluation_near_nothing_is_called_normal(tmp_path):
+    known, _ = made(tmp_path, curve(20))
+    first = next(row for row in curve(20) if row["split"] == "eval")
+    early = first | {"step": first["step"] // 2}
+    result = compare(open_folder(write_run(tmp_path / "run", [early]), "run"), known)
+    assert (result.word, result.rows) == ("nothing to compare", []) and "no evaluation near update" in result.sentence
+    result = compare(open_folder(write_run(tmp_path / "dead", [early | {"loss": None}]), "dead"), known)
+    assert (result.word, result.normal) == ("not normal", False)
+
+
 def test_a_loss_that_is_not_finite_is_not_normal(tmp_path):
     known, _ = made(tmp_path, curve(20))
     rows = curve(20)

@@ -17,6 +17,7 @@ from w2v_jax.core import config as configs
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import SAMPLE_RATE, batch_units
+from w2v_jax.data.corpora import read_corpora
 from w2v_jax.data.index import WAVE, ReadError, root_entries
 from w2v_jax.decoding.beam_search import greedy
 from w2v_jax.decoding.confidence import words
@@ -28,6 +29,8 @@ from w2v_jax.reporting.run_folder import RunFolder
 from w2v_jax.training.dataset import Data, open_data
 from w2v_jax.training.workdir import has_checkpoint
 
+MADE = ("synthetic", "speak")
+"""The sources that make their recordings where there are none."""
 LONGEST = 8.0
 """Seconds of a recording that are shown: at 16 kHz some 150 kB of FLAC."""
 MASKS = (("prob", "length", "min_spans"), ("time_prob", "time_length", "time_spans"))
@@ -70,9 +73,9 @@ class Example(NamedTuple):
 
 def read_examples(run: RunFolder, count: int) -> tuple[list[Example], str]:
     """(at most `count` held-out recordings of the run, why there are not more or none; "" where there are)."""
-    if reason := _why_none(run):
-        return [], reason
     try:
+        if reason := _why_none(run):
+            return [], reason
         data = open_data(run.config, batch_units(run.config.data), 1, path=run.path)
         if data.eval.form != WAVE:
             return [], f"the run reads {data.eval.form.name}, which cannot be listened to"
@@ -91,7 +94,10 @@ def _why_none(run: RunFolder) -> str:
     if not has_checkpoint(run.path):
         return "there is no checkpoint yet"
     data = run.config.data
-    roots = [*root_entries(data.root), *root_entries(data.eval_root)] if data.hours > 0 else []  # self-made
+    parts = [(data.name, [*root_entries(data.root), *root_entries(data.eval_root)])]
+    if configs.setting(run.config, "data.corpora"):
+        parts = [(g.section.name, root_entries(g.section.root)) for g in read_corpora(data.corpora, data)]
+    roots = [root for name, roots in parts if name in MADE for root in roots]
     missing = [root for root in roots if not pathlib.Path(root).exists()]
     return f"the recordings are not here ({missing[0]})" if missing else ""
 

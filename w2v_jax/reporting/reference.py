@@ -7,6 +7,7 @@ seed alone. It says nothing about a run of another config or of other data, whic
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -121,10 +122,13 @@ def compare(run: RunFolder, reference: Reference) -> Comparison:
     wanted = [min(evaluations, key=lambda row: abs(row["step"] - share * newest)) for share in (1.0, 0.75, 0.5, 0.25)]
     chosen = list({row["step"]: row for row in wanted}.values())
     rows = [one for row in chosen for metric in WORSE for one in _compared(metric, row, reference)]
-    normal = all(one.normal for one in rows if one.step == newest)
+    judged = [one for one in rows if one.step == newest]
+    if not judged:
+        text = f"The reference has no evaluation near update {newest:,}. {made}"
+        return Comparison("nothing to compare", text, normal=True, rows=rows)
+    normal = all(one.normal for one in judged)
     word = "normal" if normal else "not normal"
-    judged = f"Judged by the evaluation after update {newest:,}. {made}"
-    return Comparison(word, judged, normal=normal, rows=rows)
+    return Comparison(word, f"Judged by the evaluation after update {newest:,}. {made}", normal=normal, rows=rows)
 
 
 def _compared(metric: str, row: MetricsRow, reference: Reference) -> list[Compared]:
@@ -136,12 +140,14 @@ def _compared(metric: str, row: MetricsRow, reference: Reference) -> list[Compar
         for r in rows
         if r.get(metric) is not None and row["step"] / WINDOW <= r["step"] <= row["step"] * WINDOW
     ]
-    if metric not in row or not near:
+    if metric not in row or not values:
         return []
     value, margin = row[metric], MARGINS[metric] * (max(values) - min(values))
-    low, high = max(0.0, min(near) - margin), max(near) + margin
-    if value is None:
+    low, high = max(0.0, min(near or values) - margin), max(near or values) + margin
+    if value is None or not math.isfinite(value):
         return [Compared(metric, row["step"], float("nan"), low=low, high=high, word="not finite", normal=False)]
+    if not near:
+        return []
     beyond = (value > high) - (value < low)
     word = {0: "normal", WORSE[metric]: "worse", -WORSE[metric]: "better"}[beyond]
     return [Compared(metric, row["step"], value, low=low, high=high, word=word, normal=word != "worse")]

@@ -72,6 +72,32 @@ def test_the_names_of_hugging_face_say_the_split(tmp_path):
     assert len(open_source("parquet", f"{tmp_path}/data/train-{{00000..00001}}-of-00002.parquet").index) == 2
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "test"),
+        ("default/train/0000", "default/test/0000"),
+        ("train-00000-of-00001-b0b9a8", "test-00000-of-00001-0f"),
+    ],
+)
+def test_other_names_of_hugging_face_say_the_split_too(tmp_path, names):
+    for name in names:
+        write_parquet((tmp_path / name).parent, [ITEMS[0]._replace(id=name)], name=f"{name.rpartition('/')[2]}.parquet")
+    assert open_source("parquet", tmp_path, split="train").index.ids.tolist() == [names[0]]
+    assert open_source("parquet", f"{tmp_path}@test", split="train").index.ids.tolist() == [names[1]]
+    assert len(open_source("parquet", tmp_path).index) == 2
+
+
+def test_a_split_is_not_guessed_of_files_that_name_none(tmp_path):
+    write_parquet(tmp_path / "a", ITEMS, name="part-0.parquet")
+    assert len(open_source("parquet", tmp_path, split="train").index) == 4
+    with pytest.raises(UserError, match="has no split 'dev'; choose with --config.data.split from no name"):
+        open_source("parquet", f"{tmp_path}@dev")
+    write_parquet(tmp_path / "a", ITEMS, name="train.parquet")
+    with pytest.raises(UserError, match=r"part-0.parquet does not say its split, and others below .* do"):
+        open_source("parquet", tmp_path, split="train")
+
+
 def test_ids_are_those_of_the_column_or_of_the_path_or_counted(tmp_path):
     audio = [{"bytes": item.content, "path": path} for item, path in zip(ITEMS, ["x/a.mp3", None, "b.wav", ""])]
     pq.write_table(pa.table({"audio": audio}), tmp_path / "t.parquet")

@@ -45,6 +45,25 @@ def test_members_with_a_key_are_a_sample_and_the_key_is_its_id(tmp_path):
     assert index.speakers.tolist() == ["7", "", "", ""] and index.skipped == []
 
 
+@pytest.mark.parametrize("size", [-512, -1024, -100])
+def test_an_entry_of_negative_size_ends_the_shard(tmp_path, size):
+    path = write_tar(tmp_path / "a.tar", {"a.flac": FLAC, "b.flac": FLAC, "c.flac": FLAC})
+    data = bytearray(path.read_bytes())
+    start = 512 + -(-len(FLAC) // 512) * 512  # of the header of b
+    info = tarfile.TarInfo("b.flac")
+    header = bytearray(info.tobuf())
+    header[124:136] = (256**12 + size).to_bytes(13, "big")[1:]  # a number to the base of 256
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    data[start : start + 512] = header[:512]
+    path.write_bytes(data)
+    index = open_source("webdataset", path).index
+    assert index.ids.tolist() == ["a"]
+    assert [skip.reason for skip in index.lost] == [
+        f"damaged shard: an entry of {size} bytes after b.flac; what follows is lost"
+    ]
+
+
 def test_folders_patterns_and_several_roots_name_shards_in_order(tmp_path):
     write_webdataset(tmp_path / "d", ITEMS)
     pattern = f"{tmp_path}/d/s-{{0..1}}.tar"

@@ -37,6 +37,12 @@ LARGE_GROUP = 32 << 20
 """Bytes of a compressed row group, all of which are read for one recording, from which on a person is told."""
 
 
+SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval", "evaluation")
+"""Names of files and folders that are those of splits."""
+DEFAULT = "train"
+"""The split of configs, of which files are taken to be that name none."""
+
+
 def make(data, root) -> AudioFiles:
     """The source of all rows of the split. Uses data.split, data.min_seconds, data.workers. Raises UserError."""
     skipped: list[Skip] = []
@@ -59,19 +65,29 @@ def _files(entry: str, split: str, skipped: list[Skip]) -> list[Archive]:
     path, split = named_split(entry, split)
     files = archives(path, PARQUET, skipped, what=".parquet")
     splits = [_split(file) for file in files]
+    if not any(splits) and split in ("", DEFAULT):
+        return files
     chosen = [
-        f for f, name in zip(files, splits, strict=True) if not (split and name) or f"{name}.".startswith(f"{split}.")
+        file for file, name in zip(files, splits, strict=True) if f"{name}.".startswith(f"{split}." * bool(split))
     ]
     if files and not chosen:
-        known = ", ".join(sorted(set(splits)))
+        known = ", ".join(sorted({name or "no name" for name in splits}))
         raise UserError(f"data.root: {path!r} has no split {split!r}; choose with --config.data.split from {known}")
+    if split and "" in splits:
+        unnamed = files[splits.index("")].path
+        raise UserError(
+            f"data.root: {unnamed} does not say its split, and others below {path!r} do: name the files, "
+            "or take all splits by --config.data.split="
+        )
     return chosen
 
 
 def _split(file: Archive) -> str:
-    """The split that a path says, "" where it says none."""
-    match = re.search(r"(?:^|/)split=([^/]+)/", file.path) or re.search(r"([^/]+)-\d{5}-of-\d{5}$", file.name)
-    return match[1] if match else ""
+    """The split that a path says, in one of the forms of Hugging Face, "" where it says none."""
+    folder, _, name = file.name.rpartition("/")
+    match = re.search(r"(?:^|/)split=([^/]+)/", file.path) or re.search(r"^(.+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?$", name)
+    plain = next((word for word in (name, folder.rpartition("/")[2]) if word in SPLITS), "")
+    return match[1] if match else plain
 
 
 def _candidates(file: Archive, skipped: list[Skip], large: list[str]) -> Iterator[Candidate]:

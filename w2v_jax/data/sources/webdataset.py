@@ -120,6 +120,8 @@ def _members(path: str, file: BinaryIO, skipped: list[Skip]) -> Iterator[ShardFi
             while (info := tar.next()) is not None:
                 cast(Any, tar).members.clear()  # which would grow with the shard
                 last = info.name.encode(errors="surrogateescape").decode(errors="replace")
+                if info.size < 0:  # after which tarfile would go backwards
+                    raise ValueError(f"an entry of {info.size} bytes")
                 if reason := _reason(info):
                     skipped.append(Skip(_place(path, last), reason))
                 elif not info.isdir():
