@@ -15,9 +15,10 @@ from commands import ROOT
 from w2v_jax import train
 from w2v_jax.core import config as configs
 from w2v_jax.core.cli import UserError
-from w2v_jax.data.index import WAVE, Form
+from w2v_jax.data.corpora import Group
+from w2v_jax.data.index import WAVE, Form, Row, hash_ids, make_index
 from w2v_jax.data.transcripts import Alphabet, Labels
-from w2v_jax.training import workdir
+from w2v_jax.training import dataset, workdir
 from w2v_jax.training.dataset import Data, augmentation, fingerprints, form_of, heard, micro_batch, open_data
 
 
@@ -305,6 +306,30 @@ def test_speakers_of_the_recordings_to_score_are_not_trained_on_by_choice(letter
         UserError, match=r"data.eval_speakers: \d+ speakers, e.g. '\d+', are in data.root and in data.eval"
     ):
         open_data(config, 4, 4, path=tmp_path)
+
+
+def spoken_by(*speakers):
+    """A source of one recording of each speaker."""
+    return SimpleNamespace(
+        form=WAVE,
+        index=make_index(Row(name, f"{name}.wav", 0, 16_000, 16_000, speaker=name) for name in speakers),
+    )
+
+
+def test_a_speaker_who_is_held_out_in_one_corpus_is_trained_on_in_none(monkeypatch):
+    names = sorted((f"s{i}" for i in range(6)), key=lambda name: hash_ids(np.array([name]))[0])
+    sources = {"a": spoken_by(*(names[i] for i in (1, 2, 3, 5))), "b": spoken_by(*names[:3])}
+    monkeypatch.setattr(dataset, "open_group", lambda group, path: sources[group.label])
+    groups = [Group(name, "", SimpleNamespace(), None, None) for name in sources]
+    data = SimpleNamespace(name="folder", corpora="", eval_root=(), eval_share=0.01, eval_speakers=True)
+    train, scored = dataset.open_sources(SimpleNamespace(data=data), groups)
+    assert sorted(scored.index.ids.tolist()) == sorted([f"a/{names[1]}", f"b/{names[0]}", f"b/{names[1]}"])
+    assert not set(train.index.speakers.tolist()) & set(scored.index.speakers.tolist())
+    assert len(train.index) + len(scored.index) == 7, "all that they say is scored"
+    sources["a"] = spoken_by(*names[1:3])
+    sources["b"] = spoken_by(names[2], names[3])
+    with pytest.raises(UserError, match="data.eval_speakers: each speaker of a is held out there or in another corpus"):
+        dataset.open_sources(SimpleNamespace(data=data), groups)
 
 
 def data_of(form=WAVE, labels=None) -> Data:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from w2v_jax import methods
 from w2v_jax.core.cli import UserError
@@ -149,6 +150,8 @@ def open_sources(config: Config, groups: Sequence[Group]) -> tuple[Source, Sourc
     together = lambda sources: join_sources(sources, groups) if groups else sources[0]
     if not data.eval_root:
         parts = [split_heldout(source.index, data.eval_share, speakers=speakers) for source in whole]
+        if speakers and groups:
+            parts = _apart(whole, parts, groups)
         sides = [[subset(source, rows[side]) for source, rows in zip(whole, parts, strict=True)] for side in (0, 1)]
         return together(sides[0]), together(sides[1])
     try:
@@ -166,6 +169,26 @@ def open_sources(config: Config, groups: Sequence[Group]) -> tuple[Source, Sourc
                 "data.eval_root: take them out of one, or set data.eval_speakers=false"
             )
     return train, held_out
+
+
+def _apart(
+    whole: Sequence[Source], parts: Sequence[tuple[np.ndarray, np.ndarray]], groups: Sequence[Group]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(train rows, held-out rows) of each group: a speaker who is held out in one of `parts` is so in all groups.
+
+    Raises UserError where no speaker of a group is left to train on.
+    """
+    heldout = np.concatenate([source.index.speakers[rows] for source, (_, rows) in zip(whole, parts, strict=True)])
+    apart = []
+    for source, group in zip(whole, groups, strict=True):
+        scored = np.isin(source.index.speakers, heldout)
+        if scored.all():
+            raise UserError(
+                f"data.eval_speakers: each speaker of {group.label} is held out there or in another corpus, so that "
+                "none is left to train on: lower data.eval_share, leave it out, or set data.eval_speakers=false"
+            )
+        apart.append((np.flatnonzero(~scored), np.flatnonzero(scored)))
+    return apart
 
 
 def open_plan(
