@@ -10,7 +10,7 @@ import pytest
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.units import unit_rows
-from w2v_jax.data.batch_plan import FILLER, Groups, eval_plan, train_plan
+from w2v_jax.data.batch_plan import FILLER, Groups, TrainPlan, eval_plan, train_plan
 from w2v_jax.data.draws import Augmentation, Noise
 
 RATE = 16000
@@ -284,6 +284,23 @@ def test_audio_is_heard_in_the_shares_that_were_asked_for_whatever_the_lengths()
         np.testing.assert_allclose(seconds / seconds.sum(), asked, atol=2e-3)
         once = [np.minimum(num_samples[of == group], 10 * RATE).sum() / RATE for group in (0, 1)]
         np.testing.assert_allclose(epochs, seconds / once, rtol=0.01)
+
+
+def test_a_small_corpus_of_many_epochs_does_not_cost_the_permutations_of_a_large_one(monkeypatch):
+    made, permutation = [], TrainPlan._permutation
+
+    def counted(plan, number, group, epoch):
+        made.append((group, epoch))
+        return permutation(plan, number, group, epoch)
+
+    monkeypatch.setattr(TrainPlan, "_permutation", counted)
+    groups = Groups(np.repeat([0, 1], (4000, 10)), np.array([0.5, 0.5]))
+    arguments = dict(bucket_samples=[RATE], units=20, unit_seconds=10.0, groups=groups)
+    plan = train_plan(np.full(4010, RATE), seed=0, **arguments)
+    for step in range(30):
+        plan.step(step)
+    assert [epoch for group, epoch in made if group == 0] == [0]
+    assert sorted(epoch for group, epoch in made if group == 1) == list(range(300)), "ten in each step, once each"
 
 
 def test_natural_shares_hear_every_recording_equally_often():

@@ -119,7 +119,10 @@ class TrainPlan(Plan):
         batches = [(rates * of_bucket).sum() / b.batch for of_bucket, b in zip(counts, buckets, strict=True)]
         self._schedule, self._visits, self._steps_in_cycle = _schedule(batches, seed)
         self._lock = threading.Lock()
-        self._cached_permutation = functools.lru_cache(maxsize=2 * counts.size)(self._permutation)
+        self._permutations = {  # each stream keeps its last two, whatever the others need
+            (number, group): functools.lru_cache(maxsize=2)(functools.partial(self._permutation, number, group))
+            for number, group in np.ndindex(counts.shape)
+        }
         self._cached_step = functools.lru_cache(maxsize=8)(self._make_step)
 
     def step(self, step: int) -> Step:
@@ -137,7 +140,7 @@ class TrainPlan(Plan):
         rows = np.empty(bucket.batch, np.int64)
         for group, epoch in set(zip(groups.tolist(), epochs.tolist(), strict=True)):
             chosen = (groups == group) & (epochs == epoch)
-            rows[chosen] = self._cached_permutation(number, group, epoch)[positions[chosen]]
+            rows[chosen] = self._permutations[number, group](epoch)[positions[chosen]]
         num_samples, draws = self.num_samples[rows], Draws(rows, epochs, seed=self.seed)
         return Step(
             rows,
