@@ -303,7 +303,8 @@ def start_up(config: Config, path: pathlib.Path, mesh: Any, *, data: Data, param
         "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         "data": f"{place}: {len(index):,} recordings, {index.hours:,.2f} h{skipped}",
         "corpora": "\n".join(
-            f"{name}: {about['rows']:,} recordings, {about['share']:.1%} of the audio, {about['epochs']:,.3g} epochs"
+            f"{name}: {about['rows']:,} recordings, {100 * about['share']:.4g} % of the audio, "
+            f"{about['epochs']:,.3g} epochs"
             for name, about in heard(data, config.train.steps).items()
         ),
         "noise": "" if data.noise is None else f"{len(data.noise.index):,} recordings, {data.noise.index.hours:,.2f} h",

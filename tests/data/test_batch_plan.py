@@ -12,6 +12,7 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.core.units import unit_rows
 from w2v_jax.data.batch_plan import FILLER, Groups, TrainPlan, eval_plan, train_plan
 from w2v_jax.data.draws import Augmentation, Noise
+from w2v_jax.data.mixture import ERROR
 
 RATE = 16000
 laws = hypothesis.settings(max_examples=25, derandomize=True)
@@ -239,7 +240,8 @@ def test_shares_are_within_one_row_of_what_was_asked_at_every_step(mixture):
         batch = plan.step(step)
         counts[batch.length] += np.bincount(groups.of[batch.rows], minlength=len(groups.shares))
         heard = counts[batch.length]
-        assert np.abs(heard - heard.sum() * asked[batch.length]).max() <= 1 + 1e-4 * heard.sum()
+        wanted = heard.sum() * asked[batch.length]
+        assert (np.abs(heard - wanted) <= 1 + np.minimum(1e-4 * heard.sum(), ERROR * wanted)).all()
 
 
 @laws
@@ -284,6 +286,20 @@ def test_audio_is_heard_in_the_shares_that_were_asked_for_whatever_the_lengths()
         np.testing.assert_allclose(seconds / seconds.sum(), asked, atol=2e-3)
         once = [np.minimum(num_samples[of == group], 10 * RATE).sum() / RATE for group in (0, 1)]
         np.testing.assert_allclose(epochs, seconds / once, rtol=0.01)
+
+
+def test_a_plan_tells_the_shares_that_it_has_in_the_long_run():
+    rng = np.random.default_rng(1)
+    num_samples, of = rng.integers(RATE, 9 * RATE, 900), np.repeat([0, 1, 2], (500, 300, 100))
+    plan = train_plan(num_samples, seed=0, groups=Groups(of, np.array([0.979, 0.02, 0.001])), **ARGUMENTS)
+    seconds, _ = plan.heard(10_000_000)
+    np.testing.assert_allclose(plan.shares, seconds / seconds.sum(), rtol=1e-3)
+    np.testing.assert_allclose(plan.shares, [0.979, 0.02, 0.001], rtol=0.01)
+    one_bucket = ARGUMENTS | dict(bucket_samples=[10 * RATE])
+    rare = train_plan(num_samples, seed=0, groups=Groups(of, np.array([0.5, 0.5, 3e-7])), **one_bucket)
+    seconds, _ = rare.heard(1_000_000_000)
+    np.testing.assert_allclose(rare.shares, seconds / seconds.sum(), rtol=1e-2)
+    assert rare.shares[2] > 6e-7, "one row of each cycle, and not what was asked for"
 
 
 def test_a_small_corpus_of_many_epochs_does_not_cost_the_permutations_of_a_large_one(monkeypatch):

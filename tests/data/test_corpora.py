@@ -166,9 +166,11 @@ def test_shares_follow_the_hours_that_are_heard_and_the_weights(tmp_path):
     np.testing.assert_allclose(mixture.shares, [0.5, 0.4, 0.1])
     assert mixture.rows.tolist() == [10, 40, 10]
     assert mixture.by_label() == {"read": 0.5, "many/de": 0.4, "many/pl": 0.1}
-    found = mixture.heard(np.array([3600.0, 7200.0, 7200.0]), np.array([1.0, 2.0, 4.0]), languages=False)
+    seconds, epochs = np.array([3600.0, 7200.0, 7200.0]), np.array([1.0, 2.0, 4.0])
+    found = mixture.heard(seconds, epochs, shares=mixture.shares, languages=False)
     assert found["many"] == dict(rows=50, share=pytest.approx(0.5), hours=4.0, epochs=pytest.approx(2.4))
-    assert list(mixture.heard(np.ones(3), np.ones(3), languages=True)) == ["read", "many/de", "many/pl"]
+    each = mixture.heard(seconds, epochs, shares=np.array([0.5, 0.375, 0.125]), languages=True)
+    assert {name: about["share"] for name, about in each.items()} == {"read": 0.5, "many/de": 0.375, "many/pl": 0.125}
     weighted = read(tmp_path, TWO.replace('root = "read.jsonl"', 'root = "r"\nweight = 1') + "weight = 3")
     np.testing.assert_allclose(mix_of(index, weighted, exponents=(1.0, 0.0), longest=5.0).shares, [1 / 4, 3 / 8, 3 / 8])
 

@@ -97,7 +97,11 @@ class Plan:
 
 
 class TrainPlan(Plan):
-    """An endless plan; `train_plan` makes it."""
+    """An endless plan; `train_plan` makes it.
+
+    `shares` [G] are those of the audio that each group has in the long run: those asked for, as far as whole rows and
+    steps can keep them.
+    """
 
     def __init__(
         self,
@@ -118,6 +122,10 @@ class TrainPlan(Plan):
         self._counts, self._turns = counts, [turns(rates * of_bucket) for of_bucket in counts]
         batches = [(rates * of_bucket).sum() / b.batch for of_bucket, b in zip(counts, buckets, strict=True)]
         self._schedule, self._visits, self._steps_in_cycle = _schedule(batches, seed)
+        of_cycles = [turn.counts / len(turn.cycle) for turn in self._turns]
+        rows = (self._steps_in_cycle * [b.batch for b in buckets])[:, None] * np.array(of_cycles)
+        seconds = (rows * self._seconds / np.maximum(counts, 1)).sum(axis=0)
+        self.shares = seconds / seconds.sum()
         self._lock = threading.Lock()
         self._permutations = {  # each stream keeps its last two, whatever the others need
             (number, group): functools.lru_cache(maxsize=2)(functools.partial(self._permutation, number, group))

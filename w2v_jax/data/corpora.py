@@ -76,16 +76,19 @@ class Mixture(NamedTuple):
         """{label of a group: its share}."""
         return {group.label: round(float(share), 6) for group, share in zip(self.groups, self.shares, strict=True)}
 
-    def heard(self, seconds: np.ndarray, epochs: np.ndarray, *, languages: bool) -> dict[str, dict[str, float]]:
+    def heard(
+        self, seconds: np.ndarray, epochs: np.ndarray, *, shares: np.ndarray, languages: bool
+    ) -> dict[str, dict[str, float]]:
         """{corpus: its rows, share, hours and epochs} of seconds and epochs [G] of each group (`TrainPlan.heard`).
 
+        shares [G]: those that the plan gives (`TrainPlan.shares`), near those of this mixture.
         languages: those of each language apart, as CORPUS/LANGUAGE.
         """
         names = np.array([group.label if languages else group.corpus for group in self.groups])
         found = {}
         for name in dict.fromkeys(names.tolist()):
             members = names == name
-            rows, share, hours = (x[members].sum() for x in (self.rows, self.shares, seconds / 3600))
+            rows, share, hours = (x[members].sum() for x in (self.rows, shares, seconds / 3600))
             passed = (epochs * self.rows)[members].sum() / rows
             found[name] = dict(rows=int(rows), share=float(share), hours=float(hours), epochs=float(passed))
         return found

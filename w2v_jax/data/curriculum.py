@@ -25,6 +25,7 @@ class Curriculum(Plan):
         last = stages[-1]
         super().__init__(last.num_samples, last.buckets, last.units)
         self.stages, self.firsts, self.augment = tuple(stages), tuple(firsts), last.augment
+        self.shares = last.shares
         shapes = {shape for stage in stages for shape in stage.shapes}
         self.shapes = tuple(sorted(shapes, key=lambda shape: shape[1]))
 

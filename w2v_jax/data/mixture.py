@@ -15,7 +15,9 @@ import numpy as np
 
 from w2v_jax.core.display import short_repr
 
-_CYCLE, _MAX_CYCLE, _RAREST = 1 << 14, 1 << 19, 16
+_CYCLE, _MAX_CYCLE, _RAREST = 1 << 14, 1 << 20, 512
+ERROR, SMALLEST = 0.002, _RAREST / _MAX_CYCLE
+"""By which part of itself a share may be missed by `turns`, if no share is below the smallest one."""
 
 
 def powers(amounts: np.ndarray, exponent: float) -> np.ndarray:
@@ -82,9 +84,10 @@ class Turns(NamedTuple):
 def turns(weights: np.ndarray) -> Turns:
     """The turns of groups in proportion to weights [G], of which some may be 0.
 
-    After any number of rows, each group has had its share of them to within one row. The shares are those of a cycle of
-    whole rows, and a group of any weight has at least one in it. A cycle has some ten thousand rows, more where a group
-    is rare. Row j of a group with the share s has its turn between rows (j - 1) / s and j / s of the sequence; the row
+    After any number of rows, each group has had its share of a cycle (counts / M) of them to within one row. The counts
+    are whole, so that these shares are those of the weights to within ERROR of each, as long as none is below SMALLEST;
+    a group of any weight has at least one row in a cycle. A cycle has some ten thousand rows, more where a group is
+    rare. Row j of a group with the share s has its turn between rows (j - 1) / s and j / s of the sequence; the row
     whose time runs out first goes first, which keeps them all (Baruah et al. 1996, proportionate progress).
     """
     shares = np.asarray(weights, np.float64) / np.sum(weights)
@@ -93,13 +96,27 @@ def turns(weights: np.ndarray) -> Turns:
     if len(present) == 1:
         counts[present] = 1
     else:
-        size = min(max(_CYCLE, int(np.ceil(_RAREST / shares[present].min()))), _MAX_CYCLE)
-        counts[present] = np.maximum(np.rint(shares[present] * size), 1).astype(np.int64)
+        counts[present] = _whole(shares[present])
     cycle = _dealt(counts)
     order = np.argsort(cycle, kind="stable")
     before = np.empty(len(cycle), np.int64)
     before[order] = np.concatenate([np.arange(count) for count in counts])
     return Turns(cycle, before, counts)
+
+
+def _whole(shares: np.ndarray) -> np.ndarray:
+    """Whole numbers above 0 in the proportions of positive shares [n]: of some cycles, the first that is near enough.
+
+    In each of these, the rarest group has very nearly a whole number of rows.
+    """
+    rarest = shares.min()
+    least = max(int(np.ceil(_CYCLE * rarest)), 1)
+    rows = np.arange(least, max(least, _RAREST) + 1)
+    for size in np.unique(np.minimum(np.rint(rows / rarest), _MAX_CYCLE)):
+        counts = np.maximum(np.rint(shares * size), 1)
+        if np.abs(counts / counts.sum() / shares - 1).max() < ERROR:
+            break
+    return counts.astype(np.int64)
 
 
 def _dealt(counts: np.ndarray) -> np.ndarray:

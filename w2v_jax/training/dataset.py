@@ -222,13 +222,15 @@ def open_plan(
 
 
 def heard(data: Data, step: int, *, languages: bool = False) -> dict[str, dict[str, float]]:
-    """{corpus: its rows, the share of audio asked for, hours and epochs before `step`}; empty without data.corpora.
+    """{corpus: its rows, share of the audio, hours and epochs before `step`}; empty without data.corpora.
 
-    languages: those of each language apart, as CORPUS/LANGUAGE.
+    The share is the one that its plan gives in the long run (`TrainPlan.shares`). languages: those of each language
+    apart, as CORPUS/LANGUAGE.
     """
     if data.mixture is None:
         return {}
-    return data.mixture.heard(*data.train_plan.heard(step), languages=languages)
+    plan = data.train_plan
+    return data.mixture.heard(*plan.heard(step), shares=plan.shares, languages=languages)
 
 
 def augmentation(config: Config, form: Form, *, noise: Source | None, rooms: Source | None) -> Augmentation:
