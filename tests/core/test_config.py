@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import warnings
 
@@ -208,6 +209,11 @@ def test_wrong_files_and_variants_are_named(spec, message):
         ("encoder.context_kernels", (2, 2.5), "needs whole numbers above 0"),
         ("loss.steps", 0, "must be above 0"),
         ("loss.offset", -1, "must be at least 0"),
+        ("data.mix_voices", (1.5, 3), "needs whole numbers"),
+        ("data.curriculum", (2.5, 4), "needs whole numbers"),
+        ("data.corpora_exponents", (-1.0, 1.0), "must be between 0 and 1. 1 hears"),
+        ("data.corpora_exponents", (1.0, math.nan), "must be between 0 and 1"),
+        ("data.corpora_exponents", (1e6, 1.0), "must be between 0 and 1"),
     ],
 )
 def test_values_that_no_run_can_have_are_named(key, value, message):

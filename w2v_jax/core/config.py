@@ -345,6 +345,7 @@ NOT_NEGATIVE = keys_of(
 KEYS_OF_SHARES = ("data.eval_share", "data.mix_prob", "data.noise_prob", "data.rooms_prob", "data.telephone_prob")
 KEYS_OF_SHARES += ("masking.prob",)
 """Keys that must be above 0, at least 0, and from 0 to 1. `optim.average` and all dropouts must be below 1."""
+KEYS_OF_WHOLE_NUMBERS = ("data.curriculum", "data.mix_voices")
 KEYS_OF_LAYERS = ("encoder.conv_layers", "encoder.context_kernels", "acoustic.conv_layers")
 """Keys whose tuples hold whole numbers above 0."""
 
@@ -374,6 +375,14 @@ def check_config(config: Config) -> None:
             raise UserError(f"{key}={layers!r}: needs whole numbers above 0")
         if key in flat and not layers and (key not in ELEMENTS or flat["encoder.context"] == "conv"):
             raise UserError(f"{key}=(): needs at least one layer")
+    for key in KEYS_OF_WHOLE_NUMBERS:
+        if not all(isinstance(number, int) for number in flat.get(key, ())):
+            raise UserError(f"{key}={flat[key]!r}: needs whole numbers")
+    if not all(0 <= exponent <= 1 for exponent in flat.get("data.corpora_exponents", ())):
+        raise UserError(
+            f"data.corpora_exponents={flat['data.corpora_exponents']!r}: must be between 0 and 1. 1 hears corpora and "
+            "languages as they are, 0 all alike; for other shares, give each a weight in the file of data.corpora"
+        )
     for key, length in LENGTHS.items():
         if key in flat and len(flat[key]) != length:
             raise UserError(f"{key}={flat[key]!r}: needs {length} numbers")
