@@ -1,5 +1,7 @@
 """Laws of a plan in stages: no row longer than its stage allows, known shapes, any step from anywhere."""
 
+import re
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from w2v_jax.core.cli import UserError
 from w2v_jax.data.batch_plan import Groups, train_plan
 from w2v_jax.data.curriculum import Curriculum, curriculum
+from w2v_jax.data.index import TooFew
 
 RATE = 16_000
 LENGTHS = [RATE, 2 * RATE, 4 * RATE]
@@ -73,3 +76,17 @@ def test_a_group_without_short_rows_is_heard_when_its_stage_comes():
 def test_stages_that_cannot_be_are_refused(steps):
     with pytest.raises(UserError, match=r"data.curriculum=\(.*needs rising numbers of updates"):
         staged(steps)
+
+
+def test_a_stage_with_too_few_recordings_is_named_with_advice_that_helps():
+    """Of 120 recordings with transcripts, those of the first stage do not fill a batch."""
+    few = int((SAMPLES <= RATE).sum())
+    with pytest.raises(TooFew, match=rf"^data.curriculum: its stage up to 1 s: data: {few} recordings") as error:
+        staged((30, 60), crop=False, units=20)
+    assert str(error.value).endswith("; or leave out the first number of data.curriculum")
+    (hours,) = re.findall(r"batch_hours=(\S+);", str(error.value))
+    units = round(float(hours) * 3600 / 4.0)
+    assert 0 < units < 20
+    assert staged((30, 60), crop=False, units=units).stages
+    with pytest.raises(TooFew, match=r"^data: 120 recordings"):
+        staged((), units=50_000)

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import soundfile
 from commands import ROOT
+from ml_collections import ConfigDict
 
 from w2v_jax import train
 from w2v_jax.core import config as configs
 from w2v_jax.core.cli import UserError
 from w2v_jax.data.corpora import Group
-from w2v_jax.data.index import WAVE, Form, Row, hash_ids, make_index
+from w2v_jax.data.draws import OFF
+from w2v_jax.data.index import WAVE, Form, Row, Skip, TooFew, hash_ids, make_index
 from w2v_jax.data.transcripts import Alphabet, Labels
 from w2v_jax.training import dataset, workdir
 from w2v_jax.training.dataset import Data, augmentation, fingerprints, form_of, heard, micro_batch, open_data
@@ -294,6 +296,20 @@ def test_lengths_join_at_the_updates_of_the_curriculum(letters, tmp_path):
     plan = open_data(config, 2, 2, path=tmp_path).train_plan
     assert {plan.step(step).length for step in range(5)} == {16_000}
     assert max(plan.step(step).length for step in range(5, 60)) == 32_000
+
+
+def test_only_a_want_of_recordings_is_told_with_those_that_were_left_out():
+    data = dict(unit_seconds=1.0, curriculum=(5, 5))
+    config = ConfigDict(dict(seed=0, data=data))
+    index = make_index([Row("a", "a.wav", 0, 16_000, 16_000)])
+    index.skipped.append(Skip("b.wav", "unreadable"))
+    train = SimpleNamespace(index=index)
+    with pytest.raises(UserError, match="needs rising numbers") as error:
+        dataset.open_plan(config, train, 1, lengths=[8_000, 16_000], augment=OFF, mixture=None)
+    assert "skipped" not in str(error.value)
+    config.data.curriculum = ()
+    with pytest.raises(TooFew, match=r"(?s)fewer than one batch.*skipped 1:.*unreadable"):
+        dataset.open_plan(config, train, 9, lengths=[8_000, 16_000], augment=OFF, mixture=None)
 
 
 def test_speakers_of_the_recordings_to_score_are_not_trained_on_by_choice(letters, tiny_corpus, tmp_path):

@@ -23,6 +23,7 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import SAMPLE_RATE, unit_rows
 from w2v_jax.data.draws import OFF, Augmentation, DrawnFor, Draws, Effects, Mix, random_words
+from w2v_jax.data.index import TooFew
 from w2v_jax.data.mixture import turns
 
 FILLER = -1
@@ -218,8 +219,8 @@ def train_plan(
     a recording from its transcript, it takes the longest rows of the next shorter one instead, or all of them, and
     recordings longer than every bucket are left out. augment: what is done to the rows; a recording that is cropped
     keeps its speed, and none becomes longer than its row. groups: the shares in which groups of recordings are heard,
-    each with recordings; None: all recordings are heard equally often. Raises UserError where the recordings do not
-    fill one batch.
+    each with recordings; None: all recordings are heard equally often. Raises TooFew where the recordings do not fill
+    one batch.
     """
     num_samples = np.asarray(num_samples, np.int64)
     fitting = num_samples <= max(bucket_samples, default=0)
@@ -235,7 +236,8 @@ def train_plan(
     while len(buckets) > 1 and len(buckets[-1].rows) < buckets[-1].batch:
         buckets = _merge_down(buckets) if crop else _fill_longest(buckets, num_samples)
     if not buckets or len(buckets[0].rows) < buckets[0].batch:
-        raise UserError(_too_few_message(num_samples, buckets, units=units, unit_seconds=unit_seconds))
+        chosen = num_samples if crop else num_samples[fitting]
+        raise TooFew(_too_few_message(chosen, buckets, units=units, unit_seconds=unit_seconds), [])
     return TrainPlan(num_samples, buckets, units, seed=seed, augment=augment, groups=groups)
 
 

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from w2v_jax.core.cli import UserError
+from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.batch_plan import Plan, Step, TrainPlan
+from w2v_jax.data.index import TooFew
 
 
 class Curriculum(Plan):
@@ -56,7 +58,7 @@ def curriculum(
     """The plan that `make(bucket_samples)` gives, in stages: from each of `steps` on, one more length is in use.
 
     bucket_samples: all lengths; the first stage lacks as many of the longest as there are steps. Without steps it is
-    the one plan. Raises UserError.
+    the one plan. Raises UserError, and TooFew where a stage has too few recordings for a batch.
     """
     lengths = sorted(set(bucket_samples))
     if not steps:
@@ -67,4 +69,15 @@ def curriculum(
             "lengths of data.bucket_seconds: from each of them on, the next longer length is in use"
         )
     counts = range(len(lengths) - len(steps), len(lengths) + 1)
-    return Curriculum([make(lengths[:count]) for count in counts], [0, *steps])
+    return Curriculum([_stage(make, lengths, count) for count in counts], [0, *steps])
+
+
+def _stage(make: Callable[[Sequence[int]], TrainPlan], lengths: Sequence[int], count: int) -> TrainPlan:
+    """The plan with the first `count` lengths. Raises TooFew that names the stage."""
+    try:
+        return make(lengths[:count])
+    except TooFew as error:
+        if count == len(lengths):
+            raise
+        stage = f"data.curriculum: its stage up to {lengths[count - 1] / SAMPLE_RATE:g} s"
+        raise TooFew(f"{stage}: {error}; or leave out the first number of data.curriculum", []) from None

@@ -217,7 +217,7 @@ def open_plan(
 
     try:
         return curriculum(make, lengths, data.curriculum)
-    except UserError as error:  # perhaps for want of what was skipped
+    except TooFew as error:  # perhaps for want of what was skipped
         raise TooFew(str(error), train.index.skipped) from None
 
 
