@@ -66,6 +66,17 @@ def test_each_corpus_has_units_of_its_own_by_the_ids_without_its_label(tmp_path)
     assert len(found.digest()) == 2
 
 
+def test_corpora_with_label_sets_in_different_numbers_of_folders_are_named(tmp_path):
+    two = numbered(tmp_path / "a", 320) + numbered(tmp_path / "b", 320)
+    one = numbered(tmp_path / "c", 320, groups=2)
+    source = Ramps(2 * LENGTHS, [f"{label}/u{i}" for label in ("read", "many/de") for i in range(6)])
+    source.index.groups[6:] = 1
+    for folders in ({"read": two, "many/de": one}, {"read": one, "many/de": two}):
+        counts = ", ".join(f"{label} {len(of_group)}" for label, of_group in folders.items())
+        with pytest.raises(UserError, match=rf"data.corpora: targets .* different numbers of folders \({counts}\)"):
+            targets.with_targets(source, folders, where="data.root")
+
+
 @pytest.mark.parametrize("hop", [320, 160])
 def test_units_of_a_crop_are_those_of_its_audio(tmp_path, hop):
     """Both loaders; rows in another order than the units; crops anywhere; rows that end early."""

@@ -122,10 +122,17 @@ def with_targets(
     """The rows that have units of their length in every folder, and their units. The others join `index.skipped`.
 
     folders: where corpora are mixed, those of each group of rows, by the label with which its ids begin (`corpora.py`);
-    the ids of the units do not. `where` is the config key that chose the rows. Raises TooFew where no row is left.
+    the ids of the units do not. `where` is the config key that chose the rows. Raises TooFew where no row is left, and
+    UserError where groups have their label sets in different numbers of folders.
     """
     of_groups: Mapping[str, Sequence[Units]] = folders if isinstance(folders, Mapping) else {"": folders}
     all_folders = tuple(of_groups.values())
+    if len({len(of_group) for of_group in all_folders}) > 1:
+        counts = ", ".join(f"{label} {len(of_group)}" for label, of_group in of_groups.items())
+        raise UserError(
+            f"data.corpora: targets are in different numbers of folders ({counts}): cut the label sets of all corpora "
+            "into folders alike"
+        )
     index, rows = source.index, np.zeros((len(source.index), len(all_folders[0])), np.int64)
     keep, skips = np.ones(len(index), bool), []
     for group, (label, of_group) in enumerate(of_groups.items()):
