@@ -1,8 +1,9 @@
 """How much is heard of each group of recordings (a corpus, or a language of it), and whose turn it is.
 
 `temperature_shares` are those of multilingual pretraining: hours to a power, first of corpora, then of the languages of
-each (mHuBERT-147, arXiv 2406.06371; Omnilingual ASR, arXiv 2511.09690). `turns` deals any shares out so evenly that no
-group is ever a row ahead or behind. Both are pure NumPy and know no recordings.
+each (Omnilingual ASR, arXiv 2511.09690). Differs: mHuBERT-147 (arXiv 2406.06371; utter-project/fairseq) begins with the
+languages of all data, goes on to the corpora of each language, and counts recordings, not hours. `turns` deals any
+shares out so evenly that no group is ever a row ahead or behind. Both are pure NumPy and know no recordings.
 """
 
 from __future__ import annotations
