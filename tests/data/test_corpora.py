@@ -80,6 +80,13 @@ def test_a_folder_of_languages_has_one_group_for_each_folder(tmp_path):
     assert groups[0].section.root == (f"{tmp_path}/omni/language=de",)
 
 
+def test_two_folders_of_one_language_are_refused(tmp_path):
+    for name in ("language=de", "de"):
+        (tmp_path / "omni" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"mix.toml: \[omni\]: .*'de' and 'language=de' are both 'de'"):
+        read(tmp_path, f'[omni]\nname="parquet"\nlanguages="{tmp_path}/omni"')
+
+
 def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none.toml cannot be read: No such file"):
         read_corpora(tmp_path / "none.toml", DATA)
@@ -95,6 +102,14 @@ def test_mistakes_of_a_source_are_blamed_on_its_corpus(tmp_path):
     (unknown,) = read(tmp_path, '[a]\nname="foldre"\nroot="nowhere"')
     with pytest.raises(UserError, match=r"\[a\] name='foldre' is not a source.*Did you mean 'folder'"):
         open_group(unknown, tmp_path / "mix.toml")
+
+
+def test_advice_on_a_corpus_is_in_the_keys_of_its_file(tmp_path, audio):
+    audio(tmp_path / "short" / "a.wav", 0.5)
+    (short,) = read(tmp_path, f'[a]\nname="folder"\nroot="{tmp_path}/short"\nmin_seconds=2')
+    with pytest.raises(UserError, match=r"shorter than min_seconds=2 \(.*lower it with min_seconds=0.50") as error:
+        open_group(short, tmp_path / "mix.toml")
+    assert "--config" not in str(error.value)
 
 
 def test_rows_of_all_corpora_are_read_as_their_own_source_reads_them(tmp_path, audio):

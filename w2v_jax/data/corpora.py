@@ -24,6 +24,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import re
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -143,12 +144,23 @@ def _check_table(table: Mapping[str, Any], where: str) -> None:
 
 
 def _languages(folder: str, where: str) -> dict[str, str]:
-    """{language: folder} of the folders in a folder. Raises UserError where there is none."""
+    """{language: folder} of the folders in a folder. Raises UserError where there is none, or two are of one
+    language."""
     place = pathlib.Path(expand_home(folder))
     found = sorted(path for path in place.glob("*") if path.is_dir() and not path.name.startswith("."))
     if not found:
         raise UserError(f"{where}: languages={folder!r} is no folder with one folder for each language")
-    return {path.name.removeprefix("language="): str(path) for path in found}
+    languages: dict[str, str] = {}
+    for path in found:
+        language = path.name.removeprefix("language=")
+        if language in languages:
+            other = pathlib.Path(languages[language]).name
+            raise UserError(
+                f"{where}: languages={folder!r}: {other!r} and {path.name!r} are both {language!r}; keep one of them, "
+                "or list both as the roots of one language"
+            )
+        languages[language] = str(path)
+    return languages
 
 
 def _fits(value: Any, kind: str) -> bool:
@@ -186,8 +198,8 @@ def open_group(group: Group, path: str | os.PathLike) -> Source:
     """Lists the recordings of a group of the file `path`. Raises UserError that names the file and the corpus."""
     try:
         return source_module(group.section.name).make(group.section, group.section.root)
-    except UserError as error:  # sources call their place data.root
-        text = str(error).replace("data.root", "root").replace("data.name", "name")
+    except UserError as error:  # sources name the keys of a config, in place of which a corpus has its own
+        text = re.sub(rf"(--config\.)?data\.({'|'.join(_KEYS)})\b", r"\2", str(error))
         error.args = (f"data.corpora: {os.fspath(path)}: [{group.corpus}] {text}",)
         raise
 
