@@ -39,7 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
         unit_seconds=61.44,  # the smallest piece of a batch
         device_seconds=61.44,  # audio that one device holds at once; raise it where memory allows
         bucket_seconds=(6.144, 10.24, 12.288, 15.36, 20.48, 30.72),  # the static lengths; longer rows are cropped
-        curriculum=(),  # updates from each of which on one more of the longest bucket_seconds is used; empty: all are
+        curriculum=(),  # updates after each of which one more of the longest bucket_seconds is used; empty: all are
         min_seconds=0.5,
         normalize=False,  # waves only
     )

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -232,6 +233,17 @@ def test_where_too_few_recordings_are_left_the_reasons_are_shown_and_written(sha
     with pytest.raises(UserError, match=f"(?s){advice}.*skipped 3:.*0.wav.*all of it is in .*skipped.jsonl"):
         train.run(load(shared, data__name="folder", data__root=audio), tmp_path / "run")
     assert len(lines(tmp_path / "run" / "skipped.jsonl")) == 3
+
+
+def test_the_summary_of_a_run_that_ended_before_it_has_the_corpora(monkeypatch, tmp_path):
+    told = {"read/de": dict(rows=3, share=1.0, hours=2.5, epochs=4.0)}
+    monkeypatch.setattr(train, "heard", lambda data, step, *, languages: told if (data, step) == ("data", 6) else {})
+    method = SimpleNamespace(levels=lambda: {})
+    (tmp_path / "metrics.jsonl").write_text("")
+    run = SimpleNamespace(path=tmp_path, config=configs.load(TINY), method=method, data="data")
+    assert train.complete(run, 6) == 0
+    done = json.loads((tmp_path / "done.json").read_text(encoding="utf-8"))
+    assert done["corpora"] == told and done["step"] == 6
 
 
 def test_complete_run_is_left_alone(shared, whole, capsys):

@@ -240,7 +240,9 @@ def complete(training: Training, last: int) -> int:
         levels = training.method.levels()
         report = console.Report(training.path, last, start_step=last, levels=levels, tensorboard=False)
         rows = console.read_metrics(training.path / "metrics.jsonl")
-        report.finish(step=last, **outcome(rows, training.config, levels))
+        corpora = heard(training.data, last, languages=True)
+        about = {"corpora": corpora} if corpora else {}
+        report.finish(step=last, **outcome(rows, training.config, levels), **about)
     if active:
         reason = json.loads(summary.read_text(encoding="utf-8")).get("ended_early") or ""
         reached = f"step {last} of {training.config.train.steps}" + (f" (ended early: {reason})" if reason else "")

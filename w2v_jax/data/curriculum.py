@@ -55,7 +55,7 @@ class Curriculum(Plan):
 def curriculum(
     make: Callable[[Sequence[int]], TrainPlan], bucket_samples: Sequence[int], steps: Sequence[int]
 ) -> TrainPlan | Curriculum:
-    """The plan that `make(bucket_samples)` gives, in stages: from each of `steps` on, one more length is in use.
+    """The plan that `make(bucket_samples)` gives, in stages: after each of `steps`, one more length is in use.
 
     bucket_samples: all lengths; the first stage lacks as many of the longest as there are steps. Without steps it is
     the one plan. Raises UserError, and TooFew where a stage has too few recordings for a batch.
@@ -66,7 +66,7 @@ def curriculum(
     if len(steps) >= len(lengths) or list(steps) != sorted(set(steps)) or steps[0] < 1:
         raise UserError(
             f"data.curriculum={tuple(steps)}: needs rising numbers of updates above 0, fewer than the {len(lengths)} "
-            "lengths of data.bucket_seconds: from each of them on, the next longer length is in use"
+            "lengths of data.bucket_seconds: after each of them, the next longer length is in use"
         )
     counts = range(len(lengths) - len(steps), len(lengths) + 1)
     return Curriculum([_stage(make, lengths, count) for count in counts], [0, *steps])

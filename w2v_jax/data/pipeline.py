@@ -54,7 +54,8 @@ class Info(NamedTuple):
 
     `length` and `starts` are in 16 kHz samples, whatever the elements of the rows are. `silent` has the paths of the
     rows in which nothing can be heard. `no_noise` are recordings of noise, and impulse responses of rooms, that could
-    not be read: their rows are without. `changes` says for each row what was done to it; empty where nothing ever is.
+    not be read: their rows are without. `changes` says for each row what the plan does to it; empty where it never does
+    anything.
     """
 
     step: int
