@@ -309,6 +309,7 @@ def start_up(config: Config, path: pathlib.Path, mesh: Any, *, data: Data, param
             f"{about['epochs']:,.3g} epochs"
             for name, about in heard(data, config.train.steps).items()
         ),
+        "rare corpora": "" if data.mixture is None else data.mixture.missed(plan.shares),
         "noise": "" if data.noise is None else f"{len(data.noise.index):,} recordings, {data.noise.index.hours:,.2f} h",
         "rooms": "" if data.rooms is None else f"{len(data.rooms.index):,} impulse responses",
         "held out": f"{len(data.eval.index):,} recordings, {data.eval.index.hours:,.2f} h",

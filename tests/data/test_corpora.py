@@ -190,6 +190,13 @@ def test_shares_follow_the_hours_that_are_heard_and_the_weights(tmp_path):
     np.testing.assert_allclose(mix_of(index, weighted, exponents=(1.0, 0.0), longest=5.0).shares, [1 / 4, 3 / 8, 3 / 8])
 
 
+def test_shares_that_cannot_be_kept_are_named(tmp_path):
+    index = join_sources([made(10), made(40), made(10)], groups := read(tmp_path, TWO)).index
+    mixture = mix_of(index, groups, exponents=(1.0, 1.0), longest=5.0)
+    assert mixture.missed(mixture.shares * [0.99, 1.01, 1.0]) == ""
+    assert mixture.missed(mixture.shares * [1.0, 0.9, 3.0]) == "many/de 60 %, not 66.7 %, many/pl 50 %, not 16.7 %"
+
+
 def test_a_corpus_without_a_recording_is_named(tmp_path):
     groups = read(tmp_path, TWO)
     index = join_sources([made(1), made(2), made(1)], groups).index.select(np.array([0, 3]))

@@ -46,6 +46,7 @@ _KEYS = {
     **{"weight": "a number", **_OPTIONS},
 }
 """What the value of each key of a corpus is."""
+_NAMED = 3
 
 
 class Group(NamedTuple):
@@ -93,6 +94,15 @@ class Mixture(NamedTuple):
             passed = (epochs * self.rows)[members].sum() / rows
             found[name] = dict(rows=int(rows), share=float(share), hours=float(hours), epochs=float(passed))
         return found
+
+    def missed(self, shares: np.ndarray) -> str:
+        """Names the groups whose share [G] of the audio is off by a twentieth of what was asked for; empty for none."""
+        wrong = np.flatnonzero(np.abs(shares / self.shares - 1) >= 0.05)
+        named = [
+            f"{self.groups[number].label} {100 * shares[number]:.3g} %, not {100 * self.shares[number]:.3g} %"
+            for number in wrong[:_NAMED]
+        ]
+        return ", ".join([*named, *([f"and {len(wrong) - _NAMED:,} more"] if len(wrong) > _NAMED else [])])
 
 
 def read_corpora(path: str | os.PathLike, data: Mapping[str, Any]) -> list[Group]:
