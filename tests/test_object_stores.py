@@ -77,6 +77,29 @@ def store(request, monkeypatch):
     server.wait()
 
 
+UNHURRIED = """
+import sys, time
+from w2v_jax import train
+from w2v_jax.core import storage
+
+storage.EVERY, storage.LEASE, pause = 0.2, 6.0, train.pause
+
+def slower(*of_run, due, **named):
+    pause(*of_run, due=due, **named)
+    time.sleep(3.0 * ("save" in due))
+
+train.pause = slower
+sys.exit(train.main(sys.argv[1:]))
+"""
+"""A training that leaves a slow store time to take each checkpoint before the next one."""
+
+
+def newest_sealed(fs) -> int:
+    """The newest whole checkpoint in the store; -1 without any."""
+    steps = [path.split("/")[-2] for path in fs.glob("lab/run/checkpoints/*/crc32.json")]
+    return max(map(int, steps), default=-1)
+
+
 def losses(text: str) -> dict[int, float]:
     rows = [json.loads(line) for line in text.splitlines()]
     return {row["step"]: row["loss"] for row in rows if row["split"] == "train"}
@@ -92,14 +115,12 @@ def test_a_run_in_a_store_that_is_killed_twice_ends_as_one_on_a_disk(store, tiny
     alone = training("w2v2_base.py:tiny", tmp_path / "alone", overrides)
     settings = environment(**found)
     assert subprocess.run(alone, env=settings).returncode == 0
-    program = "import sys; from w2v_jax.core import storage; storage.EVERY, storage.LEASE = 0.2, 6.0; "
-    program += "from w2v_jax.train import main; sys.exit(main(sys.argv[1:]))"
     flags = [f"--workdir={url}/run" if flag.startswith("--workdir") else flag for flag in alone[3:]]
-    command = [sys.executable, "-c", program, *flags]
+    command = [sys.executable, "-c", UNHURRIED, *flags]
     fs = fsspec.filesystem(url.partition(":")[0], skip_instance_cache=True, use_listings_cache=False)
     for life, step in enumerate((2, 6)):
         process = subprocess.Popen(command, env=settings | {"W2V_JAX_CACHE": str(tmp_path / f"{life}")})
-        while not fs.exists(f"lab/run/checkpoints/{step}/crc32.json"):
+        while newest_sealed(fs) < step:
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
