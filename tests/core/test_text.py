@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from w2v_jax.core.cli import UserError
-from w2v_jax.core.text import numbered_lines, read_text, wrong_content
+from w2v_jax.core.text import json_lines, numbered_lines, read_text, wrong_content
 
 LINES = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0\ufeff")), min_size=1)
 
@@ -108,3 +108,13 @@ def test_files_that_cannot_be_read_are_named(file, tmp_path):
 def test_what_stands_in_place_of_a_download_is_named(tmp_path, content, words):
     (tmp_path / "x").write_bytes(content)
     assert str(wrong_content(tmp_path / "x", "is damaged")).startswith(f"{tmp_path / 'x'} {words}")
+
+
+def test_lines_of_json_are_objects_with_their_places(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n\n{"b": 2}\n')
+    assert list(json_lines(path)) == [(f"{path}:1", {"a": 1}), (f"{path}:3", {"b": 2})]
+    for line, words in (("{", "not JSON"), ("[1]", r"needs a JSON object, got '\[1\]'")):
+        path.write_text(f'{{"a": 1}}\n{line}\n')
+        with pytest.raises(UserError, match=rf"a.jsonl:2: {words}"):
+            list(json_lines(path))

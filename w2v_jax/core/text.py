@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import re
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 from w2v_jax.core.cli import UserError, cannot_read
 
@@ -81,6 +83,24 @@ def numbered_lines(path: str | os.PathLike, what: str = "", *, gzipped: bool = F
         raise UserError(f"{what}: cannot be read; the gzip file is damaged or cut short ({error})") from None
     except OSError as error:
         raise cannot_read(what, error) from None
+
+
+def json_lines(path: str | os.PathLike, *, gzipped: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("path:line", object) of each line of a JSONL file that is not blank.
+
+    Raises UserError as `numbered_lines` does, and for a line that is no JSON object.
+    """
+    for number, line in numbered_lines(path, gzipped=gzipped):
+        if not line.strip():
+            continue
+        where = f"{os.fspath(path)}:{number}"
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}: not JSON ({error})") from None
+        if not isinstance(entry, dict):
+            raise UserError(f"{where}: needs a JSON object, got {line[:60]!r}")
+        yield where, entry
 
 
 def read_text(path: str | os.PathLike, what: str = "") -> str:

@@ -69,6 +69,22 @@ def list_files(
     return AudioFiles(usable(index, where, min_seconds))
 
 
+def list_parts(
+    data, parts: Iterable[Iterable[Candidate]], *, where: Iterable[object], skipped: list[Skip]
+) -> AudioFiles:
+    """`list_files` of the candidates of several folders, files or lists. Uses data.min_seconds and data.workers.
+
+    where: the paths that name the data in messages.
+    """
+    return list_files(
+        itertools.chain.from_iterable(parts),
+        where=", ".join(map(str, where)),
+        min_seconds=data.min_seconds,
+        workers=data.workers,
+        skipped=skipped,
+    )
+
+
 def _rows(candidates: Iterable[Candidate], workers: int, notes: Notes) -> Iterator[tuple[str, Row | str]]:
     """(path, row) of each candidate; the reason as text in place of the row where there is none."""
     cached_probe = functools.lru_cache(maxsize=4 * CANDIDATES_AT_ONCE)(_probe)  # opens a file of many segments once

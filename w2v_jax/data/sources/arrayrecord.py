@@ -7,7 +7,6 @@ one file serves both. Write with the option group_size:1, so that one record is 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 from w2v_jax.data.archives.array_record import audio_of, open_records, parsed
@@ -16,16 +15,14 @@ from w2v_jax.data.archives.texts import as_text, role_names
 from w2v_jax.data.index import ReadError, Skip, root_entries
 from w2v_jax.data.io.address import ARRAY_RECORD, numbered
 from w2v_jax.data.io.audio import AudioFiles
-from w2v_jax.data.io.listing import Candidate, list_files
+from w2v_jax.data.io.listing import Candidate, list_parts
 
 
 def make(data, root) -> AudioFiles:
     """The source of all records that `root` names. Uses data.min_seconds and data.workers. Raises UserError."""
     skipped: list[Skip] = []
     files = archives(root, ARRAY_RECORD, skipped, what=".array_record")
-    candidates = itertools.chain.from_iterable(_candidates(file, skipped) for file in files)
-    where = ", ".join(root_entries(root))
-    return list_files(candidates, where=where, min_seconds=data.min_seconds, workers=data.workers, skipped=skipped)
+    return list_parts(data, (_candidates(file, skipped) for file in files), where=root_entries(root), skipped=skipped)
 
 
 def _candidates(file: Archive, skipped: list[Skip]) -> Iterator[Candidate]:

@@ -6,7 +6,6 @@ data.split names the list ("": train), and PATH@SPLIT that of a root; a root may
 
 from __future__ import annotations
 
-import itertools
 import os
 import pathlib
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from w2v_jax.core.text import numbered_lines
 from w2v_jax.data.archives.shards import named_split
 from w2v_jax.data.index import Skip, root_entries, roots
 from w2v_jax.data.io.audio import AudioFiles
-from w2v_jax.data.io.listing import Candidate, list_files
+from w2v_jax.data.io.listing import Candidate, list_parts
 
 
 def make(data, root) -> AudioFiles:
@@ -24,9 +23,7 @@ def make(data, root) -> AudioFiles:
     entries = root_entries(root) or map(str, roots(root))  # which raises
     lists = [_list(entry, data.split or "train") for entry in entries]
     skipped: list[Skip] = []
-    candidates = itertools.chain.from_iterable(_candidates(path, skipped) for path in lists)
-    where = ", ".join(map(str, lists))
-    return list_files(candidates, where=where, min_seconds=data.min_seconds, workers=data.workers, skipped=skipped)
+    return list_parts(data, (_candidates(path, skipped) for path in lists), where=lists, skipped=skipped)
 
 
 def _list(entry: str, split: str) -> pathlib.Path:

@@ -19,7 +19,7 @@ from w2v_jax.data.io.listing import (
     Candidate,
     Transcript,
     folders_below,
-    list_files,
+    list_parts,
     not_audio,
     read_transcripts,
     skip_without_audio,
@@ -40,8 +40,7 @@ def make(data, root) -> AudioFiles:
         if not path.is_dir():
             raise UserError(f"data.root: {str(path)!r} is a file; data.name=folder needs directories")
     skipped: list[Skip] = []
-    files, where = walk(paths, skipped), ", ".join(map(str, paths))
-    return list_files(files, where=where, min_seconds=data.min_seconds, workers=data.workers, skipped=skipped)
+    return list_parts(data, [walk(paths, skipped)], where=paths, skipped=skipped)
 
 
 def walk(paths: Sequence[pathlib.Path], skipped: list[Skip]) -> Iterator[Candidate]:

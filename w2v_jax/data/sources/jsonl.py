@@ -8,7 +8,6 @@ Other keys are ignored.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import pathlib
@@ -16,7 +15,7 @@ import re
 from collections.abc import Iterator
 
 from w2v_jax.core.cli import UserError
-from w2v_jax.core.text import numbered_lines
+from w2v_jax.core.text import json_lines
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.listing import SURROGATES, Candidate
 from w2v_jax.data.sources.tsv import manifest_source
@@ -28,16 +27,7 @@ def make(data, root) -> AudioFiles:
 
 
 def _read(manifest: pathlib.Path) -> Iterator[Candidate]:
-    for number, line in numbered_lines(manifest):
-        if not line.strip():
-            continue
-        where = f"{manifest}:{number}"
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where}: not JSON ({error})") from None
-        if not isinstance(entry, dict):
-            raise UserError(f"{where}: needs a JSON object, got {line[:60]!r}")
+    for where, entry in json_lines(manifest):
         name = _text(entry, "audio_filepath", where)
         if not name:
             raise UserError(f"{where}: 'audio_filepath' is missing")

@@ -12,7 +12,6 @@ present directory, as in Kaldi. Pipes ("sox ... |") are skipped with the reason:
 
 from __future__ import annotations
 
-import itertools
 import os
 import pathlib
 import re
@@ -24,7 +23,7 @@ from w2v_jax.data.index import Skip, roots
 from w2v_jax.data.io.address import channel_of, in_file
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.containers import UNKNOWN_LENGTH
-from w2v_jax.data.io.listing import Candidate, Transcript, beside, list_files, read_transcripts, skip_without_audio
+from w2v_jax.data.io.listing import Candidate, Transcript, beside, list_parts, read_transcripts, skip_without_audio
 
 PIPE = "a pipe, which is not run: write its output to a file, e.g. wav-copy scp:wav.scp ark,scp:wav.ark,new.scp"
 
@@ -36,9 +35,7 @@ def make(data, root) -> AudioFiles:
         if not (folder / "wav.scp").is_file():
             raise UserError(f"data.root: {str(folder)!r} is no data folder of Kaldi's: wav.scp is missing")
     skipped: list[Skip] = []
-    candidates = itertools.chain.from_iterable(_candidates(folder, skipped) for folder in folders)
-    where = ", ".join(map(str, folders))
-    return list_files(candidates, where=where, min_seconds=data.min_seconds, workers=data.workers, skipped=skipped)
+    return list_parts(data, (_candidates(folder, skipped) for folder in folders), where=folders, skipped=skipped)
 
 
 def _candidates(folder: pathlib.Path, skipped: list[Skip]) -> Iterator[Candidate]:

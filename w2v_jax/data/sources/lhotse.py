@@ -9,8 +9,6 @@ speed. lhotse itself is not needed.
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
 import pathlib
 import re
@@ -18,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from w2v_jax.core.cli import UserError
-from w2v_jax.core.text import numbered_lines
+from w2v_jax.core.text import json_lines
 from w2v_jax.data.archives.texts import as_text
 from w2v_jax.data.index import Skip, roots
 from w2v_jax.data.io.address import channel_of
 from w2v_jax.data.io.audio import AudioFiles
-from w2v_jax.data.io.listing import SURROGATES, Candidate, beside, list_files
+from w2v_jax.data.io.listing import SURROGATES, Candidate, beside, list_parts
 
 KINDS = ("recordings", "cuts")
 """The manifests that have rows: what their names hold."""
@@ -46,9 +44,9 @@ def make(data, root) -> AudioFiles:
     """The source of some manifests. Uses data.min_seconds, data.workers. Raises UserError with file and line."""
     skipped: list[Skip] = []
     manifests = [_manifest(path) for path in roots(root)]
-    candidates = itertools.chain.from_iterable(_candidates(manifest, skipped) for manifest in manifests)
-    where = ", ".join(map(str, manifests))
-    return list_files(candidates, where=where, min_seconds=data.min_seconds, workers=data.workers, skipped=skipped)
+    return list_parts(
+        data, (_candidates(manifest, skipped) for manifest in manifests), where=manifests, skipped=skipped
+    )
 
 
 def _manifest(path: pathlib.Path) -> pathlib.Path:
@@ -79,36 +77,22 @@ def _rows(manifest: pathlib.Path, skipped: list[Skip]) -> Iterator[Entry]:
     """The cuts, supervisions or recordings that are rows. Recordings without a row join `skipped`."""
     supervisions = manifest.with_name(manifest.name.replace("recordings", "supervisions"))
     if "recordings" not in manifest.name:
-        for where, cut in _entries(manifest):
+        for where, cut in json_lines(manifest, gzipped=True):
             yield Entry(where, cut, cut.get("recording"), said=cut.get("supervisions") or [])
     elif not supervisions.exists():
-        for where, recording in _entries(manifest):
+        for where, recording in json_lines(manifest, gzipped=True):
             yield Entry(where, {"start": 0, **recording}, recording, said=[])
     else:
         recordings: dict[str, Any] = {}
-        for where, entry in _entries(manifest):
+        for where, entry in json_lines(manifest, gzipped=True):
             if (id := as_text(entry.get("id"))) in recordings:
                 skipped.append(Skip(where, f"repeated recording: {id}, whose last line counts"))
             recordings[id] = entry
         used = set()
-        for where, entry in _entries(supervisions):
+        for where, entry in json_lines(supervisions, gzipped=True):
             used.add(id := as_text(entry.get("recording_id")))
             yield Entry(where, entry, recordings.get(id), said=[entry])
         skipped += [Skip(f"{manifest} ({id})", "recording without supervision") for id in recordings if id not in used]
-
-
-def _entries(manifest: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("path:line", object) of the lines of a manifest. Raises UserError."""
-    for number, line in numbered_lines(manifest, gzipped=True):
-        if line.strip():
-            where = f"{manifest}:{number}"
-            try:
-                entry = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{where}: not JSON ({error})") from None
-            if not isinstance(entry, dict):
-                raise UserError(f"{where}: needs a JSON object, got {line[:60]!r}")
-            yield where, entry
 
 
 def _candidate(folder: pathlib.Path, entry: Entry) -> Candidate:

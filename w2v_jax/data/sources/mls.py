@@ -6,7 +6,6 @@ their order. For recordings without transcripts, take data.name=folder.
 
 from __future__ import annotations
 
-import itertools
 import os
 import pathlib
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.core.text import numbered_lines
 from w2v_jax.data.index import Skip, roots
 from w2v_jax.data.io.audio import AudioFiles
-from w2v_jax.data.io.listing import Candidate, list_files
+from w2v_jax.data.io.listing import Candidate, list_parts
 
 EXTENSIONS = (".flac", ".opus")
 
@@ -29,9 +28,7 @@ def make(data, root) -> AudioFiles:
             hint = f"; name one of its parts: {parts}" if parts else ""
             raise UserError(f"data.root: {str(folder)!r} has no transcripts.txt as in MLS{hint}")
     skipped: list[Skip] = []
-    candidates = itertools.chain.from_iterable(_candidates(folder, skipped) for folder in folders)
-    where = ", ".join(map(str, folders))
-    return list_files(candidates, where=where, min_seconds=data.min_seconds, workers=data.workers, skipped=skipped)
+    return list_parts(data, (_candidates(folder, skipped) for folder in folders), where=folders, skipped=skipped)
 
 
 def _candidates(folder: pathlib.Path, skipped: list[Skip]) -> Iterator[Candidate]:

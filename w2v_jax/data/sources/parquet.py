@@ -11,7 +11,6 @@ where there is no column of ids; a folder of one language can be a root.
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from w2v_jax.data.archives.texts import ROLES, as_text, role_names
 from w2v_jax.data.index import ReadError, Skip, root_entries, roots
 from w2v_jax.data.io.address import PARQUET, in_file, numbered
 from w2v_jax.data.io.audio import AudioFiles
-from w2v_jax.data.io.listing import Candidate, list_files
+from w2v_jax.data.io.listing import Candidate, list_parts
 
 LARGE_GROUP = 32 << 20
 """Bytes of a compressed row group, all of which are read for one recording, from which on a person is told."""
@@ -49,9 +48,8 @@ def make(data, root) -> AudioFiles:
     large: list[str] = []
     entries = root_entries(root) or map(str, roots(root))  # which raises
     files = [file for entry in entries for file in _files(entry, data.split, skipped)]
-    candidates = itertools.chain.from_iterable(_candidates(file, skipped, large) for file in files)
-    where = ", ".join(root_entries(root))
-    source = list_files(candidates, where=where, min_seconds=data.min_seconds, workers=data.workers, skipped=skipped)
+    parts = (_candidates(file, skipped, large) for file in files)
+    source = list_parts(data, parts, where=root_entries(root), skipped=skipped)
     if large:
         source.index.notes.append(
             f"{len(large):,} row groups are compressed and hold over {LARGE_GROUP >> 20} MB, all of which are read for "

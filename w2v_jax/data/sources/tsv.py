@@ -9,7 +9,6 @@ Listing checks the header of each file. Its length replaces the manifest's where
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import pathlib
 import unicodedata
@@ -20,7 +19,7 @@ from w2v_jax.core.config import OPTIONAL
 from w2v_jax.core.text import numbered_lines
 from w2v_jax.data.index import roots
 from w2v_jax.data.io.audio import AudioFiles
-from w2v_jax.data.io.listing import Candidate, list_files
+from w2v_jax.data.io.listing import Candidate, list_parts
 from w2v_jax.data.transcripts import BOUNDARY
 
 
@@ -39,8 +38,7 @@ def make(data, root) -> AudioFiles:
 def manifest_source(data, root, *, suffix: str, read: Callable[[pathlib.Path], Iterator[Candidate]]) -> AudioFiles:
     """The source of the manifests with `suffix` that `root` names. `read` yields the candidates of one manifest."""
     manifests = manifest_files(root, suffix)
-    candidates, where = itertools.chain.from_iterable(map(read, manifests)), ", ".join(map(str, manifests))
-    return list_files(candidates, where=where, min_seconds=data.min_seconds, workers=data.workers, skipped=[])
+    return list_parts(data, map(read, manifests), where=manifests, skipped=[])
 
 
 def manifest_files(root, extension: str) -> tuple[pathlib.Path, ...]:

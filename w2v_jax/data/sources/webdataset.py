@@ -26,7 +26,7 @@ from w2v_jax.data.archives.texts import as_text, role_names
 from w2v_jax.data.index import Skip, root_entries
 from w2v_jax.data.io.address import in_file
 from w2v_jax.data.io.audio import AudioFiles
-from w2v_jax.data.io.listing import SURROGATES, Candidate, list_files
+from w2v_jax.data.io.listing import SURROGATES, Candidate, list_parts
 from w2v_jax.data.sources.folder import EXTENSIONS, MAC
 
 ENDING = r"\.(tar|tar\.\w+|tgz)"
@@ -55,9 +55,8 @@ def make(data, root) -> AudioFiles:
     """The source of the shards that `root` names. Uses data.min_seconds and data.workers. Raises UserError."""
     skipped: list[Skip] = []
     shards = archives(root, ENDING, skipped, what=".tar")
-    candidates = itertools.chain.from_iterable(_candidates(shard.path, skipped) for shard in shards)
-    where = ", ".join(root_entries(root))
-    return list_files(candidates, where=where, min_seconds=data.min_seconds, workers=data.workers, skipped=skipped)
+    parts = (_candidates(shard.path, skipped) for shard in shards)
+    return list_parts(data, parts, where=root_entries(root), skipped=skipped)
 
 
 def _candidates(path: str, skipped: list[Skip]) -> Iterator[Candidate]:
