@@ -73,6 +73,10 @@ class Seals(NamedTuple):
         return "/".join(parts[:2]) if len(parts) > 2 and parts[0] == self.folder else None
 
 
+UNSEALED = Seals("", "")
+"""Of folders whose files are whole each by itself."""
+
+
 def is_remote(path: str | os.PathLike) -> bool:
     """Whether a path is the URL of a store."""
     return "://" in os.fspath(path)
@@ -155,7 +159,7 @@ def _version(info: Mapping[str, Any]) -> str:
 # Reading
 
 
-def fetched(url: str, seals: Seals | None = None) -> pathlib.Path:
+def fetched(url: str, seals: Seals = UNSEALED) -> pathlib.Path:
     """A local folder, or file, with what lies at the URL now. What has been fetched before is not fetched again.
 
     Sub-folders without their seal are left out. Raises UserError where nothing lies at the URL.
@@ -181,11 +185,10 @@ def fetched(url: str, seals: Seals | None = None) -> pathlib.Path:
     return local
 
 
-def _whole(names: Mapping[str, str], seals: Seals | None) -> dict[str, str]:
+def _whole(names: Mapping[str, str], seals: Seals) -> dict[str, str]:
     """The files that belong to the folder: no lock, and nothing of a sub-folder without its seal."""
-    unit = lambda name: None if seals is None else seals.unit(name)
-    whole = {u: seals is not None and f"{u}/{seals.name}" in names for u in map(unit, names) if u}
-    return {name: v for name, v in names.items() if name not in UNSENT and whole.get(unit(name) or "", True)}
+    whole = lambda unit: unit is None or f"{unit}/{seals.name}" in names
+    return {name: v for name, v in names.items() if name not in UNSENT and whole(seals.unit(name))}
 
 
 def _fetch(folder: Folder, names: Mapping[str, str], local: pathlib.Path) -> None:
@@ -239,7 +242,7 @@ def send(
     folder: Folder,
     sent: dict[str, Any],
     *,
-    seals: Seals | None = None,
+    seals: Seals = UNSEALED,
     may_go_on: Callable[[], bool] = lambda: True,
 ) -> None:
     """Makes the store's folder hold what the local one holds. `sent` says what it holds, and is brought up to date.
@@ -251,8 +254,8 @@ def send(
     found = _files(local)
     stats = {name: _stat(file) for name, file in found.items()}
     names = _whole({name: "" for name, stat in stats.items() if stat and _is_sent(name)}, seals)
-    is_seal = lambda name: seals is not None and name.rsplit("/", 1)[-1] == seals.name
-    is_seen = lambda name: seals is None or is_seal(name) or seals.unit(name) is None
+    is_seal = lambda name: name == f"{seals.unit(name)}/{seals.name}"
+    is_seen = lambda name: is_seal(name) or seals.unit(name) is None
     for name in sorted(names, key=lambda name: (is_seal(name), name)):
         if sent.get(name) != stats[name]:
             if is_seen(name) and not may_go_on():
