@@ -292,8 +292,9 @@ def test_what_another_machine_removed_is_sent_again_and_what_it_left_half_sent_g
     assert {name for name in stored() if name.startswith("checkpoints")} == there
 
 
-def test_a_damaged_mark_is_named():
-    put({storage.MARK: "{"})
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_a_damaged_mark_is_named(content):
+    put({storage.MARK: content})
     with pytest.raises(UserError, match="run.json is not readable as JSON; remove it"):
         with storage.working_copy(URL, SEALS):
             pass

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from w2v_jax.core.cli import UserError
-from w2v_jax.core.text import json_lines, numbered_lines, read_text, wrong_content
+from w2v_jax.core.text import json_lines, json_object, numbered_lines, read_text, wrong_content
 
 LINES = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0\ufeff")), min_size=1)
 
@@ -118,3 +118,8 @@ def test_lines_of_json_are_objects_with_their_places(tmp_path):
         path.write_text(f'{{"a": 1}}\n{line}\n')
         with pytest.raises(UserError, match=rf"a.jsonl:2: {words}"):
             list(json_lines(path))
+
+
+def test_what_is_no_json_object_is_none():
+    assert json_object(b'{"a": 1}\n') == {"a": 1}
+    assert [json_object(text) for text in (b"", b"{", b"[1]", b"1", b"null", b"\xff")] == [None] * 6

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from w2v_jax.core.cli import UserError, duration
 from w2v_jax.core.files import locked_file, whole_file, write_whole
+from w2v_jax.core.text import json_object
 
 T = TypeVar("T")
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
@@ -229,8 +230,8 @@ def _get(folder: Folder, name: str, file: pathlib.Path) -> None:
 def _read_json(file: pathlib.Path) -> dict[str, Any]:
     """What a file of this module holds; nothing where it is missing or was damaged."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return json_object(file.read_bytes()) or {}
+    except FileNotFoundError:
         return {}
 
 
@@ -361,12 +362,10 @@ def _bring_up_to_date(folder: Folder, local: pathlib.Path, seals: Seals) -> dict
 
 
 def _read_mark(folder: Folder) -> dict[str, Any]:
-    try:
-        return json.loads(tried(f"{folder.url}/{MARK}", lambda: folder.fs.cat_file(folder.at(MARK))))
-    except ValueError:
-        raise UserError(
-            f"{folder.url}/{MARK} is not readable as JSON; remove it to go on from what lies there"
-        ) from None
+    mark = json_object(tried(f"{folder.url}/{MARK}", lambda: folder.fs.cat_file(folder.at(MARK))))
+    if mark is None:
+        raise UserError(f"{folder.url}/{MARK} is not readable as JSON; remove it to go on from what lies there")
+    return mark
 
 
 class Lease:
@@ -412,12 +411,12 @@ class Lease:
             raise StoreError(f"{self.folder.url}: cannot be written. Is there such a bucket? ({error})") from None
 
     def _read(self) -> dict[str, Any]:
+        """The content of the lock; nothing where there is none."""
         try:
-            return json.loads(tried(f"{self.folder.url}/{LOCK}", lambda: self.folder.fs.cat_file(self.path)))
+            content = tried(f"{self.folder.url}/{LOCK}", lambda: self.folder.fs.cat_file(self.path))
         except FileNotFoundError:
             return {}
-        except ValueError:
-            return {"token": ""}
+        return json_object(content) or {"token": ""}
 
     def _is_mine(self, holder: Mapping[str, Any]) -> bool:
         return holder.get("token") == self.owner["token"]

@@ -103,6 +103,15 @@ def json_lines(path: str | os.PathLike, *, gzipped: bool = False) -> Iterator[tu
         yield where, entry
 
 
+def json_object(text: bytes | str) -> dict[str, Any] | None:
+    """The JSON object that a line or a small file holds; None where a kill or another hand left anything else."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def read_text(path: str | os.PathLike, what: str = "") -> str:
     """The lines of `numbered_lines`, joined by newlines. Raises UserError as it does."""
     return "\n".join(line for _, line in numbered_lines(path, what))

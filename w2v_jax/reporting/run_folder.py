@@ -5,7 +5,6 @@ A run may be going on, or have been killed: a line that cannot be read is counte
 
 from __future__ import annotations
 
-import json
 import pathlib
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from w2v_jax import methods
 from w2v_jax.core.cli import UserError, cannot_read
 from w2v_jax.core.config import Config
 from w2v_jax.core.display import short_repr
+from w2v_jax.core.text import json_object
 from w2v_jax.core.types import Levels, MetricsRow
 from w2v_jax.training.workdir import ENVIRONMENT, read_config
 
@@ -116,18 +116,10 @@ def _lines(file: pathlib.Path, *, needs: str) -> tuple[list[dict[str, Any]], int
     if not file.exists():
         return [], 0
     with open(file, "rb") as lines:
-        found = [_parsed(line) for line in lines if line.strip()]
+        found = [json_object(line) for line in lines if line.strip()]
     kept = [line for line in found if line is not None and needs in line]
     return kept, len(found) - len(kept)
 
 
 def _object(file: pathlib.Path) -> dict[str, Any] | None:
-    return _parsed(file.read_bytes()) if file.exists() else None
-
-
-def _parsed(text: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+    return json_object(file.read_bytes()) if file.exists() else None

@@ -20,6 +20,7 @@ from typing import Any
 
 from w2v_jax.core.cli import UserError, duration
 from w2v_jax.core.files import append_lines, whole_file, write_whole
+from w2v_jax.core.text import json_object
 from w2v_jax.core.types import Levels, MetricsRow
 from w2v_jax.training.curves import PROBE, draw_curves
 
@@ -162,11 +163,8 @@ def trim_steps(path, step: int) -> int:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    row = json_object(line)
+    return row if row is not None and isinstance(row.get("step"), int) else None
 
 
 def _plain(value: Any) -> Any:
