@@ -280,7 +280,7 @@ def _ogg(file: BinaryIO, start: int, size: int) -> Parts:
     pages = list(_pages(file, max(start, size - 2 * _MAX_PAGE), size))
     if sampled and not pages:  # something else follows the stream, e.g. zeros
         pages = list(_pages(file, sampled[-1].start, size))
-    if not pages or (last := pages[-1]).stop > size:
+    if not pages or (last := pages[-1]).stop > size or _begins_a_page(_read(file, last.stop, 5)):
         raise ReadError("truncated: the last page of the OGG stream is cut; fetch the file again")
     note = "" if last.is_last else NO_END
     is_one = _is_rising((page.start, page.number) for page in (*sampled, last))
@@ -291,6 +291,11 @@ def _ogg(file: BinaryIO, start: int, size: int) -> Parts:
     starts = [start, *(page.start for page in firsts[1:] if page.start not in ends)]
     parts = tuple(Part(first, stop) for first, stop in itertools.pairwise((*starts, size)))
     return Parts(parts, JOINED if len(parts) > 1 else note)
+
+
+def _begins_a_page(rest: bytes) -> bool:
+    """Whether the bytes after the last page, up to five of them, are the cut beginning of one more."""
+    return bool(rest) and b"OggS\0".startswith(rest)
 
 
 def _pages(file: BinaryIO, start: int, stop: int, *, pattern: bytes = b"OggS\0") -> Iterator[_Page]:
