@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from w2v_jax.nn.feature_encoder import ConvFrontend
 from w2v_jax.ops.frames import num_frames, receptive_field, valid_frames
@@ -26,6 +28,14 @@ def test_num_frames_of_published_stacks(layers, samples, frames):
     assert num_frames(samples, layers) == frames
     assert num_frames(jnp.asarray([samples]), layers)[0] == frames
     assert num_frames(np.asarray([samples]), layers)[0] == frames
+
+
+LAYER = st.integers(1, 12).flatmap(lambda kernel: st.tuples(st.just(1), st.just(kernel), st.integers(1, kernel)))
+
+
+@given(st.lists(LAYER, min_size=1, max_size=7), st.integers(0, 20_000))
+def test_one_division_counts_the_frames_that_the_layers_make_one_after_the_other(layers, samples):
+    assert num_frames(np.asarray([samples]), layers)[0] == num_frames(samples, layers)
 
 
 def test_receptive_field_of_published_stacks():

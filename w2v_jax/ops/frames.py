@@ -16,14 +16,16 @@ def num_frames(num_samples: Any, layers: ConvSpec) -> Any:
     """Frames that `layers` make of `num_samples` samples (an int or an array): floor((n - k) / s) + 1 per layer.
 
     The count is never below 0: an input that is too short has no frame. A symbolic length, as exported programs have,
-    is long enough by its constraints.
+    is long enough by its constraints. Arrays are divided once, by the hop of all layers, which gives the same count:
+    compilers repeat this arithmetic wherever the count is used.
     """
+    if hasattr(num_samples, "clip"):
+        field, hop = receptive_field(layers)
+        return (num_samples - field + hop).clip(0) // hop
     for _, kernel, stride in layers:
         num_samples = (num_samples - kernel) // stride + 1
         if isinstance(num_samples, int):
             num_samples = max(num_samples, 0)
-        elif hasattr(num_samples, "clip"):
-            num_samples = num_samples.clip(0)
     return num_samples
 
 
