@@ -7,11 +7,13 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import time
 from types import SimpleNamespace
 
 import jax
 import pytest
 from commands import ROOT, environment, free_port, training
+from test_contract import mesh_of
 
 from w2v_jax import train
 from w2v_jax.core import config as configs
@@ -100,8 +102,11 @@ def test_metrics_have_the_promised_keys(whole):
     assert done["step"] == 20 and done["metrics"]["eval"]["loss"] == rows[-1]["loss"]
 
 
-def kill_and_resume(workdir, run: list[str]) -> None:
+@pytest.mark.slow
+def test_killed_run_resumes_bit_equal_with_the_same_rows(shared, whole, tmp_path):
     """kill -9 between two checkpoints, and the same command again."""
+    workdir = tmp_path / "run"
+    run = command(shared, workdir)
     process = subprocess.Popen(run, env=environment(), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
@@ -112,12 +117,6 @@ def kill_and_resume(workdir, run: list[str]) -> None:
     resumed = subprocess.run(run, env=environment(), capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from step 8, epoch" in resumed.stdout
-
-
-@pytest.mark.slow
-def test_killed_run_resumes_bit_equal_with_the_same_rows(shared, whole, tmp_path):
-    workdir = tmp_path / "run"
-    kill_and_resume(workdir, command(shared, workdir))
     assert numbers(workdir) == numbers(whole)
     assert lines(workdir / "rows.jsonl") == lines(whole / "rows.jsonl")
     assert [row["step"] for row in lines(workdir / "rows.jsonl")] == list(range(1, 21))
@@ -125,29 +124,43 @@ def test_killed_run_resumes_bit_equal_with_the_same_rows(shared, whole, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("config", "extra"),
+    ("name", "changes"),
     [
-        ("cpc.py:tiny", ()),
-        ("wav2vec_small.py:tiny", ()),
-        ("vq_wav2vec.py:tiny", ()),
-        ("vq_wav2vec.py:kmeans_tiny", ("--config.quantizer.restart=0.5", "--config.quantizer.init_iterations=3")),
-        ("bert_codes_base.py:tiny", ()),
-        ("finetune.py:tiny", ()),
-        ("acoustic_logmel.py:tiny", ("--config.optim.average=0.9", "--config.acoustic.members=2")),
-        ("hubert_base.py:tiny", ()),
-        ("wavlm_base.py:tiny", ()),
+        ("cpc.py:tiny", {}),
+        ("wav2vec_small.py:tiny", {}),
+        ("vq_wav2vec.py:tiny", {}),
+        ("vq_wav2vec.py:kmeans_tiny", {"quantizer.restart": "0.5", "quantizer.init_iterations": "3"}),
+        ("bert_codes_base.py:tiny", {}),
+        ("finetune.py:tiny", {}),
+        ("acoustic_logmel.py:tiny", {"optim.average": "0.9", "acoustic.members": "2"}),
+        ("hubert_base.py:tiny", {}),
+        ("wavlm_base.py:tiny", {}),
     ],
 )
-def test_every_method_resumes_bit_equal(shared, tmp_path, config, extra):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    if config.startswith("bert"):
-        shared = shared | {"data.root": str(tmp_path / "codes")}
-    run = lambda workdir: command(shared, workdir, *extra, config=config)
-    done = subprocess.run(run(whole), env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    kill_and_resume(killed, run(killed))
-    assert numbers(killed) == numbers(whole)
-    assert lines(killed / "rows.jsonl") == lines(whole / "rows.jsonl")
+def test_every_method_resumes_bit_equal(shared, tmp_path, monkeypatch, capsys, name, changes):
+    """On one device, from a copy of the folder in the middle of the run, as a machine that dies leaves it."""
+    whole, died = tmp_path / "whole", tmp_path / "died"
+    codes = {"data.root": str(tmp_path / "codes")} if name.startswith("bert") else {}
+    fewer = {"train.steps": "13"}
+    config = configs.load(str(ROOT / "configs" / name), list((shared | fewer | codes | changes).items()))
+    one = mesh_of(1, 1, 1)
+    monkeypatch.setattr(train, "choose_mesh", lambda _: (one, {}))
+    due_after = train.due_after
+
+    def copy_after_step_11(n, config):
+        if n == 11 and not died.exists():
+            while not (whole / "checkpoints" / "8").exists():  # it is written beside the updates
+                time.sleep(0.05)
+            shutil.copytree(whole, died)
+        return due_after(n, config)
+
+    monkeypatch.setattr(train, "due_after", copy_after_step_11)
+    assert train.run(config, whole) == 0
+    capsys.readouterr()
+    assert train.run(config, died) == 0
+    assert "resumed from step 8, epoch" in capsys.readouterr().out
+    assert numbers(died) == numbers(whole)
+    assert lines(died / "rows.jsonl") == lines(whole / "rows.jsonl")
 
 
 @pytest.mark.slow

@@ -21,9 +21,12 @@ def draw_curves(rows: Sequence[MetricsRow], path, levels: Levels | None = None) 
     from matplotlib.figure import Figure
 
     levels = levels or {}
-    figure = Figure(figsize=(12, 11), dpi=110, layout="constrained")
+    figure = Figure(figsize=(12, 11), dpi=110)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(3, 2)
+    place = dict(
+        left=0.07, right=0.93, top=0.965, bottom=0.05, hspace=0.34, wspace=0.3
+    )  # a solver would draw it thrice
+    axes = figure.subplots(3, 2, gridspec_kw=place)
     _draw_loss(axes[0, 0], rows, levels)
     _draw_accuracy(axes[0, 1], rows, levels)
     _panel_of_method(rows)(axes[1, 0], rows, levels)

@@ -152,7 +152,8 @@ class RunLog:
             self._evaluations.append(row)
             self._log(row)
             self.ended = ended_early(self._evaluations, self.config, self.levels)
-        self.report.draw()
+        if n < self.config.train.steps and not self.ended:  # the end of a run draws them
+            self.report.draw()
         return metrics
 
     def probed(self, n: int, metrics: dict[str, float]) -> None:
