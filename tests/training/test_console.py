@@ -4,10 +4,14 @@ import builtins
 import contextlib
 import json
 import math
+import os
 import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from commands import ROOT
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.files import append_lines
@@ -195,6 +199,15 @@ def events(path):
 
 def scalars(event):
     return {value.tag: value.simple_value for value in event.summary.value}
+
+
+def test_tensorboard_needs_no_torch_where_it_is_installed(tmp_path):
+    (tmp_path / "torch.py").write_text("print('imported')")
+    program = "import pathlib, sys; from w2v_jax.training.console import Report; Report(pathlib.Path(sys.argv[1]), 10)"
+    words = [sys.executable, "-c", f"{program}; print('opened'); import torch", str(tmp_path / "run")]
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(words, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=True)
+    assert done.stdout == "opened\nimported\n" and list((tmp_path / "run" / "tensorboard").iterdir())
 
 
 def test_without_tensorboardx_one_notice_and_everything_else(tmp_path, monkeypatch, capsys):

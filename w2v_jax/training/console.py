@@ -10,12 +10,13 @@ Imports no jax: the loop says which process is `active` (process 0), and the rep
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from w2v_jax.core.cli import UserError, duration
@@ -194,8 +195,9 @@ class Board:
     """
 
     def __init__(self, directory: pathlib.Path, start_step: int):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        with _without("torch"):  # which tensorboardX imports where it can, for seconds, and only to know its tensors
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
         directory.mkdir(parents=True, exist_ok=True)
         self._event, self._writer, self._flushed = Event, EventsWriter(str(directory / "events")), 0.0
@@ -230,6 +232,19 @@ class Board:
         except OSError as error:
             self._writer = None
             _warn(f"TensorBoard's file cannot be written ({error}) and ends here; metrics.jsonl has all rows")
+
+
+@contextlib.contextmanager
+def _without(name: str) -> Iterator[None]:
+    """A package that nobody has imported yet cannot be imported here."""
+    absent = name not in sys.modules
+    if absent:
+        sys.modules[name] = None  # pyright: ignore[reportArgumentType]  # as the import system wants it
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules[name]
 
 
 def _open_board(directory: pathlib.Path, start_step: int) -> Board | None:
