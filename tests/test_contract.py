@@ -40,7 +40,7 @@ A new method that is not named here must reach 0.9.
 UPDATES = {"ctc": 100}
 """Instead of 60: the last layer of CTC begins near zero, so that its loss falls late, and then quickly."""
 
-MESHES = ((8, 1, 1), (2, 2, 2))
+MESH = 2, 2, 2
 """(data, fsdp, tensor) that every method is tested on; `test_meshes.py` has the others."""
 
 ROWS, SAMPLES, LONGER = 8, 12_800, 14_080
@@ -116,12 +116,9 @@ class Job:
 
     @functools.cached_property
     def runs(self) -> dict:
-        """Three updates on one device and on meshes of eight, with units of one row: {name: Run}."""
-        one = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
-        return {"one": Run(self, one)} | {
-            f"data={data} fsdp={fsdp} tensor={tensor}": Run(self, mesh_of(data, fsdp, tensor))
-            for data, fsdp, tensor in (MESHES if jax.device_count() == 8 else ())
-        }
+        """Three updates on one device and on a mesh of eight, with units of one row: {name: Run}."""
+        meshes = {"one": (1, 1, 1)} | ({"eight": MESH} if jax.device_count() == 8 else {})
+        return {name: Run(self, mesh_of(*shape)) for name, shape in meshes.items()}
 
 
 def mesh_of(data: int, fsdp: int, tensor: int):
@@ -365,22 +362,21 @@ def test_loss_in_bfloat16_is_near_that_in_float32(job):
     np.testing.assert_allclose(total.value(), job.whole[2]["objective"].value(), rtol=0.03)
 
 
-def assert_meshes_agree(job: Job):
+def assert_agree(one: Run, other: Run):
     """Metrics of each update and the parameters after them."""
-    one = job.runs["one"]
-    for name, other in job.runs.items():
-        for n, (a, b) in enumerate(zip(one.metrics, other.metrics, strict=True)):
-            for metric in a:
-                np.testing.assert_allclose(b[metric], a[metric], rtol=1e-5, atol=1e-6, err_msg=f"{name} {n} {metric}")
-        for (path, a), b in zip(
-            jax.tree_util.tree_leaves_with_path(one.state.params), jax.tree.leaves(other.state.params), strict=True
-        ):
-            np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5, err_msg=f"{name} {optimizer.path_name(path)}")
+    shape = dict(other.mesh.shape)
+    for n, (a, b) in enumerate(zip(one.metrics, other.metrics, strict=True)):
+        for metric in a:
+            np.testing.assert_allclose(b[metric], a[metric], rtol=1e-5, atol=1e-6, err_msg=f"{shape} {n} {metric}")
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(one.state.params), jax.tree.leaves(other.state.params), strict=True
+    ):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5, err_msg=f"{shape} {optimizer.path_name(path)}")
 
 
 @eight
 def test_eight_devices_give_what_one_gives(job):
-    assert_meshes_agree(job)
+    assert_agree(job.runs["one"], job.runs["eight"])
 
 
 @eight
@@ -388,7 +384,7 @@ def test_eight_devices_give_what_one_gives(job):
 def test_first_updates_that_leave_the_encoder_as_it_is_are_the_same_on_a_mesh_and_cut():
     """Two of three updates. The branches of a program are both in its text: what they say to each other is not read."""
     job = Job("finetune:tiny", [("encoder.frozen_steps", "2")])
-    assert_meshes_agree(job)
+    assert_agree(job.runs["one"], job.runs["eight"])
     for run in job.runs.values():
         assert_state_is_cut(run)
     for n in (1, 2):
