@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = pathlib.Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (HERE / "w2v_jax" / "__init__.py").read_text()).group(1)
+VERSION = re.search(r'^VERSION = "(.+)"', (HERE / "w2v_jax/core/environment.py").read_text(), re.MULTILINE).group(1)
 README = HERE / "README.md"
 
 CORE = [
@@ -22,6 +22,7 @@ CORE = [
     "tensorflow>=2.21; platform_system != 'Linux'",
     "tensorflow-datasets>=4.9.10",
     "librosa>=0.11",
+    "scipy>=1.13",
     "scikit-learn>=1.6",
     "soundfile>=0.13",
     "av>=14",
@@ -30,6 +31,8 @@ CORE = [
     "tensorboardX>=2.6",
     "jiwer>=4",
     "filelock>=4.2",
+    "etils>=1.10",
+    "ml-dtypes>=0.5",
     "google-crc32c>=1.8",
     "tqdm>=4.67",
     "fsspec>=2025.5",

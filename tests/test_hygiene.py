@@ -1,6 +1,7 @@
 """The rules of the house that can be checked: rooms, lazy imports, configs, commands, no traces of a machine."""
 
 import ast
+import graphlib
 import importlib
 import os
 import pathlib
@@ -25,9 +26,9 @@ BENEATH["methods"] = BENEATH["nn"] | {"nn"}
 BENEATH["data"] = BENEATH["decoding"] = {"core"}
 BENEATH["training"] = BENEATH["methods"] | {"methods", "data"}
 BENEATH["inference"] = BENEATH["training"] | {"training", "decoding"}
-BENEATH["interop"] = BENEATH["profiling"] = BENEATH["probing"] = BENEATH["inference"] | {"inference"}
-BENEATH["discrete"] = BENEATH["reporting"] = BENEATH["probing"]
-BENEATH["profiling"] |= {"interop"}  # PyTorch's side of a comparison is built from their config
+for _room in ("interop", "probing", "discrete", "reporting"):
+    BENEATH[_room] = BENEATH["inference"] | {"inference"}
+BENEATH["profiling"] = BENEATH["interop"] | {"interop"}  # PyTorch's side of a comparison is built from their config
 BENEATH["command"] = {*BENEATH["profiling"], "profiling", "probing", "discrete", "reporting"}
 DATA_IN_TRAINING = {"dataset", "warm_start"}
 """The files of `training/` that know the data; the others are told what they need of them."""
@@ -120,10 +121,22 @@ def test_every_room_has_a_rule_and_every_file_a_docstring():
         assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
 
 
+def test_no_module_is_imported_by_what_it_imports():
+    """Imports within functions count as well."""
+    known = {dotted(path) for path in modules()}
+
+    def module(parts: tuple[str, ...]) -> str:
+        names = [".".join(("w2v_jax", *parts[:n])) for n in range(len(parts), -1, -1)]
+        return next(name for name in names if name in known)
+
+    graph = {dotted(path): {module(parts) for parts in inner(imports_of(path))} - {dotted(path)} for path in modules()}
+    assert set(graphlib.TopologicalSorter(graph).static_order()) == known
+
+
 @pytest.mark.parametrize("path", [p for p in modules() if room(p) != "package"], ids=dotted)
 def test_imports_go_down_the_rooms_only(path):
     where, names = room(path), imports_of(path)
-    firsts = {parts[0] for parts in inner(names) if parts[0] != "__version__"}
+    firsts = {parts[0] for parts in inner(names) if (where, parts[0]) != ("command", "__version__")}
     assert firsts <= BENEATH[where] | ({where} - {"command"}), f"{dotted(path)} imports {firsts - BENEATH[where]}"
     if where in MAY_IMPORT:
         assert outer(names) <= MAY_IMPORT[where], f"{dotted(path)} imports {outer(names) - MAY_IMPORT[where]}"

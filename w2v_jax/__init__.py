@@ -6,7 +6,7 @@ Start reading at `core/types.py` (the shared types), then `methods/wav2vec2.py` 
 
 from typing import Any
 
-__version__ = "0.1.0"
+from w2v_jax.core.environment import VERSION as __version__  # noqa: F401
 
 
 def load(path: Any, *, step: int | str | None = None, quantizer: Any = None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pathlib
@@ -294,6 +295,45 @@ def test_the_keys_that_all_configs_share_are_asked_for_when_a_config_is_loaded(t
     text = (REPOSITORY / "configs" / "cpc.py").read_text()
     (tmp_path / "mine.py").write_text(text.replace("eval_share=", "eval_shares="))
     with pytest.raises(UserError, match=r"mine.py lacks config.data.eval_share.*Did you mean 'data.eval_shares'"):
+        configs.load(str(tmp_path / "mine.py"))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        (
+            "cpc.py",
+            "rooms_root=",
+            "rooms_rot=",
+            r"mine.py: nothing reads config.data.rooms_rot. Did you mean 'data.rooms_",
+        ),
+        ("cpc.py", "warmup=", "wurmup=3,  warmup=", r"mine.py: nothing reads config.optim.wurmup\."),
+        (
+            "cpc.py",
+            "        negatives=",
+            "        negative=",
+            r"nothing reads config.loss.negative. Did you mean 'loss.neg",
+        ),
+        (
+            "cpc.py",
+            "        negatives=",
+            "        # negatives=",
+            r"mine.py lacks config.loss.negatives, which cpc needs",
+        ),
+        (
+            "acoustic_logmel.py",
+            "frozen=",
+            "fruzen=",
+            r"nothing reads config.encoder.fruzen. Did you mean 'encoder.frozen'",
+        ),
+        ("cpc.py", "config.lock()", "config.mine = dict(size=3); config.loss.own = 1; config.lock()", None),
+    ],
+)
+def test_a_file_with_a_key_that_nothing_reads_or_without_one_that_its_method_needs(tmp_path, name, old, new, message):
+    text = (REPOSITORY / "configs" / name).read_text()
+    assert old in text
+    (tmp_path / "mine.py").write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
         configs.load(str(tmp_path / "mine.py"))
 
 

@@ -41,10 +41,26 @@ def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     """The locked config of `FILE[:variant]` with `(dotted key, text)` overrides applied.
 
     A file of the project's own is found by its name from any folder: `w2v2_base.py` or `configs/w2v2_base.py`. Raises
-    UserError when the file, the variant or a key does not exist, or a value has the wrong type.
+    UserError when the file, the variant or a key does not exist, a value has the wrong type, or a file of the user's
+    lacks a key or has one that nothing reads.
     """
     path, _, variant = expand_home(spec).partition(":")
     file = _file(path)
+    config = _read(path, file, variant)
+    flat = flatten(config)
+    if lacking := sorted(COMMON - flat.keys()):
+        hint = _nearest_key(lacking[0], flat)
+        raise UserError(f"{path} lacks config.{lacking[0]}, which every run needs.{hint}")
+    if file.resolve().parent != PUBLISHED.resolve():
+        _compare_with_published(path, flat)
+    for key, text in overrides:
+        override(config, key, text)
+    _expand_paths(config, expand_home)
+    return config.lock()
+
+
+def _read(path: str, file: pathlib.Path, variant: str) -> Config:
+    """What `get_config(variant)` of a file, which the user calls `path`, returns."""
     module_spec = importlib.util.spec_from_file_location(f"w2v_jax_config_{file.stem}", file)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
@@ -52,17 +68,32 @@ def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     if not hasattr(module, "get_config"):
         raise UserError(f"config file {path!r} has no get_config(variant)")
     try:
-        config = module.get_config(variant)
+        return module.get_config(variant)
     except (ValueError, KeyError) as error:  # no such variant; a variant that sets a key which the file does not have
         raise UserError(f"{path}: {error.args[0]}") from None
-    flat = flatten(config)
-    if lacking := sorted(COMMON - flat.keys()):
-        hint = _nearest_key(lacking[0], flat)
-        raise UserError(f"{path} lacks config.{lacking[0]}, which every run needs.{hint}")
-    for key, text in overrides:
-        override(config, key, text)
-    _expand_paths(config, expand_home)
-    return config.lock()
+
+
+def _compare_with_published(path: str, flat: Mapping[str, Any]) -> None:
+    """Raises UserError for a key that no published config has, and for one that all those of this method have.
+
+    A key of a section that methods fill as they need, and of a section of one's own, passes unless it looks mistyped.
+    What an encoder needs is known where the method has one kind of it.
+    """
+    published = [flatten(_read(file.name, file, "")) for file in sorted(PUBLISHED.glob("*.py"))]
+    known = {key for each in published for key in each}
+    for key in sorted(flat.keys() - known):
+        section = key.partition(".")[0]
+        absent = [name for name in sorted(known - flat.keys()) if name.partition(".")[0] == section]
+        hint = did_you_mean(key, absent, cutoff=0.85)
+        if hint or section in CLOSED:
+            raise UserError(f"{path}: nothing reads config.{key}.{hint}")
+    alike = [set(each) for each in published if each["method"] == flat["method"]]
+    needed = set.intersection(*alike) - OPTIONAL.keys() if alike else set()
+    needed = {key for key in needed if "encoder.kind" not in flat or not key.startswith("encoder.")}
+    if lacking := sorted(needed - flat.keys()):
+        raise UserError(
+            f"{path} lacks config.{lacking[0]}, which {flat['method']} needs.{_nearest_key(lacking[0], flat)}"
+        )
 
 
 PACKAGE = pathlib.Path(__file__).parents[1]
@@ -100,6 +131,8 @@ COMMON = {"method", "seed"} | keys_of(
     }
 )
 """The keys that training and its data need, whatever the method."""
+CLOSED = ("init", "data", "optim", "sharding", "train", "probe")
+"""The sections whose keys do not depend on the method."""
 
 AUGMENTATION: dict[str, Any] = {
     "data.gain_decibels": (0.0, 0.0),
@@ -124,12 +157,17 @@ OPTIONAL: dict[str, Any] = {
     "acoustic.clean_steps": 0,
     "data.labels": "",
     "data.targets": None,  # learns no units that were made before
+    "encoder.context_kernels": (),
+    "encoder.conv_grad_scale": 1.0,
+    "encoder.conv_layers": (),
     "encoder.frozen": False,
     "encoder.frozen_steps": 0,
     "encoder.heads": 0,
     "encoder.layer_drop": 0.0,
+    "encoder.layers": 0,
     "encoder.remat_frontend": "none",
     "encoder.remat_layers": "none",
+    "encoder.width": 0,
     "init.fresh": None,  # starts from an encoder alone
     "masking.length": 0,
     "probe.every": 0,
@@ -185,7 +223,7 @@ def setting(config: Config, key: str) -> Any:
     return config[section][name] if section in config and name in config[section] else OPTIONAL[key]
 
 
-def _expand_paths(config: Any, expand: Callable[[str], str]) -> None:
+def _expand_paths(config: Config | dict[str, Any], expand: Callable[[str], str]) -> None:
     """Applies `expand` to the paths in an unlocked config or nested dict. Raises UserError for one that is no text."""
     for key in sorted(PATHS & flatten(config).keys()):
         section, _, name = key.partition(".")

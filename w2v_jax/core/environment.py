@@ -6,6 +6,8 @@ import importlib.metadata
 import platform
 from collections.abc import Iterable
 
+VERSION = "0.1.0"
+"""The version of this package."""
 STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "librosa")
 """The packages whose versions can change what a run computes or reads."""
 

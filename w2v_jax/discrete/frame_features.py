@@ -45,7 +45,7 @@ class FrameFeatures(NamedTuple):
 
     @property
     def is_mfcc(self) -> bool:
-        return self.run.config.method == "mfcc"
+        return isinstance(self.run.method.encoder, MfccEncoder)
 
     @property
     def width(self) -> int:

@@ -214,7 +214,7 @@ def of_this_run(memory: float) -> Target:
 
 def moves_few_rows(config: Config, target: Target, estimate: Estimate) -> bool:
     """Whether XLA cuts the rows of a micro-batch into pieces for the feature encoder (docs/performance.md)."""
-    convolutions = len(flatten(config).get("encoder.conv_layers", ())) > 1
+    convolutions = len(setting(config, "encoder.conv_layers")) > 1
     return target.name.startswith("v") and convolutions and estimate.rows < FEW_ROWS
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from w2v_jax.core.config import Config, flatten
+from w2v_jax.core.config import Config, setting
 from w2v_jax.ops.frames import num_frames
 from w2v_jax.profiling import estimate as estimates
 from w2v_jax.profiling.estimate import Estimate, Target
@@ -35,15 +35,14 @@ def floor_bytes(config: Config, estimate: Estimate) -> float:
     of the feature encoder that is trained, of all layers of the context network above it, and what enters the first.
     This does not depend on what a program keeps. Layers whose insides do not fit on the chip move more.
     """
-    flat = flatten(config)
-    layers: tuple[Any, ...] = flat.get("encoder.conv_layers", ())
-    frames = num_frames(estimate.samples, layers) if layers else estimate.samples // flat["encoder.hop"]
-    trained = flat.get("encoder.conv_grad_scale", 1.0) > 0
+    layers: tuple[Any, ...] = setting(config, "encoder.conv_layers")
+    frames = num_frames(estimate.samples, layers) if layers else estimate.samples // config.encoder.hop
+    trained = setting(config, "encoder.conv_grad_scale") > 0
     values = sum(
         num_frames(estimate.samples, layers[:n]) * layers[n - 1][0] for n in range(1, len(layers) + 1) if trained
     )
-    depth = max(flat.get("encoder.layers", 0), len(flat.get("encoder.context_kernels", ())))
-    values += (depth + 1) * frames * flat.get("encoder.width", 0)
+    depth = max(setting(config, "encoder.layers"), len(setting(config, "encoder.context_kernels")))
+    values += (depth + 1) * frames * setting(config, "encoder.width")
     batch = estimates.batch_shapes(with_alphabet(config), estimate.rows, estimate.samples)
     inputs = sum(math.prod(x.shape) * x.dtype.itemsize for x in batch.values())
     parameters = estimate.gradients / (2 if estimate.parts > 1 else 1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 
 from w2v_jax.core import config as configs
 from w2v_jax.core.cli import UserError
+from w2v_jax.core.config import Config
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import SAMPLE_RATE, batch_units
 from w2v_jax.data.corpora import read_corpora
@@ -127,7 +128,7 @@ def _example(run: RunFolder, data: Data, model: Model, *, row: int) -> Example:
     return example
 
 
-def hidden_frames(config: Any, row: int, frames: int) -> np.ndarray | None:
+def hidden_frames(config: Config, row: int, frames: int) -> np.ndarray | None:
     """[F] bool: spans drawn for a row by the config's settings of `masking`; None where it has none."""
     flat = configs.flatten(config)
     for prob, length, min_spans in MASKS:

@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from w2v_jax import __version__
 from w2v_jax.core.config import differing_values, flatten
+from w2v_jax.core.environment import VERSION
 from w2v_jax.reporting import panels
 from w2v_jax.reporting.examples import LONGEST, Example, flac
 from w2v_jax.reporting.markup import Element, data_uri, document, tag, text_table
@@ -84,7 +84,7 @@ def page_text(content: Contents) -> str:
             ),
             tag("nav", *(tag("a", section.title, href=f"#{section.id}") for section in sections)),
             tag("main", *(tag("section", tag("h2", s.title), *s.content, id=s.id) for s in sections)),
-            tag("footer", f"Made by python -m w2v_jax.report of w2v_jax {__version__}."),
+            tag("footer", f"Made by python -m w2v_jax.report of w2v_jax {VERSION}."),
             tag("script", (FOLDER / "page.js").read_text(encoding="utf-8")),
         ),
         lang="en",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import pathlib
 import re
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -85,7 +84,7 @@ def warm_params(config: Config, params: PyTree, form: Form) -> PyTree:
     return nest(given)
 
 
-def _check_kind(config: Config, other: Any, path: pathlib.Path) -> None:
+def _check_kind(config: Config, other: Config, path: pathlib.Path) -> None:
     method = methods.load(other)
     if not method.reusable:
         raise UserError(
@@ -101,7 +100,7 @@ def _check_kind(config: Config, other: Any, path: pathlib.Path) -> None:
         )
 
 
-def _check_encoder(config: Config, other: Any, path: pathlib.Path) -> None:
+def _check_encoder(config: Config, other: Config, path: pathlib.Path) -> None:
     ours, theirs = (
         {f"encoder.{k}": v for k, v in configs.flatten(c.encoder).items() if k not in ANY_VALUE and "dropout" not in k}
         | {"data.normalize": c.data.normalize}

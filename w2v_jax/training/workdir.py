@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 
-from w2v_jax import __version__
 from w2v_jax.core import environment, storage
 from w2v_jax.core.cli import UserError, cannot_write, path_argument
 from w2v_jax.core.config import Config, changed_keys, from_json, keys_of, run_json, setting
@@ -140,7 +139,7 @@ def record_start(path: pathlib.Path) -> None:
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": shlex.join(sys.orig_argv),
-        "versions": {"w2v_jax": __version__} | environment.installed_versions(),
+        "versions": {"w2v_jax": environment.VERSION} | environment.installed_versions(),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "processes": jax.process_count(),
     }
@@ -167,7 +166,7 @@ def check_data(path: pathlib.Path, config: Config, prints: dict[str, Any]) -> No
     write_whole(file, json.dumps(prints, indent=2) + "\n")
 
 
-def read_config(path: pathlib.Path) -> Any:
+def read_config(path: pathlib.Path) -> Config:
     """The config that a run was made with. Raises UserError where the folder is none of a run."""
     if not (path / "config.json").is_file():
         what = "is not the folder of a run: config.json is missing" if path.is_dir() else "does not exist"
