@@ -213,7 +213,7 @@ def tune(
 def score_summary(scored: Sequence[Scored], source: Source, alphabet: Alphabet) -> dict[str, Any]:
     """Error rates over all recordings, their interval over speakers, and counts of what is unusual."""
     words, characters = total([s.words for s in scored]), total([s.characters for s in scored])
-    speakers = source.index.speakers[np.array([s.row for s in scored])]
+    speakers = np.asarray(source.index.speakers)[np.array([s.row for s in scored])]
     errors, units = (np.array([getattr(s.words, key) for s in scored], float) for key in ("errors", "units"))
     unknown = Counter(token for s in scored for token in set(alphabet.encode(s.reference)[1]))
     hours = round(sum(float(source.index.durations[s.row]) for s in scored) / 3600, 4)

@@ -1,5 +1,6 @@
 """Laws of the join of recordings and their speech units: what belongs together, and what is left out and why."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -11,6 +12,7 @@ from w2v_jax.core.units import NO_TARGET
 from w2v_jax.data import open_source, targets
 from w2v_jax.data.batch_plan import eval_plan, train_plan
 from w2v_jax.data.index import WAVE, ReadError, Row, TooFew, make_index, subset
+from w2v_jax.data.kept.columns import Column
 from w2v_jax.data.pipeline import batches
 
 RATE = 16_000
@@ -121,7 +123,8 @@ def test_fillers_and_rows_that_cannot_be_read_have_no_units(tmp_path):
     folders = numbered(tmp_path / "units", 320)
     source, found = targets.with_targets(Ramps(LENGTHS), folders, where="data.root")
     plan = eval_plan(source.index.num_samples, bucket_samples=[3 * RATE], units=8, unit_seconds=3.0, max_hours=0)
-    (folders[0].index.paths[5],) = ["nowhere"]
+    paths = folders[0].index.paths.tolist()
+    folders[0].index = dataclasses.replace(folders[0].index, paths=Column.of([*paths[:5], "nowhere", *paths[6:]]))
     folders[0].layouts["nowhere"] = (128, "<u2")
     ((batch, info),) = batches(source, plan, targets=found, loader="threads")
     assert [failed.id for failed in info.failed] == ["u5"] and "unreadable file" in info.failed[0].reason

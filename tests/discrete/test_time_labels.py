@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.data import open_source
+from w2v_jax.data.kept.columns import Column
 from w2v_jax.data.sources import synthetic
 from w2v_jax.discrete.time_labels import corpus_letters, frame_times, read_time_labels
 
@@ -87,12 +90,11 @@ def test_letters_are_heard_where_they_are_said_to_be(spoken):
 
 
 def test_other_recordings_have_no_letters_in_time(spoken, tmp_path):
-    index = spoken.index.select(np.arange(2))
-    index.paths[:] = str(tmp_path / "a" / "b" / "c" / "d.flac")
+    path = str(tmp_path / "a" / "b" / "c" / "d.flac")
+    index = dataclasses.replace(spoken.index.select(np.arange(2)), paths=Column.of([path] * 2))
     with pytest.raises(UserError, match="is not of a self-made corpus.*give a file to --alignment"):
         corpus_letters(index)
-    index = spoken.index.select(np.arange(2))
-    index.transcripts[:] = "ANOTHER"
+    index = dataclasses.replace(spoken.index.select(np.arange(2)), transcripts=Column.of(["ANOTHER"] * 2))
     with pytest.raises(UserError, match="is not what the corpus says"):
         corpus_letters(index)
 

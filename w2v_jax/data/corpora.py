@@ -20,7 +20,6 @@ Each corpus and language is a group. Its rows are called GROUP/ID, e.g. "mls/de/
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import pathlib
@@ -35,7 +34,7 @@ import numpy as np
 from w2v_jax.core.cli import UserError, did_you_mean, expand_home, os_error_text
 from w2v_jax.core.display import short_repr
 from w2v_jax.data import source_module
-from w2v_jax.data.index import Index, Source, TooFew, root_entries
+from w2v_jax.data.index import Index, Source, TooFew, join_indexes, root_entries
 from w2v_jax.data.mixture import temperature_shares
 
 _OPTIONS = {"split": "a text", "language": "a text", "hours": "a number", "min_seconds": "a number"}
@@ -225,19 +224,8 @@ def join_sources(sources: Sequence[Source], groups: Sequence[Group]) -> Source:
                 f"data.corpora: [{group.corpus}] and [{groups[0].corpus}] were not made alike ({source.form}, "
                 f"{sources[0].form}): mix audio with audio, or codes of one model and vocabulary"
             )
-    indexes = [source.index for source in sources]
-    columns = {
-        field.name: np.concatenate([getattr(index, field.name) for index in indexes])
-        for field in dataclasses.fields(Index)
-        if field.name not in ("skipped", "notes")
-    }
-    sizes = [len(index) for index in indexes]
-    labels = np.array([f"{group.label}/" for group in groups], np.dtypes.StringDType())
-    columns |= {"groups": np.repeat(np.arange(len(groups), dtype=np.int32), sizes)}
-    columns |= {"ids": np.strings.add(np.repeat(labels, sizes), columns["ids"])}
-    skipped = [skip for index in indexes for skip in index.skipped]
-    notes = [f"{group.label}: {note}" for group, index in zip(groups, indexes, strict=True) for note in index.notes]
-    return _Joined(sources, Index(**columns, skipped=skipped, notes=notes))
+    index = join_indexes([source.index for source in sources], [group.label for group in groups])
+    return _Joined(sources, index)
 
 
 class _Joined:

@@ -1,6 +1,6 @@
 """What audio exists: one row per recording or segment, and a list of everything that was skipped, with the reason.
 
-An index consists of columns of equal length, which keeps ten million rows compact in memory. It holds no audio. A
+An index consists of columns of equal length (`kept/columns.py`), in memory or in a mapped file. It holds no audio. A
 `Source` is an index together with a way to read it. Order and batching belong to `batch_plan.py`.
 """
 
@@ -14,8 +14,8 @@ import math
 import os
 import pathlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,14 +23,17 @@ from w2v_jax.core.cli import UserError, expand_home
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.files import write_whole
 from w2v_jax.core.units import SAMPLE_RATE
+from w2v_jax.data.kept.columns import AT_ONCE, Builder, Column, Joined, Store
 
-CHUNK = 50_000
 SKIPPED = "skipped.jsonl"
 """The file of a run or an extraction that `write_skipped` writes."""
 BELOW_MINIMUM = "shorter than data.min_seconds"
-_Text = np.dtypes.StringDType()
 _SHOWN = 3  # paths of each kind of skipped files in a report
 _HISTOGRAM = (0, 1, 2, 5, 10, 15, 20, 30, 60, 600, 3600)
+
+
+UNKNOWN = -1
+"""The size and the time of change of a file at which nobody has looked."""
 
 
 class Skip(NamedTuple):
@@ -78,7 +81,11 @@ def write_skipped(path: str | os.PathLike, skipped: Iterable[Skip]) -> None:
 
 
 class Row(NamedTuple):
-    """One recording, or a segment of one: `frames` samples from sample `offset`, both at the file's own `rate`."""
+    """One recording, or a segment of one: `frames` samples from sample `offset`, both at the file's own `rate`.
+
+    size, modified: the bytes of the file that holds it when it was listed, and its time of change in nanoseconds;
+    UNKNOWN where nobody looked.
+    """
 
     id: str
     path: str
@@ -87,6 +94,8 @@ class Row(NamedTuple):
     rate: int
     speaker: str = ""
     transcript: str = ""
+    size: int = UNKNOWN
+    modified: int = UNKNOWN
 
 
 class Form(NamedTuple):
@@ -132,17 +141,21 @@ class Source(Protocol):
 class Index:
     """Columns of N rows. `offsets` and `frames` are at each file's own rate, `num_samples` at 16 kHz (rounded down).
 
-    groups: the corpus (and language) of each row where several are mixed (`corpora.py`), otherwise 0.
+    sizes, modified: those of `Row`. hashes: those of the ids (`hash_ids`), where they are known. groups: the corpus
+    (and language) of each row where several are mixed (`corpora.py`), otherwise 0.
     """
 
-    ids: np.ndarray
-    paths: np.ndarray
-    offsets: np.ndarray
-    frames: np.ndarray
-    rates: np.ndarray
+    ids: Column
+    paths: Column
+    offsets: Column
+    frames: Column
+    rates: Column
+    speakers: Column
+    transcripts: Column
+    sizes: Column
+    modified: Column
+    hashes: Column | None
     num_samples: np.ndarray
-    speakers: np.ndarray
-    transcripts: np.ndarray
     groups: np.ndarray
     skipped: list[Skip]
     notes: list[str]
@@ -171,14 +184,20 @@ class Index:
 
     def select(self, rows: np.ndarray) -> Index:
         """The index of these rows (numbers or a boolean mask), in this order, with the same list of skips."""
-        columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
-        return dataclasses.replace(self, **columns)
+        rows, shared = np.asarray(rows), {}
+        columns = {name: getattr(self, name) for name in (*COLUMNS, "hashes")}
+        chosen = {name: column and column.select(rows, shared) for name, column in columns.items()}
+        return dataclasses.replace(self, **chosen, num_samples=self.num_samples[rows], groups=self.groups[rows])
+
+    def id_hashes(self) -> np.ndarray:
+        """`hash_ids` of the ids, uint64 [N]."""
+        return hash_ids(self.ids) if self.hashes is None else np.asarray(self.hashes)
 
     def fingerprint(self) -> str:
         """A hash of ids and lengths. It is equal for the same data in the same order, whatever its path."""
         digest = hashlib.sha256(np.ascontiguousarray(self.num_samples, "<i8").tobytes())
-        for chunk in _chunks(self.ids):
-            digest.update("\n".join(chunk).encode() + b"\n")
+        for lines in self.ids.lines():
+            digest.update(lines)
         return digest.hexdigest()[:16]
 
     def report(self) -> str:
@@ -202,7 +221,20 @@ class Index:
         return lines
 
 
-_COLUMNS = ("ids", "paths", "offsets", "frames", "rates", "num_samples", "speakers", "transcripts", "groups")
+COLUMNS = {
+    "ids": "id",
+    "paths": "path",
+    "offsets": "offset",
+    "frames": "frames",
+    "rates": "rate",
+    "speakers": "speaker",
+    "transcripts": "transcript",
+    "sizes": "size",
+    "modified": "modified",
+}
+"""The columns that `make_index` fills, and the field of a row that each has."""
+TEXTS = ("ids", "paths", "speakers", "transcripts")
+"""The columns of texts; the others are whole numbers."""
 
 
 def make_index(rows: Iterable[Row], skipped: Sequence[Skip] = ()) -> Index:
@@ -210,28 +242,46 @@ def make_index(rows: Iterable[Row], skipped: Sequence[Skip] = ()) -> Index:
 
     Rows with a repeated id stay: the second becomes "id#2", the third "id#3", and a note counts them.
     """
-    parts: list[list[np.ndarray]] = [[] for _ in Row._fields]
+    builders = {name: Builder(is_text=name in TEXTS) for name in COLUMNS}
+    order = [Row._fields.index(field) for field in COLUMNS.values()]
     rows = iter(rows)
-    while chunk := list(itertools.islice(rows, CHUNK)):
-        for part, field, values in zip(parts, Row._fields, zip(*chunk, strict=True), strict=True):
-            part.append(np.array(values, _dtype(field)))
-    columns = [np.concatenate(p) if p else np.zeros(0, _dtype(f)) for p, f in zip(parts, Row._fields, strict=True)]
-    ids, paths, offsets, frames, rates, speakers, transcripts = columns
-    renamed = _make_unique(ids)
+    while chunk := list(itertools.islice(rows, AT_ONCE)):
+        values = list(zip(*chunk, strict=True))
+        for builder, number in zip(builders.values(), order, strict=True):
+            builder.add(values[number])
+    stores: dict[str, Store] = {name: builder.store() for name, builder in builders.items()}
+    hashes, renamed = hash_ids(Column(stores["ids"])), 0
+    if repeated := _repeated(hashes):
+        stores["ids"] = _made_unique(stores["ids"], repeated)
+        hashes, renamed = hash_ids(Column(stores["ids"])), len(repeated)
     notes = [f"{renamed:,} repeated ids were made unique by a number, e.g. id#2"] if renamed else []
-    num_samples = frames * SAMPLE_RATE // np.maximum(rates, 1)
+    return index_of(stores | {"hashes": hashes}, skipped=list(skipped), notes=notes)
+
+
+def index_of(stores: Mapping[str, Store], *, skipped: list[Skip], notes: list[str]) -> Index:
+    """The index of the stores of COLUMNS and of "hashes"."""
+    rates, frames = np.asarray(stores["rates"]), np.asarray(stores["frames"])
     return Index(
-        ids,
-        paths,
-        offsets,
-        frames=frames,
-        rates=rates,
-        num_samples=num_samples,
-        speakers=speakers,
-        transcripts=transcripts,
-        groups=np.zeros(len(ids), np.int32),
-        skipped=list(skipped),
+        **{name: Column(store) for name, store in stores.items()},
+        num_samples=frames * SAMPLE_RATE // np.maximum(rates, 1),
+        groups=np.zeros(len(frames), np.int32),
+        skipped=skipped,
         notes=notes,
+    )
+
+
+def join_indexes(indexes: Sequence[Index], labels: Sequence[str]) -> Index:
+    """The rows of all indexes, one index after the other, as so many groups. Their ids become LABEL/ID."""
+    columns = {name: [getattr(index, name) for index in indexes] for name in COLUMNS}
+    prefixes = [f"{label}/" for label in labels]
+    joined = {name: Column(Joined(parts, prefixes if name == "ids" else ())) for name, parts in columns.items()}
+    return Index(
+        **joined,
+        hashes=None,
+        num_samples=np.concatenate([index.num_samples for index in indexes]),
+        groups=np.repeat(np.arange(len(indexes), dtype=np.int32), [len(index) for index in indexes]),
+        skipped=[skip for index in indexes for skip in index.skipped],
+        notes=[f"{label}: {note}" for label, index in zip(labels, indexes, strict=True) for note in index.notes],
     )
 
 
@@ -272,7 +322,7 @@ def split_heldout(index: Index, share: float, *, speakers: bool = False) -> tupl
         return np.arange(len(index)), np.zeros(0, np.int64)
     if speakers:
         check_speakers(index, "data.root")
-    hashes = hash_ids(index.speakers if speakers else index.ids)
+    hashes = hash_ids(index.speakers) if speakers else index.id_hashes()
     if speakers and (hashes == hashes[0]).all():
         raise UserError(
             f"data.eval_speakers: all {len(index):,} recordings, e.g. {index.paths[0]}, have the speaker "
@@ -299,7 +349,7 @@ def some_hours(index: Index, hours: float) -> np.ndarray:
 
     The rows for fewer hours are a subset of those for more, whatever the order, seed or machine.
     """
-    order = np.argsort(hash_ids(np.array([f"{id} hours" for id in index.ids.tolist()], _Text)), kind="stable")
+    order = np.argsort(hash_ids(f"{id} hours" for id in index.ids), kind="stable")
     total = np.cumsum(index.num_samples[order]) / SAMPLE_RATE / 3600
     return np.sort(order[: max(1, int(np.searchsorted(total, hours, side="right")))])
 
@@ -322,10 +372,12 @@ class _Subset:
         return self.source.read(int(self.rows[row]), start, length)
 
 
-def hash_ids(ids: np.ndarray) -> np.ndarray:
+def hash_ids(ids: Iterable[str]) -> np.ndarray:
     """Hashes uint64 [N] of ids [N], the same on every machine and in every version."""
-    hashes = (hashlib.blake2b(id.encode(), digest_size=8).digest() for chunk in _chunks(ids) for id in chunk)
-    return np.fromiter((int.from_bytes(h, "little") for h in hashes), np.uint64, count=len(ids))
+    hashes = bytearray()
+    for id in ids:
+        hashes += hashlib.blake2b(id.encode(), digest_size=8).digest()
+    return np.frombuffer(hashes, "<u8").astype(np.uint64, copy=False)
 
 
 def root_entries(root: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
@@ -351,22 +403,16 @@ def roots(root: str | os.PathLike | Sequence[str | os.PathLike], key: str = "dat
     return paths
 
 
-def _dtype(field: str) -> Any:
-    return np.int64 if field in ("offset", "frames", "rate") else _Text
-
-
-def _chunks(column: np.ndarray) -> Iterator[list]:
-    return (column[i : i + CHUNK].tolist() for i in range(0, len(column), CHUNK))
-
-
-def _make_unique(ids: np.ndarray) -> int:
-    """Renames repeated ids in place; returns how many."""
-    hashes = hash_ids(ids)
+def _repeated(hashes: np.ndarray) -> list[int]:
+    """The rows whose id, by its hash, an earlier row has."""
     order = np.argsort(hashes, kind="stable")
-    repeated = np.sort(order[1:][hashes[order][1:] == hashes[order][:-1]])
-    if not len(repeated):
-        return 0
-    last_number, used = Counter(), set(ids.tolist())
+    return np.sort(order[1:][hashes[order][1:] == hashes[order][:-1]]).tolist()
+
+
+def _made_unique(store: Store, repeated: Sequence[int]) -> Store:
+    """The ids of a store, with a number after those of the rows `repeated`."""
+    ids = Column(store).tolist()
+    last_number, used = Counter(), set(ids)
     for row in repeated:
         id = ids[row]
         number = max(last_number[id], 1) + 1
@@ -375,4 +421,4 @@ def _make_unique(ids: np.ndarray) -> int:
         last_number[id] = number
         ids[row] = f"{id}#{number}"
         used.add(ids[row])
-    return len(repeated)
+    return Column.of(ids).store

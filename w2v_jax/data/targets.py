@@ -137,9 +137,9 @@ def with_targets(
     keep, skips = np.ones(len(index), bool), []
     for group, (label, of_group) in enumerate(of_groups.items()):
         members = np.flatnonzero(index.groups == group)
-        ids = index.ids[members]
+        ids = index.ids[members].tolist()
         if label:
-            ids = np.array([id.removeprefix(f"{label}/") for id in ids.tolist()], ids.dtype)
+            ids = [id.removeprefix(f"{label}/") for id in ids]
         for column, units in enumerate(of_group):
             found = np.zeros(len(members), np.int64)
             there = _find(ids, units.index, found)
@@ -165,9 +165,9 @@ def with_targets(
     return source, Targets(all_folders, source.index.groups, rows[keep])
 
 
-def _find(ids: np.ndarray, units: Index, rows: np.ndarray) -> np.ndarray:
+def _find(ids: Sequence[str], units: Index, rows: np.ndarray) -> np.ndarray:
     """Whether each id has units, bool [N]; writes the row of its units into `rows` [N], 0 where it has none."""
-    hashes = hash_ids(units.ids)
+    hashes = units.id_hashes()
     order = np.argsort(hashes, kind="stable")
     wanted = hash_ids(ids)
     place = np.minimum(np.searchsorted(hashes[order], wanted), len(order) - 1)

@@ -36,7 +36,6 @@ from w2v_jax.discrete.frame_features import FrameFeatures
 from w2v_jax.training import sharding
 
 NOT_FINITE = "its features are not finite"
-_TEXT = np.dtypes.StringDType()
 Skipped = Callable[[int, str], None]
 
 
@@ -114,7 +113,7 @@ def some_share(index: Index, share: float, seed: int) -> np.ndarray:
 
     The rows of a smaller share are among those of a larger one. There is at least one row.
     """
-    hashes = hash_ids(np.array([f"{id} units {seed}" for id in index.ids.tolist()], _TEXT))
+    hashes = hash_ids(f"{id} units {seed}" for id in index.ids)
     order = np.argsort(hashes, kind="stable")
     return order[: max(1, math.ceil(share * len(order)))] if len(order) else order
 

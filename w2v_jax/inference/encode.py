@@ -21,6 +21,7 @@ from w2v_jax.core.units import CODE_PAD, SAMPLE_RATE
 from w2v_jax.data.batch_plan import FILLER, eval_plan
 from w2v_jax.data.code_vocabulary import VOCABULARY_FILE, Vocabulary
 from w2v_jax.data.index import WAVE, Form, Index, Source
+from w2v_jax.data.kept.columns import Column
 from w2v_jax.data.pipeline import batches, normalized
 from w2v_jax.inference.run import LOGITS, Layer, Run
 from w2v_jax.nn.acoustic_model import stride
@@ -346,8 +347,9 @@ class Pieces:
         self.leads, self.sizes = leads, sizes
         self.rows = np.repeat(rows, counts)
         self.counts = dict(zip(rows.tolist(), counts.tolist(), strict=True))
-        ids = np.arange(len(self.rows)).astype(np.dtypes.StringDType())
-        self.index: Index = dataclasses.replace(source.index.select(self.rows), ids=ids, num_samples=lengths)
+        ids = Column.of(map(str, range(len(self.rows))))
+        index = source.index.select(self.rows)
+        self.index: Index = dataclasses.replace(index, ids=ids, hashes=None, num_samples=lengths)
 
     def read(self, row: int, start: int, length: int) -> np.ndarray:
         length = min(length, int(self.index.num_samples[row]) - start)

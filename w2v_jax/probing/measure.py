@@ -68,7 +68,7 @@ def score(
     strength = STRENGTHS[int(np.argmax(accuracies))]
     classifier = next(fit(known, labels, [strength]))
     hits = (classifier.predict(x_test[test_rows].astype(np.float64)) == test.labels[test_rows]).astype(float)
-    low, high = interval(hits, np.ones(len(hits)), test.source.index.select(test_rows).speakers)
+    low, high = interval(hits, np.ones(len(hits)), np.asarray(test.source.index.speakers)[test_rows])
     unread = len(x) + len(x_test) - len(rows) - len(test_rows)
     result = dict(name=features.name, what=features.what, layer=features.layer, segments=segments, width=x.shape[1])
     result |= dict(accuracy=float(hits.mean()), low=low, high=high)

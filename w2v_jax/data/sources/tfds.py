@@ -299,7 +299,15 @@ def _row(dataset: Dataset, file: str, number: int) -> Row | str:
         return str(error)
     texts = {role: _text(dataset.features[name], features[name]) for role, name in dataset.names.items()}
     name = texts.pop("id", "") or f"{os.path.basename(file)}:{number}"
-    return Row(name, f"{file}#{number}", offset=0, frames=header.frames, rate=header.rate, **texts)
+    return Row(
+        name,
+        f"{file}#{number}",
+        offset=0,
+        frames=header.frames,
+        rate=header.rate,
+        speaker=texts.get("speaker", ""),
+        transcript=texts.get("transcript", ""),
+    )
 
 
 def _header(dataset: Dataset, audio: Any) -> Header:
