@@ -108,7 +108,9 @@ def open_files(paths: Sequence[pathlib.Path], workers: int = 0) -> tuple[Source,
         if not path.exists():
             raise UserError(f"{path} does not exist")
     skipped: list[Skip] = []
-    listed = (folder.walk([path], skipped) if path.is_dir() else [Candidate(str(path), str(path))] for path in paths)
+    listed = (
+        folder.walk([path], skipped, {}) if path.is_dir() else [Candidate(str(path), str(path))] for path in paths
+    )
     candidates, where = itertools.chain.from_iterable(listed), ", ".join(map(str, paths))
     source = list_files(candidates, where=where, min_seconds=0.0, workers=workers, skipped=skipped)
     return source, [skip for skip in source.index.lost if "transcript" not in skip.kind]

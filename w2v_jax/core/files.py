@@ -8,6 +8,7 @@ import hashlib
 import os
 import pathlib
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -124,3 +125,15 @@ def file_digest(path: pathlib.Path) -> str:
     """SHA-256 of a file, in hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def state_of(path: str | os.PathLike) -> tuple[int, int] | None:
+    """(bytes, time of change in nanoseconds) of a file; of a folder the time alone, with -1 before it; None of nothing.
+
+    Raises OSError where nobody can tell.
+    """
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return -1 if stat.S_ISDIR(status.st_mode) else status.st_size, status.st_mtime_ns

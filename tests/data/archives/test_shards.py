@@ -14,7 +14,7 @@ def test_archives_are_found_by_file_folder_and_pattern_in_one_order(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     skipped: list[Skip] = []
-    find = lambda *roots: [archive.name for archive in archives(roots, r"\.tar", skipped, what=".tar")]
+    find = lambda *roots: [archive.name for archive in archives(roots, r"\.tar", skipped, what=".tar", states={})]
     assert find(tmp_path) == ["a-08", "b/a-09", "b/a-10"]
     assert skipped == [Skip(str(tmp_path / "b" / "notes.txt"), "extension .txt is not an audio extension")]
     assert find(tmp_path / "b" / "a-10.tar", f"{tmp_path}/b/a-{{09..10}}.tar") == ["a-10", "a-09", "a-10"]
@@ -24,7 +24,9 @@ def test_archives_are_found_by_file_folder_and_pattern_in_one_order(tmp_path):
     assert [skip.reason for skip in skipped[-2:]] == ["not a regular file", "file does not exist"]
     (tmp_path / "c{1..2}.tar").touch()
     path = str(tmp_path / "c{1..2}.tar")
-    assert archives(path, r"\.tar", [], what=".tar") == [Archive(path, "c{1..2}")], "a file of that name is no pattern"
+    assert archives(path, r"\.tar", [], what=".tar", states={}) == [Archive(path, "c{1..2}")], (
+        "a file of that name is no pattern"
+    )
     (tmp_path / "d").mkdir()
     for root, message in (
         (tmp_path / "d", r"d holds no \.tar file"),
@@ -32,7 +34,7 @@ def test_archives_are_found_by_file_folder_and_pattern_in_one_order(tmp_path):
         (f"{tmp_path}/b/a-{{10..11}}.tar", r"a-11\.tar' does not exist"),
     ):
         with pytest.raises(UserError, match=message):
-            archives(root, r"\.tar", [], what=".tar")
+            archives(root, r"\.tar", [], what=".tar", states={})
 
 
 def test_the_split_of_a_root_is_what_follows_the_sign_unless_a_file_has_that_name(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from w2v_jax.core.cli import UserError
 from w2v_jax.data.index import Skip, root_entries, roots
 from w2v_jax.data.io.listing import folders_below, not_audio
+from w2v_jax.data.kept.listings import States, states_of
 
 
 class Archive(NamedTuple):
@@ -18,11 +19,12 @@ class Archive(NamedTuple):
     name: str
 
 
-def archives(root: Any, ending: str, skipped: list[Skip], *, what: str) -> list[Archive]:
+def archives(root: Any, ending: str, skipped: list[Skip], *, what: str, states: States) -> list[Archive]:
     """The files that a root names: a file, all below a folder, or those of a pattern such as `a-{000..127}.tar`.
 
     `ending` is a regular expression, and `what` tells it to people. Files of a folder with other names join `skipped`.
-    Raises UserError for a file that does not exist or has another name, and where there is none.
+    Adds the files and folders to `states`. Raises UserError for a file that does not exist or has another name, and
+    where there is none.
     """
     found, paths = [], roots([text for entry in root_entries(root) for text in _expanded(entry)])
     for path in paths:
@@ -31,7 +33,8 @@ def archives(root: Any, ending: str, skipped: list[Skip], *, what: str) -> list[
                 raise UserError(f"data.root: {str(path)!r} is no directory, and its name does not end in {what}")
             found.append(Archive(str(path), re.sub(f"{ending}$", "", path.name)))
             continue
-        for folder, name in ((folder, name) for _, folder, names in folders_below([path], skipped) for name in names):
+        below = folders_below([path], skipped, states)
+        for folder, name in ((folder, name) for _, folder, names in below for name in names):
             file = os.path.join(folder, name)
             if re.search(f"{ending}$", name):
                 found.append(Archive(file, re.sub(f"{ending}$", "", os.path.relpath(file, path)).replace(os.sep, "/")))
@@ -39,6 +42,7 @@ def archives(root: Any, ending: str, skipped: list[Skip], *, what: str) -> list[
                 skipped.append(Skip(file, not_audio(os.path.splitext(name)[1])))
     if not found:
         raise UserError(f"data.root: {', '.join(map(str, paths))} holds no {what} file")
+    states |= states_of(archive.path for archive in found)
     skipped += [Skip(archive.path, reason) for archive in found if (reason := _no_file(archive.path))]
     return [archive for archive in found if not _no_file(archive.path)]
 

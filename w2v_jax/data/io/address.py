@@ -61,6 +61,16 @@ def channel_of(address: str, channel: int) -> str:
     return f"{address}#channel{channel}"
 
 
+def file_of(address: str) -> str:
+    """The path of the file that holds the recording at an address."""
+    if "#" not in address or os.path.exists(address):
+        return address
+    if match := _CHANNEL.fullmatch(address):
+        address = match[1]
+    match = _NUMBER.fullmatch(address) or _RANGE.fullmatch(address)
+    return match[1] if match else address
+
+
 @contextlib.contextmanager
 def opened(address: str) -> Iterator[Opened]:
     """The content at an address. Raises ReadError where the file that holds it cannot be read or is too short."""

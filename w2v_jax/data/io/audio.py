@@ -7,6 +7,7 @@ recordings in a file and `decoders.py` decodes them.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import math
 import os
@@ -18,8 +19,8 @@ import numpy as np
 from w2v_jax.core.cli import os_error_text
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import SAMPLE_RATE
-from w2v_jax.data.index import WAVE, Index, ReadError
-from w2v_jax.data.io.address import opened
+from w2v_jax.data.index import UNKNOWN, WAVE, Index, ReadError
+from w2v_jax.data.io.address import file_of, opened
 from w2v_jax.data.io.containers import Part, Parts, find_parts
 from w2v_jax.data.io.decoders import NAMES, Decoder, open_decoder, reason_of
 
@@ -53,22 +54,34 @@ class Header(NamedTuple):
 class AudioFiles:
     """The source of an index whose rows are audio files or segments of them. Opens the file anew at each read.
 
-    A file may also be a part of another one: paths are addresses (`address.py`).
+    A file may also be a part of another one: paths are addresses (`address.py`). `on_change` is called where a file is
+    not the one that was listed.
     """
 
     form = WAVE
 
     __repr__ = short_repr
 
-    def __init__(self, index: Index):
-        self.index = index
+    def __init__(self, index: Index, on_change: Callable[[], None] = lambda: None):
+        self.index, self._on_change = index, on_change
 
     def read(self, row: int, start: int, length: int) -> np.ndarray:
         """float32 [at most length], mono, 16 kHz, from sample `start` of the row. Raises ReadError."""
         rate, offset = int(self.index.rates[row]), int(self.index.offsets[row])
         with opened(self.index.paths[row]) as (file, channel):
             read = lambda first, last: read_frames(file, offset + first, last - first, rate=rate, channel=channel)
-            return read_crop(self.index, row, start=start, length=length, read=read)
+            wave = read_crop(self.index, row, start=start, length=length, read=read)
+        self._check(row)
+        return wave
+
+    def _check(self, row: int) -> None:
+        """Raises ReadError where size or time of the file of a row are not those of the listing."""
+        listed = int(self.index.sizes[row]), int(self.index.modified[row])
+        if listed == (UNKNOWN, UNKNOWN) or (now := _state(file_of(self.index.paths[row]))) == listed:
+            return
+        self._on_change()
+        before, after = (f"{size:,} bytes of {_date(modified)}" for size, modified in (listed, now))
+        raise ReadError(f"changed after listing: {before} then, {after} now; the next start lists it anew")
 
 
 def read_crop(index: Index, row: int, *, start: int, length: int, read: Callable[[int, int], np.ndarray]) -> np.ndarray:
@@ -260,6 +273,10 @@ def _decode_header(path: str | BinaryIO, recordings: Parts, part: Part, *, chann
 def _state(path: str) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
+
+
+def _date(modified: int) -> str:
+    return datetime.datetime.fromtimestamp(modified / 1e9).isoformat(" ", "microseconds")
 
 
 @functools.lru_cache(FILES_KEPT)

@@ -5,6 +5,7 @@ All sources of audio files use it. The order of the candidates is the order of t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -15,10 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from w2v_jax.core.cli import UserError, os_error_text
+from w2v_jax.core.files import state_of
 from w2v_jax.core.progress import ProgressBar
 from w2v_jax.core.text import numbered_lines
-from w2v_jax.data.index import ReadError, Row, Skip, make_index, usable
+from w2v_jax.data.index import UNKNOWN, Index, ReadError, Row, Skip, make_index, usable
+from w2v_jax.data.io.address import file_of
 from w2v_jax.data.io.audio import AudioFiles, Header, probe
+from w2v_jax.data.kept.headers import Measured
+from w2v_jax.data.kept.listings import FOLDER as KEPT_FOLDER
+from w2v_jax.data.kept.listings import UNSETTLED, Kept, State, States, note_state
 
 SURROGATES = "[\ud800-\udfff]"
 """A regular expression of what is not a character, e.g. the bytes of a file name that is not UTF-8."""
@@ -51,53 +57,100 @@ class Candidate(NamedTuple):
 def list_files(
     candidates: Iterable[Candidate], *, where: str, min_seconds: float, workers: int, skipped: list[Skip]
 ) -> AudioFiles:
-    """The source of all candidates that are readable audio of at least `min_seconds`.
+    """The source of all candidates that are readable audio of at least `min_seconds`. Nothing is kept.
 
     `where` names the data in messages. `workers` are threads (0: one per core). `skipped` may grow while `candidates`
     is iterated; the index takes all of it. Raises UserError where no row remains.
     """
+    index = _list_index(candidates, workers or os.cpu_count() or 1, skipped=skipped, states={}, kept=None)
+    return AudioFiles(usable(index, where, min_seconds))
+
+
+def list_parts(
+    data,
+    parts: Iterable[Iterable[Candidate]],
+    *,
+    kind: str,
+    where: Sequence[str | os.PathLike],
+    skipped: list[Skip],
+    states: States,
+    notes: Iterable[str] = (),
+    options: str = "",
+) -> AudioFiles:
+    """`list_files` of the candidates of several folders, files or lists. Uses data.min_seconds and data.workers.
+
+    An index that is kept takes their place while it holds (`kept/listings.py`). kind: the name of the source. where: the
+    roots, which name the data in messages. states: of all that decides the candidates, and may grow with `skipped` and
+    `notes` while they are iterated. options: what else decides them.
+    """
+    _check_packages()
+    workers = data.workers or os.cpu_count() or 1
+    with contextlib.closing(Kept(kind, where, options)) as kept:
+        index = kept.open(workers)
+        if index is None:
+            kept.start()
+            candidates = itertools.chain.from_iterable(parts)
+            index = _list_index(candidates, workers, skipped=skipped, states=states, kept=kept)
+            index.notes.extend(notes)
+            index = kept.write(index, states)
+    return AudioFiles(usable(index, ", ".join(map(str, where)), data.min_seconds), on_change=kept.forget)
+
+
+def _list_index(
+    candidates: Iterable[Candidate], workers: int, *, skipped: list[Skip], states: States, kept: Kept | None
+) -> Index:
+    """The index of all candidates that are readable. Adds the files of those that are not to `states`."""
+    _check_packages()
+    notes: Notes = defaultdict(list)
+    results = _rows(candidates, workers, notes=notes, states=states, kept=kept)
+    index = make_index(usable_rows(results, skipped), skipped)
+    index.notes.extend(f"{len(paths):,} x {note}; first: {paths[0]}" for note, paths in notes.items())
+    states |= {
+        skip.path: UNSETTLED
+        for skip in skipped
+        if skip.kind in ("unreadable file", "unreadable directory", "unreadable archive")
+    }
+    return index
+
+
+def _check_packages() -> None:
     try:
         import soundfile  # noqa: F401
         import soxr  # noqa: F401
     except (ImportError, OSError) as error:
         packages = "pip install soundfile soxr"
         raise UserError(f"reading audio files needs soundfile and soxr ({error}): {packages}") from None
-    notes: Notes = defaultdict(list)
-    results = _rows(candidates, workers or os.cpu_count() or 1, notes)
-    index = make_index(usable_rows(results, skipped), skipped)
-    index.notes.extend(f"{len(paths):,} x {note}; first: {paths[0]}" for note, paths in notes.items())
-    return AudioFiles(usable(index, where, min_seconds))
 
 
-def list_parts(
-    data, parts: Iterable[Iterable[Candidate]], *, where: Iterable[object], skipped: list[Skip]
-) -> AudioFiles:
-    """`list_files` of the candidates of several folders, files or lists. Uses data.min_seconds and data.workers.
+class _Checked(NamedTuple):
+    """The header of a file, or the reason why it has none, and the file's state before it was read."""
 
-    where: the paths that name the data in messages.
-    """
-    return list_files(
-        itertools.chain.from_iterable(parts),
-        where=", ".join(map(str, where)),
-        min_seconds=data.min_seconds,
-        workers=data.workers,
-        skipped=skipped,
-    )
+    header: Header | str
+    file: str
+    state: State
+    is_new: bool
 
 
-def _rows(candidates: Iterable[Candidate], workers: int, notes: Notes) -> Iterator[tuple[str, Row | str]]:
+def _rows(
+    candidates: Iterable[Candidate], workers: int, *, notes: Notes, states: States, kept: Kept | None
+) -> Iterator[tuple[str, Row | str]]:
     """(path, row) of each candidate; the reason as text in place of the row where there is none."""
-    cached_probe = functools.lru_cache(maxsize=4 * CANDIDATES_AT_ONCE)(_probe)  # opens a file of many segments once
+    check = functools.lru_cache(4 * CANDIDATES_AT_ONCE)(functools.partial(_check, kept))  # a file of segments once
     remaining = iter(candidates)
     with ThreadPoolExecutor(workers) as pool:
         while block := list(itertools.islice(remaining, CANDIDATES_AT_ONCE)):
-            headers = pool.map(cached_probe, [c.path for c in block if not _is_checked(c)])
+            unchecked = [c.path for c in block if not _is_checked(c)]
+            found = dict(zip(unchecked, pool.map(check, unchecked), strict=True))
             for candidate in block:
                 if _is_checked(candidate):
-                    yield candidate.path, _checked_row(candidate)
-                else:
-                    header = next(headers)
-                    yield candidate.path, header if isinstance(header, str) else _segment(candidate, header, notes)
+                    yield candidate.path, _row(candidate, frames=candidate.frames or 0, rate=candidate.rate or 0)
+                    continue
+                checked = found[candidate.path]
+                if isinstance(row := _segment(candidate, checked, notes), str):
+                    states.setdefault(checked.file, checked.state)
+                yield candidate.path, row
+            if kept is not None and len(block) == CANDIDATES_AT_ONCE:
+                kept.add([_measured(path, checked) for path, checked in found.items() if _is_worth_keeping(checked)])
 
 
 def usable_rows(results: Iterable[tuple[str, Row | str]], skipped: list[Skip]) -> Iterator[Row]:
@@ -112,33 +165,54 @@ def usable_rows(results: Iterable[tuple[str, Row | str]], skipped: list[Skip]) -
                 yield row
 
 
-def _probe(path: str) -> Header | str:
+def _check(kept: Kept | None, path: str) -> _Checked:
+    file = file_of(path)
     try:
-        return probe(path)
+        state = state_of(file)
+        if kept is not None and state is not None and (known := kept.find(path, *state)) is not None:
+            return _Checked(Header(known.frames, known.rate), file, state, is_new=False)
+        return _Checked(probe(path), file, state, is_new=True)
     except ReadError as error:
-        return str(error)
+        return _Checked(str(error), file, state, is_new=True)
+    except OSError as error:
+        return _Checked(f"unreadable file: {os_error_text(error)}", file, UNSETTLED, is_new=True)
+
+
+def _is_worth_keeping(checked: _Checked) -> bool:
+    """Whether a header is new, and has nothing to say that its numbers do not."""
+    return checked.is_new and isinstance(checked.header, Header) and not checked.header.note
+
+
+def _measured(path: str, checked: _Checked) -> Measured:
+    header, state = checked.header, checked.state
+    assert isinstance(header, Header) and state is not None
+    return Measured(path, *state, header.frames, header.rate)
 
 
 def _is_checked(candidate: Candidate) -> bool:
     return candidate.rate is not None and candidate.frames is not None
 
 
-def _checked_row(candidate: Candidate) -> Row:
-    rate, frames = candidate.rate or 0, candidate.frames or 0
-    offset = round(candidate.offset * rate)
+def _row(candidate: Candidate, *, frames: int, rate: int, state: State = None) -> Row:
+    size, modified = state or (UNKNOWN, UNKNOWN)
     return Row(
         candidate.id,
         candidate.path,
-        offset=offset,
+        offset=round(candidate.offset * rate),
         frames=frames,
         rate=rate,
         speaker=candidate.speaker,
         transcript=candidate.transcript,
+        size=size,
+        modified=modified,
     )
 
 
-def _segment(candidate: Candidate, header: Header, notes: Notes) -> Row | str:
+def _segment(candidate: Candidate, checked: _Checked, notes: Notes) -> Row | str:
     """The row of a candidate, cut at the end of the file; the reason as text if it lies outside the file."""
+    header = checked.header
+    if isinstance(header, str):
+        return header
     if header.note:
         notes[header.note].append(candidate.path)
     offset = round(candidate.offset * header.rate)
@@ -154,27 +228,22 @@ def _segment(candidate: Candidate, header: Header, notes: Notes) -> Row | str:
             return f"segment without length: {candidate.duration:g} s from {candidate.offset:g} s"
     if candidate.frames is not None and candidate.frames != header.frames:
         notes["a manifest's length differs from that of the file, which is used"].append(candidate.path)
-    return Row(
-        candidate.id,
-        candidate.path,
-        offset=offset,
-        frames=frames,
-        rate=header.rate,
-        speaker=candidate.speaker,
-        transcript=candidate.transcript,
-    )
+    return _row(candidate, frames=frames, rate=header.rate, state=checked.state)
 
 
 # Folders
 
 
-def folders_below(paths: Sequence[str | os.PathLike], skipped: list[Skip]) -> Iterator[tuple[str, str, list[str]]]:
+def folders_below(
+    paths: Sequence[str | os.PathLike], skipped: list[Skip], states: States
+) -> Iterator[tuple[str, str, list[str]]]:
     """(root, folder, sorted names of its files) for each of `paths` and all folders below, each once, in one order."""
     visited: set[tuple[int, int]] = set()
     for root in map(str, paths):
         pending = [root]
         while pending:
             folder = pending.pop()
+            note_state(folder, states)
             folders, files = _scan(folder, visited, skipped)
             pending.extend(reversed(folders))
             yield root, folder, files
@@ -191,6 +260,8 @@ def _scan(folder: str, visited: set[tuple[int, int]], skipped: list[Skip]) -> tu
         visited.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
             for entry in entries:
+                if entry.name == KEPT_FOLDER:
+                    continue
                 if re.search(SURROGATES, entry.name):
                     skipped.append(Skip(os.fsencode(entry.path).decode("utf-8", "replace"), "file name is not UTF-8"))
                     continue
@@ -219,11 +290,12 @@ class Transcript(NamedTuple):
     location: str
 
 
-def read_transcripts(path: str, transcripts: dict[str, Transcript], skipped: list[Skip]) -> None:
-    """Adds the lines "utterance text", with white space between, to `transcripts`.
+def read_transcripts(path: str, transcripts: dict[str, Transcript], *, skipped: list[Skip], states: States) -> None:
+    """Adds the lines "utterance text", with white space between, to `transcripts`, and the file to `states`.
 
     The last text of a repeated utterance counts.
     """
+    note_state(path, states)
     try:
         lines = list(numbered_lines(path))
     except UserError as error:

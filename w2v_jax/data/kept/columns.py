@@ -58,6 +58,20 @@ class Texts:
             yield content[start:stop]
 
 
+class Placed:
+    """The store of texts in which a NUL at the beginning stands for a folder."""
+
+    def __init__(self, texts: Texts, folder: str):
+        self.texts, self.folder = texts, folder
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, row: int) -> str:
+        text = self.texts[row]
+        return self.folder + text[1:] if text.startswith("\0") else text
+
+
 class Joined:
     """The store of the rows of several columns, one column after the other; `prefixes` stand before their texts."""
 

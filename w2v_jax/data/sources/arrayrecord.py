@@ -16,13 +16,16 @@ from w2v_jax.data.index import ReadError, Skip, root_entries
 from w2v_jax.data.io.address import ARRAY_RECORD, numbered
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.listing import Candidate, list_parts
+from w2v_jax.data.kept.listings import States
 
 
 def make(data, root) -> AudioFiles:
     """The source of all records that `root` names. Uses data.min_seconds and data.workers. Raises UserError."""
     skipped: list[Skip] = []
-    files = archives(root, ARRAY_RECORD, skipped, what=".array_record")
-    return list_parts(data, (_candidates(file, skipped) for file in files), where=root_entries(root), skipped=skipped)
+    states: States = {}
+    files = archives(root, ARRAY_RECORD, skipped, what=".array_record", states=states)
+    parts = (_candidates(file, skipped) for file in files)
+    return list_parts(data, parts, kind="arrayrecord", where=root_entries(root), skipped=skipped, states=states)
 
 
 def _candidates(file: Archive, skipped: list[Skip]) -> Iterator[Candidate]:

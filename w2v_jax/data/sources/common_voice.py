@@ -16,6 +16,7 @@ from w2v_jax.data.archives.shards import named_split
 from w2v_jax.data.index import Skip, root_entries, roots
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.listing import Candidate, list_parts
+from w2v_jax.data.kept.listings import states_of
 
 
 def make(data, root) -> AudioFiles:
@@ -23,7 +24,8 @@ def make(data, root) -> AudioFiles:
     entries = root_entries(root) or map(str, roots(root))  # which raises
     lists = [_list(entry, data.split or "train") for entry in entries]
     skipped: list[Skip] = []
-    return list_parts(data, (_candidates(path, skipped) for path in lists), where=lists, skipped=skipped)
+    parts = (_candidates(path, skipped) for path in lists)
+    return list_parts(data, parts, kind="common_voice", where=lists, skipped=skipped, states=states_of(lists))
 
 
 def _list(entry: str, split: str) -> pathlib.Path:

@@ -24,6 +24,7 @@ from w2v_jax.data.io.listing import (
     read_transcripts,
     skip_without_audio,
 )
+from w2v_jax.data.kept.listings import States
 
 EXTENSIONS = frozenset(".flac .wav .wave .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .sph .w64 .rf64".split())
 TRANSCRIPTS = ".trans.txt"
@@ -40,27 +41,29 @@ def make(data, root) -> AudioFiles:
         if not path.is_dir():
             raise UserError(f"data.root: {str(path)!r} is a file; data.name=folder needs directories")
     skipped: list[Skip] = []
-    return list_parts(data, [walk(paths, skipped)], where=paths, skipped=skipped)
+    states: States = {}
+    parts = [walk(paths, skipped, states)]
+    return list_parts(data, parts, kind="folder", where=paths, skipped=skipped, states=states)
 
 
-def walk(paths: Sequence[pathlib.Path], skipped: list[Skip]) -> Iterator[Candidate]:
+def walk(paths: Sequence[pathlib.Path], skipped: list[Skip], states: States) -> Iterator[Candidate]:
     """The audio files below some folders, with ids, transcripts and speakers. All other files join `skipped`."""
     others: Counter[str] = Counter()
-    for root, folder, files in folders_below(paths, skipped):
-        yield from _candidates(root, folder, files=files, others=others, skipped=skipped)
+    for root, folder, files in folders_below(paths, skipped, states):
+        yield from _candidates(root, folder, files=files, others=others, skipped=skipped, states=states)
     for extension, count in others.items():
         if count > LISTED_PER_EXTENSION:
             skipped.append(Skip(str(paths[0]), f"{not_audio(extension)}: {count - LISTED_PER_EXTENSION:,} more"))
 
 
 def _candidates(
-    root: str, folder: str, *, files: list[str], others: Counter[str], skipped: list[Skip]
+    root: str, folder: str, *, files: list[str], others: Counter[str], skipped: list[Skip], states: States
 ) -> Iterator[Candidate]:
     """The audio files of a folder with their transcripts. Counts other files by extension in `others`."""
     transcripts: dict[str, Transcript] = {}
     for name in files:
         if name.endswith(TRANSCRIPTS) and not name.startswith(MAC):
-            read_transcripts(os.path.join(folder, name), transcripts, skipped)
+            read_transcripts(os.path.join(folder, name), transcripts, skipped=skipped, states=states)
     with_audio = set()
     for name in files:
         stem, extension = os.path.splitext(name)

@@ -17,13 +17,16 @@ from collections.abc import Iterator
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.text import json_lines
 from w2v_jax.data.io.audio import AudioFiles
-from w2v_jax.data.io.listing import SURROGATES, Candidate
-from w2v_jax.data.sources.tsv import manifest_source
+from w2v_jax.data.io.listing import SURROGATES, Candidate, list_parts
+from w2v_jax.data.kept.listings import states_of
+from w2v_jax.data.sources.tsv import manifest_files
 
 
 def make(data, root) -> AudioFiles:
     """The source of the manifests `root`. Uses data.min_seconds, data.workers. Raises UserError with file and line."""
-    return manifest_source(data, root, suffix=".jsonl", read=_read)
+    manifests = manifest_files(root, ".jsonl")
+    states = states_of(manifests)
+    return list_parts(data, map(_read, manifests), kind="jsonl", where=manifests, skipped=[], states=states)
 
 
 def _read(manifest: pathlib.Path) -> Iterator[Candidate]:

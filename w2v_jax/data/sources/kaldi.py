@@ -24,6 +24,7 @@ from w2v_jax.data.io.address import channel_of, in_file
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.containers import UNKNOWN_LENGTH
 from w2v_jax.data.io.listing import Candidate, Transcript, beside, list_parts, read_transcripts, skip_without_audio
+from w2v_jax.data.kept.listings import States, states_of
 
 PIPE = "a pipe, which is not run: write its output to a file, e.g. wav-copy scp:wav.scp ark,scp:wav.ark,new.scp"
 
@@ -35,11 +36,13 @@ def make(data, root) -> AudioFiles:
         if not (folder / "wav.scp").is_file():
             raise UserError(f"data.root: {str(folder)!r} is no data folder of Kaldi's: wav.scp is missing")
     skipped: list[Skip] = []
-    return list_parts(data, (_candidates(folder, skipped) for folder in folders), where=folders, skipped=skipped)
+    states = states_of(folder / name for folder in folders for name in ("wav.scp", "segments", "text", "utt2spk"))
+    parts = (_candidates(folder, skipped, states) for folder in folders)
+    return list_parts(data, parts, kind="kaldi", where=folders, skipped=skipped, states=states)
 
 
-def _candidates(folder: pathlib.Path, skipped: list[Skip]) -> Iterator[Candidate]:
-    texts, speakers = _table(folder / "text", skipped), _table(folder / "utt2spk", skipped)
+def _candidates(folder: pathlib.Path, skipped: list[Skip], states: States) -> Iterator[Candidate]:
+    texts, speakers = (_table(folder / name, skipped, states) for name in ("text", "utt2spk"))
     used = set()
     for candidate in _segments(folder, skipped) if (folder / "segments").is_file() else _recordings(folder, skipped):
         used.add(candidate.id)
@@ -48,10 +51,10 @@ def _candidates(folder: pathlib.Path, skipped: list[Skip]) -> Iterator[Candidate
     skip_without_audio(texts, used, skipped)
 
 
-def _table(path: pathlib.Path, skipped: list[Skip]) -> dict[str, Transcript]:
+def _table(path: pathlib.Path, skipped: list[Skip], states: States) -> dict[str, Transcript]:
     table: dict[str, Transcript] = {}
     if path.is_file():
-        read_transcripts(str(path), table, skipped)
+        read_transcripts(str(path), table, skipped=skipped, states=states)
     return table
 
 

@@ -22,6 +22,7 @@ from w2v_jax.data.index import Skip, roots
 from w2v_jax.data.io.address import channel_of
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.listing import SURROGATES, Candidate, beside, list_parts
+from w2v_jax.data.kept.listings import states_of
 
 KINDS = ("recordings", "cuts")
 """The manifests that have rows: what their names hold."""
@@ -44,9 +45,9 @@ def make(data, root) -> AudioFiles:
     """The source of some manifests. Uses data.min_seconds, data.workers. Raises UserError with file and line."""
     skipped: list[Skip] = []
     manifests = [_manifest(path) for path in roots(root)]
-    return list_parts(
-        data, (_candidates(manifest, skipped) for manifest in manifests), where=manifests, skipped=skipped
-    )
+    states = states_of(file for manifest in manifests for file in (manifest, _supervisions(manifest)))
+    parts = (_candidates(manifest, skipped) for manifest in manifests)
+    return list_parts(data, parts, kind="lhotse", where=manifests, skipped=skipped, states=states)
 
 
 def _manifest(path: pathlib.Path) -> pathlib.Path:
@@ -62,6 +63,11 @@ def _manifest(path: pathlib.Path) -> pathlib.Path:
     return found[0]
 
 
+def _supervisions(manifest: pathlib.Path) -> pathlib.Path:
+    """Where the supervisions of a manifest of recordings would be."""
+    return manifest.with_name(manifest.name.replace("recordings", "supervisions"))
+
+
 def _candidates(manifest: pathlib.Path, skipped: list[Skip]) -> Iterator[Candidate]:
     for entry in _rows(manifest, skipped):
         try:
@@ -75,7 +81,7 @@ def _candidates(manifest: pathlib.Path, skipped: list[Skip]) -> Iterator[Candida
 
 def _rows(manifest: pathlib.Path, skipped: list[Skip]) -> Iterator[Entry]:
     """The cuts, supervisions or recordings that are rows. Recordings without a row join `skipped`."""
-    supervisions = manifest.with_name(manifest.name.replace("recordings", "supervisions"))
+    supervisions = _supervisions(manifest)
     if "recordings" not in manifest.name:
         for where, cut in json_lines(manifest, gzipped=True):
             yield Entry(where, cut, cut.get("recording"), said=cut.get("supervisions") or [])

@@ -15,6 +15,7 @@ from w2v_jax.core.text import numbered_lines
 from w2v_jax.data.index import Skip, roots
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.listing import Candidate, list_parts
+from w2v_jax.data.kept.listings import States, states_of
 
 EXTENSIONS = (".flac", ".opus")
 
@@ -28,10 +29,12 @@ def make(data, root) -> AudioFiles:
             hint = f"; name one of its parts: {parts}" if parts else ""
             raise UserError(f"data.root: {str(folder)!r} has no transcripts.txt as in MLS{hint}")
     skipped: list[Skip] = []
-    return list_parts(data, (_candidates(folder, skipped) for folder in folders), where=folders, skipped=skipped)
+    states = states_of(folder / "transcripts.txt" for folder in folders)
+    parts = (_candidates(folder, skipped, states) for folder in folders)
+    return list_parts(data, parts, kind="mls", where=folders, skipped=skipped, states=states)
 
 
-def _candidates(folder: pathlib.Path, skipped: list[Skip]) -> Iterator[Candidate]:
+def _candidates(folder: pathlib.Path, skipped: list[Skip], states: States) -> Iterator[Candidate]:
     extensions = list(EXTENSIONS)
     for number, line in numbered_lines(folder / "transcripts.txt"):
         id, _, text = line.partition("\t")
@@ -47,4 +50,6 @@ def _candidates(folder: pathlib.Path, skipped: list[Skip]) -> Iterator[Candidate
         extensions.sort(
             key=lambda extension: not os.path.exists(stem + extension)
         )  # the kind that is there comes first
+        if not os.path.exists(stem + extensions[0]):
+            states |= states_of(stem + extension for extension in extensions)
         yield Candidate(id, stem + extensions[0], speaker=speaker, transcript=text.strip())

@@ -31,6 +31,7 @@ from w2v_jax.data.index import ReadError, Skip, root_entries, roots
 from w2v_jax.data.io.address import PARQUET, in_file, numbered
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.listing import Candidate, list_parts
+from w2v_jax.data.kept.listings import States
 
 LARGE_GROUP = 32 << 20
 """Bytes of a compressed row group, all of which are read for one recording, from which on a person is told."""
@@ -47,21 +48,32 @@ def make(data, root) -> AudioFiles:
     skipped: list[Skip] = []
     large: list[str] = []
     entries = root_entries(root) or map(str, roots(root))  # which raises
-    files = [file for entry in entries for file in _files(entry, data.split, skipped)]
-    parts = (_candidates(file, skipped, large) for file in files)
-    source = list_parts(data, parts, where=root_entries(root), skipped=skipped)
+    states: States = {}
+    files = [file for entry in entries for file in _files(entry, data.split, skipped=skipped, states=states)]
+    return list_parts(
+        data,
+        (_candidates(file, skipped, large) for file in files),
+        kind="parquet",
+        where=root_entries(root),
+        skipped=skipped,
+        states=states,
+        notes=_notes(large),
+        options=data.split,
+    )
+
+
+def _notes(large: list[str]) -> Iterator[str]:
     if large:
-        source.index.notes.append(
+        yield (
             f"{len(large):,} row groups are compressed and hold over {LARGE_GROUP >> 20} MB, all of which are read for "
             f"one recording: write them with compression='none', or with row_group_size=100; first: {large[0]}"
         )
-    return source
 
 
-def _files(entry: str, split: str, skipped: list[Skip]) -> list[Archive]:
+def _files(entry: str, split: str, *, skipped: list[Skip], states: States) -> list[Archive]:
     """The files of a root that belong to the split. Raises UserError where none does."""
     path, split = named_split(entry, split)
-    files = archives(path, PARQUET, skipped, what=".parquet")
+    files = archives(path, PARQUET, skipped, what=".parquet", states=states)
     splits = [_split(file) for file in files]
     if not any(splits) and split in ("", DEFAULT):
         return files

@@ -8,11 +8,10 @@ Listing checks the header of each file. Its length replaces the manifest's where
 
 from __future__ import annotations
 
-import functools
 import os
 import pathlib
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import OPTIONAL
@@ -20,7 +19,11 @@ from w2v_jax.core.text import numbered_lines
 from w2v_jax.data.index import roots
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.listing import Candidate, list_parts
+from w2v_jax.data.kept.listings import states_of
 from w2v_jax.data.transcripts import BOUNDARY
+
+TRANSCRIPTS = (".wrd", ".ltr", ".phn")
+"""The endings of transcripts, from words to phonemes."""
 
 
 def make(data, root) -> AudioFiles:
@@ -30,15 +33,10 @@ def make(data, root) -> AudioFiles:
     """
     notes: list[str] = []
     labels = getattr(data, "labels", OPTIONAL["data.labels"])
-    source = manifest_source(data, root, suffix=".tsv", read=functools.partial(_read, labels=labels, notes=notes))
-    source.index.notes.extend(notes)
-    return source
-
-
-def manifest_source(data, root, *, suffix: str, read: Callable[[pathlib.Path], Iterator[Candidate]]) -> AudioFiles:
-    """The source of the manifests with `suffix` that `root` names. `read` yields the candidates of one manifest."""
-    manifests = manifest_files(root, suffix)
-    return list_parts(data, map(read, manifests), where=manifests, skipped=[])
+    manifests = manifest_files(root, ".tsv")
+    states = states_of(file for m in manifests for file in (m, *map(m.with_suffix, TRANSCRIPTS)))
+    parts = (_read(manifest, labels=labels, notes=notes) for manifest in manifests)
+    return list_parts(data, parts, kind="tsv", where=manifests, skipped=[], states=states, notes=notes, options=labels)
 
 
 def manifest_files(root, extension: str) -> tuple[pathlib.Path, ...]:
@@ -81,7 +79,7 @@ def _transcripts(manifest: pathlib.Path, labels: str, notes: list[str]) -> Itera
 
     Of several files, symbols are those of the finest that does not merely spell words, and letters those of the words.
     """
-    endings = (".phn", ".ltr", ".wrd") if labels == "symbols" else (".wrd", ".ltr", ".phn")
+    endings = TRANSCRIPTS[::-1] if labels == "symbols" else TRANSCRIPTS
     files = [file for ending in endings if (file := manifest.with_suffix(ending)).is_file()]
     for file in files:
         lines = [line for _, line in numbered_lines(file)]

@@ -1,0 +1,305 @@
+"""Listings that are kept: the next start maps an index and opens no file of audio.
+
+    FOLDER/.w2v_jax/NAME.index      the rows, what was skipped, and the state of what decides them (`array_file.py`)
+    FOLDER/.w2v_jax/NAME.headers    the lengths of files (`headers.py`), for a listing that is killed or made anew
+    FOLDER/.w2v_jax/NAME.lock       held while one process lists
+
+FOLDER is the first root, or where the manifest lies; where it cannot be written, W2V_JAX_CACHE/listings (by default in
+~/.cache/w2v_jax), which holds at most CACHE_BYTES. Paths in FOLDER are kept relative to it, so that it may be moved.
+
+An index is used while all that decides its rows is as it was: size and time of manifests, texts and shards, and of files
+that were skipped; time of all folders, which changes with the names in them. A file whose content alone has changed is
+noticed when it is read (`AudioFiles`), which removes the index, so that the next start lists again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from w2v_jax.core.cli import os_error_text
+from w2v_jax.core.files import locked_file, state_of
+from w2v_jax.core.storage import cache_folder
+from w2v_jax.data.index import COLUMNS, TEXTS, Index, Skip, index_of
+from w2v_jax.data.kept.array_file import Damaged, read_arrays, write_arrays
+from w2v_jax.data.kept.columns import Builder, Placed, Store, Texts
+from w2v_jax.data.kept.headers import Headers, Measured
+
+FOLDER = ".w2v_jax"
+KEPT_FROM = 1024
+"""Recordings from which on a listing is kept. Fewer take a second."""
+CACHE_BYTES = 16 << 30
+SETTLED = 2.0
+"""Seconds for which what has just changed might change again without another time of change."""
+UNSETTLED = (-2, 0)
+"""The state of what cannot be trusted to be the same when its size and time are."""
+_PACKAGES = ("soundfile", "av", "pyarrow", "array_record")
+_VERSION = 1
+"""Of the files, and of what listing decides about the same recordings."""
+
+State = tuple[int, int] | None
+States = dict[str, State]
+"""The state of each path that decides the rows of a listing, as it was before the path was read."""
+
+
+def note_state(path: str | os.PathLike, states: States) -> None:
+    """Adds the present state of a path to `states`. To be called before it is read."""
+    states.setdefault(os.fspath(path), _settled(os.fspath(path)))
+
+
+def states_of(paths: Iterable[str | os.PathLike]) -> States:
+    """The present states of some paths."""
+    states: States = {}
+    for path in paths:
+        note_state(path, states)
+    return states
+
+
+class Kept:
+    """One listing, of a `kind` of source at some roots, and the place where it is kept.
+
+    kind: the name of the source. roots: the paths that it was given. options: all else that decides the rows.
+    """
+
+    def __init__(self, kind: str, roots: Sequence[str | os.PathLike], options: str = ""):
+        places = [os.fspath(root) for root in roots]
+        self.home = places[0] if os.path.isdir(places[0]) else os.path.dirname(places[0]) or "."
+        absolute = os.path.abspath(self.home)
+        settings = json.dumps([[os.path.relpath(place, self.home) for place in places], options])
+        self.name = f"{kind}-{_digest(settings)}"
+        self.folders = [pathlib.Path(self.home) / FOLDER, cache_folder() / "listings" / _digest(absolute)]
+        self.versions = {"format": _VERSION} | {name: _version(name) for name in _PACKAGES}
+        self.index_file: pathlib.Path | None = None
+        self._headers, self._is_begun, self._lock = Headers(), False, contextlib.ExitStack()
+        self._names: set[str] = set()
+
+    def open(self, workers: int) -> Index | None:
+        """The index that is kept; None where there is none, or one that no longer holds. Says so in one line.
+
+        `workers` threads look at what decides the rows.
+        """
+        for path in (folder / f"{self.name}.index" for folder in self.folders):
+            try:
+                arrays, about = read_arrays(path)
+                self._check(about, _from_json(arrays["states"]), workers)
+                index = self._index(arrays)
+            except FileNotFoundError:
+                continue
+            except (_Stale, Damaged) as error:
+                reason = f"damaged: {error}" if isinstance(error, Damaged) else str(error)
+                print(f"{path}: {reason}; listing again", file=sys.stderr, flush=True)
+                continue
+            except OSError as error:
+                print(f"{path}: {os_error_text(error)}; listing again", file=sys.stderr, flush=True)
+                continue
+            self.index_file = path
+            print(f"{len(index):,} recordings as they were listed in {path}", file=sys.stderr, flush=True)
+            return index
+        return None
+
+    def _check(self, about: Mapping[str, Any], states: Mapping[str, Any], workers: int) -> None:
+        """Raises _Stale where what decides the rows is not as it was."""
+        if about["versions"] != self.versions:
+            raise _Stale("made with other versions of packages")
+        if about["relative_to"] not in ("", os.getcwd()):
+            raise _Stale(f"paths in it are relative to {about['relative_to']}")
+        paths = [_placed(path, self.home) for path in states]
+        with ThreadPoolExecutor(workers) as pool:
+            for path, before, now in zip(paths, states.values(), pool.map(_state, paths), strict=True):
+                if before == list(UNSETTLED):
+                    raise _Stale(f"{path} was changing, or could not be read, when it was listed")
+                if before != (now and list(now)):
+                    raise _Stale(f"{path} has changed since")
+
+    def _index(self, arrays: Mapping[str, np.ndarray]) -> Index:
+        stores: dict[str, Store] = {name: arrays[name] for name in (*COLUMNS, "hashes") if name not in TEXTS}
+        stores |= {name: Texts(arrays[name], arrays[f"{name}.ends"]) for name in TEXTS}
+        stores["paths"] = Placed(Texts(arrays["paths"], arrays["paths.ends"]), self.home)
+        skipped, notes = _from_json(arrays["told"])
+        skips = [Skip(_placed(path, self.home), _placed(reason, self.home)) for path, reason in skipped]
+        return index_of(stores, skipped=skips, notes=[_placed(note, self.home) for note in notes])
+
+    # Making one
+
+    def start(self) -> None:
+        """To be called before anything is listed: reads the headers of earlier listings."""
+        self._names = _names(self.home)
+        files = [folder / f"{self.name}.headers" for folder in self.folders]
+        self._headers = Headers(next((file for file in files if file.exists()), None))
+
+    def find(self, path: str, size: int, modified: int) -> Measured | None:
+        """What an earlier listing has measured of a file of this size and time of change."""
+        return self._headers.find(path, size, modified)
+
+    def add(self, measured: Sequence[Measured]) -> None:
+        """Keeps what was measured of some files. From the first time on, other processes keep nothing."""
+        if not self._is_begun:
+            self._is_begun = True
+            self.index_file = self._begin()
+        if self.index_file is not None:
+            try:
+                self._headers.add(self.index_file.with_suffix(".headers"), measured)
+            except OSError as error:
+                self._complain(error)
+
+    def _begin(self) -> pathlib.Path | None:
+        """Makes a folder for the files, and locks them. None where that cannot be, or another process has done so."""
+        for folder in self.folders:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._lock.enter_context(locked_file(folder / f"{self.name}.lock", _give_up))
+            except _Taken:
+                return None
+            except OSError:
+                continue
+            return folder / f"{self.name}.index"
+        return None
+
+    def write(self, index: Index, states: States) -> Index:
+        """Keeps an index. Returns it as it is kept; itself where it is small or cannot be written.
+
+        states: those of all that decides its rows.
+        """
+        if len(index) < KEPT_FROM:
+            self.index_file = None
+            return index
+        self.add([])
+        if self.index_file is None:
+            return index
+        if self.home in states and _names(self.home) == self._names:  # which FOLDER has joined
+            states[self.home] = _settled(self.home)
+        try:
+            self._write(self.index_file, index, states)
+            kept, size = self._index(read_arrays(self.index_file)[0]), self.index_file.stat().st_size
+        except (OSError, Damaged) as error:
+            self._complain(error)
+            return index
+        is_cached = self.index_file.parent == self.folders[1]
+        limit = f"; that folder holds at most {CACHE_BYTES / 1e9:.0f} GB" if is_cached else ""
+        print(f"this listing is kept in {self.index_file} ({size / 1e6:,.1f} MB){limit}", file=sys.stderr, flush=True)
+        if is_cached:
+            _prune(self.index_file.parent.parent, self.index_file)
+        return kept
+
+    def close(self) -> None:
+        """Lets other processes keep what they list."""
+        self._lock.close()
+
+    def _write(self, path: pathlib.Path, index: Index, states: States) -> None:
+        arrays: dict[str, np.ndarray] = {"hashes": index.id_hashes()}
+        relative_to = ""
+        for name in COLUMNS:
+            column, builder = getattr(index, name), Builder(is_text=name in TEXTS)
+            for block in column.blocks():
+                if name == "paths":
+                    block = [_relative(path, self.home) for path in block]
+                    if not all(path[:1] in ("\0", "/") for path in block):
+                        relative_to = os.getcwd()
+                builder.add(block)
+            store = builder.store()
+            if isinstance(store, Texts):
+                arrays |= {name: store.content, f"{name}.ends": store.ends}
+            else:
+                arrays[name] = _narrow(np.asarray(store))
+        told = [[_relative(text, self.home) for text in skip] for skip in index.skipped]
+        arrays["told"] = _to_json([told, [_relative(note, self.home) for note in index.notes]])
+        arrays["states"] = _to_json({_relative(path, self.home): state for path, state in states.items()})
+        write_arrays(path, arrays, {"versions": self.versions, "relative_to": relative_to})
+
+    def _complain(self, error: Exception) -> None:
+        print(f"warning: {self.index_file}: cannot be kept: {error}", file=sys.stderr, flush=True)
+        self.index_file = None
+
+    def forget(self) -> None:
+        """Removes the index, because a file is not what it says."""
+        if self.index_file is not None:
+            with contextlib.suppress(OSError):
+                self.index_file.unlink(missing_ok=True)
+
+
+class _Stale(Exception):
+    """An index is intact and holds no longer. The text is the reason."""
+
+
+class _Taken(Exception):
+    """Another process lists the same."""
+
+
+def _give_up() -> None:
+    raise _Taken
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _names(folder: str) -> set[str]:
+    """The names in a folder, but for FOLDER."""
+    try:
+        return set(os.listdir(folder)) - {FOLDER}
+    except OSError:
+        return set()
+
+
+def _state(path: str) -> State:
+    try:
+        return state_of(path)
+    except OSError:
+        return UNSETTLED
+
+
+def _settled(path: str) -> State:
+    """The state of a path, UNSETTLED where it may be changing."""
+    state = _state(path)
+    return UNSETTLED if state is not None and time.time() - state[1] / 1e9 < SETTLED else state
+
+
+def _relative(text: str, home: str) -> str:
+    """A text that may begin with a path in the folder `home`; NUL then stands for that folder."""
+    return "\0" + text.removeprefix(home) if text == home or text.startswith(os.path.join(home, "")) else text
+
+
+def _placed(text: str, home: str) -> str:
+    return home + text[1:] if text.startswith("\0") else text
+
+
+def _narrow(numbers: np.ndarray) -> np.ndarray:
+    """Whole numbers in 32 bits where they fit."""
+    return numbers.astype(np.int32) if np.abs(numbers).max(initial=0) < 1 << 31 else numbers
+
+
+def _to_json(value: Any) -> np.ndarray:
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
+
+
+def _from_json(content: np.ndarray) -> Any:
+    return json.loads(content.tobytes())
+
+
+def _prune(folder: pathlib.Path, newest: pathlib.Path) -> None:
+    """Removes the oldest files of the cache beyond CACHE_BYTES."""
+    with contextlib.suppress(OSError):
+        files = {file: file.stat() for file in folder.glob("*/*") if file.suffix in (".index", ".headers")}
+        excess = sum(status.st_size for status in files.values()) - CACHE_BYTES
+        for file in sorted(files, key=lambda file: files[file].st_mtime):
+            if excess > 0 and file.stem != newest.stem:
+                file.unlink()
+                excess -= files[file].st_size
