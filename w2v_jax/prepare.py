@@ -7,6 +7,8 @@ files again, list their folder. The command converts, moves and deletes nothing.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -20,12 +22,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from w2v_jax.core.cli import UserError, cannot_write, count_argument, expand_home, path_argument, run_command, some_of
-from w2v_jax.core.files import whole_file, write_whole
+from w2v_jax.core.files import state_of, whole_file, write_whole
 from w2v_jax.core.progress import ProgressBar
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data import open_source, source_names
 from w2v_jax.data.index import WAVE, ReadError, Skip, Source, TooFew, subset, write_skipped
 from w2v_jax.data.io.audio import is_silent
+from w2v_jax.data.kept.columns import Column
+from w2v_jax.data.kept.listings import Kept
 
 WITHOUT_FILES = ("tfds", "codes")
 """Sources whose rows are not files, so that a manifest cannot refer to them."""
@@ -75,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
         if args.out:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             write_whole(args.out, manifest_lines(source, args.out))
+            keep_index(source, args.out)
             print(f"manifest: {args.out}; train on it with --config.data.name=jsonl --config.data.root={args.out}")
         if args.plot:
             draw_sheet(source, pick_rows(index.durations, args.rows), args.plot)
@@ -143,6 +148,7 @@ def checked_source(args: argparse.Namespace) -> Source:
         split=args.split,
         hours=args.hours,
         language=args.language,
+        kept=False,
     )
     return decodable(source, args.workers or os.cpu_count() or 1) if args.decode else source
 
@@ -253,6 +259,15 @@ def manifest_lines(source: Source, out: pathlib.Path) -> Iterator[str]:
         optional = {"offset": offset / rate, "text": index.transcripts[row], "speaker": index.speakers[row]}
         entry |= {key: value for key, value in optional.items() if value}
         yield json.dumps(entry, ensure_ascii=False)
+
+
+def keep_index(source: Source, out: pathlib.Path) -> None:
+    """Keeps the index of a manifest that has just been written, as data.name=jsonl would after reading it."""
+    folder = os.path.abspath(out.parent)
+    paths = (os.path.join(out.parent, _path_from(os.path.abspath(path), folder)) for path in source.index.paths)
+    index = dataclasses.replace(source.index, paths=Column.of(paths), skipped=[], notes=[])
+    with contextlib.closing(Kept("jsonl", [out])) as kept:
+        kept.write(index, {str(out): state_of(out)})
 
 
 def _path_from(path: str, folder: str) -> str:

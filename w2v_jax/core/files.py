@@ -128,12 +128,12 @@ def file_digest(path: pathlib.Path) -> str:
 
 
 def state_of(path: str | os.PathLike) -> tuple[int, int] | None:
-    """(bytes, time of change in nanoseconds) of a file; of a folder the time alone, with -1 before it; None of nothing.
+    """(bytes, time of change in nanoseconds) of a file; (-1, time) of a folder; None where there is neither.
 
     Raises OSError where nobody can tell.
     """
     try:
         status = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
         return None
     return -1 if stat.S_ISDIR(status.st_mode) else status.st_size, status.st_mtime_ns

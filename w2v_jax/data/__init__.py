@@ -13,14 +13,16 @@ import types
 from w2v_jax.core.cli import UserError, did_you_mean
 
 OPTIONS = {"min_seconds": 0.0, "workers": 0, "split": "", "hours": 0.0, "language": "en", "vocab_size": 0, "labels": ""}
-"""Options of `open_source` with their defaults: the keys of a config's data section that sources read."""
+OPTIONS |= {"kept": True}
+"""Options of `open_source` with their defaults: the keys of a config's data section that sources read, and `kept`."""
 
 
 def open_source(name: str, root, **options):
     """Lists the source `name` at `root` (one path or several) as a training run would.
 
     `source.index` has ids, durations, transcripts and `skipped` with path and reason. `source.read(row, start,
-    length)` returns 16 kHz samples. The default of `min_seconds` is 0 here, so that no recording is too short.
+    length)` returns 16 kHz samples. The default of `min_seconds` is 0 here, so that no recording is too short. With
+    kept=False an index that an earlier listing has left (`kept/listings.py`) is made anew.
     Raises UserError for an unknown source or option.
     """
     for key in options:

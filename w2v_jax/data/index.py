@@ -260,7 +260,7 @@ def make_index(rows: Iterable[Row], skipped: Sequence[Skip] = ()) -> Index:
 
 def index_of(stores: Mapping[str, Store], *, skipped: list[Skip], notes: list[str]) -> Index:
     """The index of the stores of COLUMNS and of "hashes"."""
-    rates, frames = np.asarray(stores["rates"]), np.asarray(stores["frames"])
+    rates, frames = (np.asarray(stores[name], np.int64) for name in ("rates", "frames"))
     return Index(
         **{name: Column(store) for name, store in stores.items()},
         num_samples=frames * SAMPLE_RATE // np.maximum(rates, 1),

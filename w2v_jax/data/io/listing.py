@@ -33,6 +33,9 @@ CANDIDATES_AT_ONCE = 1024
 """Candidates whose headers are checked before the first of them becomes a row."""
 
 
+PASSING = ("unreadable file", "unreadable directory", "unreadable archive")
+"""Kinds of reasons that may pass although size and time stay: a disk that fails, a permission that is missing."""
+
 Notes = defaultdict[str, list[str]]
 """The paths of the files about which there is the same thing to say."""
 
@@ -79,14 +82,14 @@ def list_parts(
 ) -> AudioFiles:
     """`list_files` of the candidates of several folders, files or lists. Uses data.min_seconds and data.workers.
 
-    An index that is kept takes their place while it holds (`kept/listings.py`). kind: the name of the source. where: the
-    roots, which name the data in messages. states: of all that decides the candidates, and may grow with `skipped` and
-    `notes` while they are iterated. options: what else decides them.
+    An index that is kept takes their place while it holds (`kept/listings.py`). kind: the name of the source. where:
+    the roots, which name the data in messages. states: of all that decides the candidates, and may grow with `skipped`
+    and `notes` while they are iterated. options: what else decides them.
     """
     _check_packages()
     workers = data.workers or os.cpu_count() or 1
     with contextlib.closing(Kept(kind, where, options)) as kept:
-        index = kept.open(workers)
+        index = kept.open(workers) if getattr(data, "kept", True) else None
         if index is None:
             kept.start()
             candidates = itertools.chain.from_iterable(parts)
@@ -105,11 +108,7 @@ def _list_index(
     results = _rows(candidates, workers, notes=notes, states=states, kept=kept)
     index = make_index(usable_rows(results, skipped), skipped)
     index.notes.extend(f"{len(paths):,} x {note}; first: {paths[0]}" for note, paths in notes.items())
-    states |= {
-        skip.path: UNSETTLED
-        for skip in skipped
-        if skip.kind in ("unreadable file", "unreadable directory", "unreadable archive")
-    }
+    states |= {skip.path: UNSETTLED for skip in skipped if skip.kind in PASSING}
     return index
 
 
@@ -149,7 +148,7 @@ def _rows(
                 if isinstance(row := _segment(candidate, checked, notes), str):
                     states.setdefault(checked.file, checked.state)
                 yield candidate.path, row
-            if kept is not None and len(block) == CANDIDATES_AT_ONCE:
+            if kept is not None and (kept.is_begun or len(block) == CANDIDATES_AT_ONCE):
                 kept.add([_measured(path, checked) for path, checked in found.items() if _is_worth_keeping(checked)])
 
 

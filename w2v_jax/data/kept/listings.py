@@ -7,9 +7,10 @@
 FOLDER is the first root, or where the manifest lies; where it cannot be written, W2V_JAX_CACHE/listings (by default in
 ~/.cache/w2v_jax), which holds at most CACHE_BYTES. Paths in FOLDER are kept relative to it, so that it may be moved.
 
-An index is used while all that decides its rows is as it was: size and time of manifests, texts and shards, and of files
-that were skipped; time of all folders, which changes with the names in them. A file whose content alone has changed is
-noticed when it is read (`AudioFiles`), which removes the index, so that the next start lists again.
+An index is used while all that decides its rows is as it was: size and time of manifests, texts and shards, and of
+files that were skipped; time of all folders, which changes with the names in them. A file whose content alone has
+changed is noticed when it is read (`AudioFiles`), which removes the index, so that the next start lists again, or by
+the first look at SAMPLED files.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ import numpy as np
 from w2v_jax.core.cli import os_error_text
 from w2v_jax.core.files import locked_file, state_of
 from w2v_jax.core.storage import cache_folder
-from w2v_jax.data.index import COLUMNS, TEXTS, Index, Skip, index_of
+from w2v_jax.data.index import COLUMNS, TEXTS, UNKNOWN, Index, Skip, index_of
+from w2v_jax.data.io.address import file_of
 from w2v_jax.data.kept.array_file import Damaged, read_arrays, write_arrays
 from w2v_jax.data.kept.columns import Builder, Placed, Store, Texts
 from w2v_jax.data.kept.headers import Headers, Measured
@@ -40,6 +42,8 @@ FOLDER = ".w2v_jax"
 KEPT_FROM = 1024
 """Recordings from which on a listing is kept. Fewer take a second."""
 CACHE_BYTES = 16 << 30
+SAMPLED = 100
+"""Files of recordings that are looked at when an index is opened: all of them change where data are copied."""
 SETTLED = 2.0
 """Seconds for which what has just changed might change again without another time of change."""
 UNSETTLED = (-2, 0)
@@ -81,7 +85,7 @@ class Kept:
         self.folders = [pathlib.Path(self.home) / FOLDER, cache_folder() / "listings" / _digest(absolute)]
         self.versions = {"format": _VERSION} | {name: _version(name) for name in _PACKAGES}
         self.index_file: pathlib.Path | None = None
-        self._headers, self._is_begun, self._lock = Headers(), False, contextlib.ExitStack()
+        self._headers, self.is_begun, self._lock = Headers(), False, contextlib.ExitStack()
         self._names: set[str] = set()
 
     def open(self, workers: int) -> Index | None:
@@ -92,8 +96,8 @@ class Kept:
         for path in (folder / f"{self.name}.index" for folder in self.folders):
             try:
                 arrays, about = read_arrays(path)
-                self._check(about, _from_json(arrays["states"]), workers)
                 index = self._index(arrays)
+                self._check(index, about, states=_from_json(arrays["states"]), workers=workers)
             except FileNotFoundError:
                 continue
             except (_Stale, Damaged) as error:
@@ -108,15 +112,18 @@ class Kept:
             return index
         return None
 
-    def _check(self, about: Mapping[str, Any], states: Mapping[str, Any], workers: int) -> None:
-        """Raises _Stale where what decides the rows is not as it was."""
+    def _check(self, index: Index, about: Mapping[str, Any], *, states: Mapping[str, Any], workers: int) -> None:
+        """Raises _Stale where what decides the rows is not as it was, or one of SAMPLED files."""
         if about["versions"] != self.versions:
             raise _Stale("made with other versions of packages")
         if about["relative_to"] not in ("", os.getcwd()):
             raise _Stale(f"paths in it are relative to {about['relative_to']}")
-        paths = [_placed(path, self.home) for path in states]
+        listed = {_placed(path, self.home): state for path, state in states.items()}
+        for row in np.unique(np.linspace(0, len(index) - 1, SAMPLED, dtype=np.int64)).tolist():
+            if (state := [int(index.sizes[row]), int(index.modified[row])]) != [UNKNOWN, UNKNOWN]:
+                listed.setdefault(file_of(index.paths[row]), state)
         with ThreadPoolExecutor(workers) as pool:
-            for path, before, now in zip(paths, states.values(), pool.map(_state, paths), strict=True):
+            for (path, before), now in zip(listed.items(), pool.map(_state, listed), strict=True):
                 if before == list(UNSETTLED):
                     raise _Stale(f"{path} was changing, or could not be read, when it was listed")
                 if before != (now and list(now)):
@@ -144,8 +151,8 @@ class Kept:
 
     def add(self, measured: Sequence[Measured]) -> None:
         """Keeps what was measured of some files. From the first time on, other processes keep nothing."""
-        if not self._is_begun:
-            self._is_begun = True
+        if not self.is_begun:
+            self.is_begun = True
             self.index_file = self._begin()
         if self.index_file is not None:
             try:
@@ -158,7 +165,9 @@ class Kept:
         for folder in self.folders:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                self._lock.enter_context(locked_file(folder / f"{self.name}.lock", _give_up))
+                lock = folder / f"{self.name}.lock"
+                self._lock.enter_context(locked_file(lock, _give_up))
+                self._lock.callback(lock.unlink, missing_ok=True)  # while it is held
             except _Taken:
                 return None
             except OSError:
@@ -300,6 +309,6 @@ def _prune(folder: pathlib.Path, newest: pathlib.Path) -> None:
         files = {file: file.stat() for file in folder.glob("*/*") if file.suffix in (".index", ".headers")}
         excess = sum(status.st_size for status in files.values()) - CACHE_BYTES
         for file in sorted(files, key=lambda file: files[file].st_mtime):
-            if excess > 0 and file.stem != newest.stem:
+            if excess > 0 and file.with_suffix(".index") != newest:
                 file.unlink()
                 excess -= files[file].st_size
