@@ -260,11 +260,13 @@ def make_index(rows: Iterable[Row], skipped: Sequence[Skip] = ()) -> Index:
 
 def index_of(stores: Mapping[str, Store], *, skipped: list[Skip], notes: list[str]) -> Index:
     """The index of the stores of COLUMNS and of "hashes"."""
-    rates, frames = (np.asarray(stores[name], np.int64) for name in ("rates", "frames"))
+    num_samples = np.asarray(stores["frames"]).astype(np.int64)
+    num_samples *= SAMPLE_RATE
+    num_samples //= np.maximum(np.asarray(stores["rates"]), 1)
     return Index(
         **{name: Column(store) for name, store in stores.items()},
-        num_samples=frames * SAMPLE_RATE // np.maximum(rates, 1),
-        groups=np.zeros(len(frames), np.int32),
+        num_samples=num_samples,
+        groups=np.zeros(len(num_samples), np.int32),
         skipped=skipped,
         notes=notes,
     )

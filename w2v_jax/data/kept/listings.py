@@ -218,7 +218,7 @@ class Kept:
                 builder.add(block)
             store = builder.store()
             if isinstance(store, Texts):
-                arrays |= {name: store.content, f"{name}.ends": store.ends}
+                arrays |= {name: store.content, f"{name}.ends": _narrow(store.ends)}
             else:
                 arrays[name] = _narrow(np.asarray(store))
         told = [[_relative(text, self.home) for text in skip] for skip in index.skipped]
