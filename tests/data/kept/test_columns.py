@@ -87,7 +87,8 @@ def test_rows_that_are_not_there_are_an_error_and_columns_have_no_hash():
             Column.of("abc")[row]
     with pytest.raises(TypeError):
         hash(Column.of("abc"))
-    assert repr(Column.of("abc")) == "Column(3 values)"
+    assert repr(Column.of("abc")) == "Column(['a', 'b', 'c'])"
+    assert repr(Column(np.arange(10**6))) == "Column([0, 1, 2, 3, 4, 5, 6] and 999,993 more)"
 
 
 def test_a_nul_stands_for_the_folder():

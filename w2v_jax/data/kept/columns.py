@@ -17,6 +17,7 @@ import numpy as np
 
 AT_ONCE = 50_000
 """Rows whose values are made at once."""
+_SHOWN = 8  # values in a repr
 _TEXT = np.dtypes.StringDType()
 
 
@@ -194,4 +195,9 @@ class Column:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"Column({len(self):,} values)"
+        first = self[:_SHOWN].tolist()
+        return (
+            f"Column({first})"
+            if len(self) <= _SHOWN
+            else f"Column({first[:-1]} and {len(self) - len(first) + 1:,} more)"
+        )

@@ -52,11 +52,10 @@ class Headers:
         """What is known of the recording at an address, if its file has this size and time of change."""
         if not len(self):
             return None
-        place = np.searchsorted(self._hashes, hash_ids([path])[0], side="right") - 1  # the last one written
-        record = self._records[place]
-        found = Measured(path, *(int(record[name]) for name in Measured._fields[1:]))
-        is_same = place >= 0 and record["hash"] == hash_ids([path])[0] and found[1:3] == (size, modified)
-        return found if is_same else None
+        wanted = hash_ids([path])[0]
+        place = self._hashes.searchsorted(wanted, side="right") - 1  # the last one written
+        hash, *numbers = self._records[place].item()
+        return Measured(path, *numbers) if hash == wanted and numbers[:2] == [size, modified] else None
 
     def add(self, file: pathlib.Path, measured: Sequence[Measured]) -> None:
         """Writes what was measured to the end of the file. Raises OSError."""
