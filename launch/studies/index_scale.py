@@ -49,14 +49,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def rows(count: int) -> Iterator[Any]:
+def rows(count: int, folder: pathlib.Path) -> Iterator[Any]:
     """Synthetic rows of 2 to 15 seconds, a thousand of each speaker."""
     from w2v_jax.data.index import Row
 
     for i in range(count):
         name = f"{i // 1000:05d}/{i // 1000:05d}-{i:08d}"
         frames = 2 * RATE + i * 7919 % (13 * RATE)
-        yield Row(name, f"audio/{name}.flac", 0, frames, RATE, f"{i // 1000}", size=frames, modified=10**18)
+        yield Row(name, f"{folder}/{name}.flac", 0, frames, RATE, f"{i // 1000}", size=frames, modified=10**18)
 
 
 def make(manifest: pathlib.Path, count: int) -> None:
@@ -67,7 +67,7 @@ def make(manifest: pathlib.Path, count: int) -> None:
 
     manifest.touch()
     kept = Kept("jsonl", [manifest])
-    kept.write(make_index(rows(count)), {str(manifest): state_of(manifest)})
+    kept.write(make_index(rows(count, manifest.parent / "audio")), {str(manifest): state_of(manifest)})
     kept.close()
 
 
@@ -131,7 +131,7 @@ def listed_seconds(manifest: pathlib.Path, count: int) -> float:
     from w2v_jax.data import open_source
 
     with open(manifest, "w") as file:
-        for row in rows(count):
+        for row in rows(count, manifest.parent / "audio"):
             line = {"id": row.id, "audio_filepath": row.path, "duration": row.frames / RATE, "frames": row.frames}
             file.write(json.dumps(line | {"rate": RATE, "speaker": row.speaker}) + "\n")
     start = time.perf_counter()

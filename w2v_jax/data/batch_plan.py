@@ -173,14 +173,14 @@ class TrainPlan(Plan):
         seconds = (rows * self._seconds / np.maximum(self._counts, 1)).sum(axis=0)
         return seconds, rows.sum(axis=0) / np.maximum(self._counts.sum(axis=0), 1)
 
-    def _permutation(self, number: int, group: int, epoch: int) -> _Permutation:
+    def _permutation(self, number: int, group: int, epoch: int) -> Permutation:
         rows = self._streams[number][group]
         own = (group,) if len(self._streams[number]) > 1 else ()
         keys = random_words(len(rows), self.seed, DrawnFor.ORDER, self.buckets[number].length, epoch, *own)
-        return _Permutation(rows, keys)
+        return Permutation(rows, keys)
 
 
-class _Permutation:
+class Permutation:
     """The rows [n] in the order of their random keys, equal ones as they come: what a stable sort by the keys gives.
 
     Nothing is sorted but what a step asks for. The first 16 bits of all keys say which rows these are.

@@ -3,10 +3,14 @@
 import os
 import pathlib
 import shutil
+import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
+from commands import environment
 from formats import WRITERS, Item, content
 
 from w2v_jax.core.cli import UserError
@@ -109,6 +113,26 @@ def test_a_listing_that_was_killed_goes_on_and_is_the_same(tmp_path, monkeypatch
     source = open_source("folder", root, workers=1)
     assert contents(source.index) == expected
     assert set(looked[10:]) == {str(path) for path in root.glob("*.flac")} - kept
+
+
+def test_a_listing_that_was_killed_without_a_word_goes_on(tmp_path):
+    root = aged(WRITERS["jsonl"](tmp_path / "data", ITEMS).parent) / "audio"
+    script = (
+        "import os, signal, sys\nfrom w2v_jax.data import open_source\nfrom w2v_jax.data.io import listing\n"
+        "listing.CANDIDATES_AT_ONCE, probe = 2, listing.probe\n"
+        "kill = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "listing.probe = lambda path: kill() if path.endswith('4.flac') else probe(path)\n"
+        "open_source('folder', sys.argv[1], workers=1)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(root)], env=environment())
+    assert killed.returncode == -signal.SIGKILL
+    looked, probe = [], listing.probe
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listing, "probe", lambda path: looked.append(path) or probe(path))
+        source = open_source("folder", root)
+    assert sorted(looked) == [str(root / f"{number}.flac") for number in (4, 5, 6)]
+    fresh = listing.list_files(candidates(root), where="", min_seconds=0, workers=1, skipped=[]).index
+    assert contents(source.index) == contents(fresh)
 
 
 def candidates(root):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import subprocess
 import sys
 
@@ -25,6 +26,7 @@ def test_an_index_is_made_once_opened_and_planned(tmp_path):
 
 def test_rows_are_the_same_whenever_they_are_made():
     scale = script("index_scale")
-    rows = list(scale.rows(2001))
+    rows = list(scale.rows(2001, pathlib.Path("audio")))
     assert rows[2000].id == "00002/00002-00002000" and rows[2000].speaker == "2"
+    assert rows[2000].path == "audio/00002/00002-00002000.flac"
     assert all(2 * 16_000 <= row.frames < 15 * 16_000 for row in rows)
