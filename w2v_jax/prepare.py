@@ -29,7 +29,7 @@ from w2v_jax.data import open_source, source_names
 from w2v_jax.data.index import WAVE, ReadError, Skip, Source, TooFew, subset, write_skipped
 from w2v_jax.data.io.audio import is_silent
 from w2v_jax.data.kept.columns import Column
-from w2v_jax.data.kept.listings import Kept
+from w2v_jax.data.kept.listings import KeptListing
 
 WITHOUT_FILES = ("tfds", "codes")
 """Sources whose rows are not files, so that a manifest cannot refer to them."""
@@ -266,7 +266,7 @@ def keep_index(source: Source, out: pathlib.Path) -> None:
     folder = os.path.abspath(out.parent)
     paths = (os.path.join(out.parent, _path_from(os.path.abspath(path), folder)) for path in source.index.paths)
     index = dataclasses.replace(source.index, paths=Column.of(paths), skipped=[], notes=[])
-    with contextlib.closing(Kept("jsonl", [out])) as kept:
+    with contextlib.closing(KeptListing("jsonl", [out])) as kept:
         kept.write(index, {str(out): state_of(out)})
 
 

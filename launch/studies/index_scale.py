@@ -63,10 +63,10 @@ def make(manifest: pathlib.Path, count: int) -> None:
     """Keeps the index of a manifest that is empty: nobody reads it while the index holds."""
     from w2v_jax.core.files import state_of
     from w2v_jax.data.index import make_index
-    from w2v_jax.data.kept.listings import Kept
+    from w2v_jax.data.kept.listings import KeptListing
 
     manifest.touch()
-    kept = Kept("jsonl", [manifest])
+    kept = KeptListing("jsonl", [manifest])
     kept.write(make_index(rows(count, manifest.parent / "audio")), {str(manifest): state_of(manifest)})
     kept.close()
 

@@ -19,7 +19,7 @@ from w2v_jax.data import open_source
 from w2v_jax.data.index import COLUMNS, ReadError
 from w2v_jax.data.io import listing
 from w2v_jax.data.kept import listings
-from w2v_jax.data.kept.listings import FOLDER, Kept, states_of
+from w2v_jax.data.kept.listings import FOLDER, KeptListing, states_of
 from w2v_jax.prepare import main
 
 ITEMS = [Item(f"9-1-{i:04d}", content(0.3 + 0.05 * i, seed=i), f"text ä {i}", "9") for i in range(7)]
@@ -238,6 +238,17 @@ def test_data_that_are_moved_with_their_index_need_no_listing(tmp_path, no_heade
     assert len(source.read(0, 0, 10**6)) == 4800
 
 
+def test_a_manifest_may_be_named_from_any_directory(tmp_path, monkeypatch, no_headers):
+    manifest = aged(WRITERS["jsonl"](tmp_path / "data", ITEMS).parent) / "manifest.json"
+    monkeypatch.chdir(manifest.parent)
+    assert open_source("jsonl", manifest.name).index.paths[0] == "./audio/0.flac"
+    no_headers()
+    for place, name in ((tmp_path, "data/manifest.json"), (tmp_path / "data" / "audio", "../manifest.json")):
+        monkeypatch.chdir(place)
+        assert open_source("jsonl", name).index.paths[0] == name.replace("manifest.json", "audio/0.flac")
+    assert open_source("jsonl", manifest).index.paths[0] == str(tmp_path / "data" / "audio" / "0.flac")
+
+
 def test_data_that_are_copied_are_listed_anew(tmp_path, capsys, monkeypatch):
     root = kept_folder(tmp_path)
     monkeypatch.setattr(listings, "SAMPLED", 3)
@@ -289,7 +300,7 @@ def test_nothing_is_kept_where_nothing_can_be_written_or_the_listing_is_small(tm
 
 def test_a_second_process_lists_without_keeping_what_it_lists(tmp_path, capsys):
     manifest = aged(WRITERS["jsonl"](tmp_path / "data", ITEMS).parent) / "manifest.json"
-    other = Kept("jsonl", [manifest])
+    other = KeptListing("jsonl", [manifest])
     other.add([])
     assert len(open_source("jsonl", manifest).index) == 7
     assert not list((tmp_path / "data" / FOLDER).glob("*.index")) and "kept in" not in capsys.readouterr().err
@@ -300,9 +311,9 @@ def test_a_second_process_lists_without_keeping_what_it_lists(tmp_path, capsys):
 
 
 def test_other_options_and_roots_have_other_listings_and_other_versions_none(tmp_path, monkeypatch, capsys):
-    names = [Kept("tsv", [tmp_path / "a.tsv"]).name, Kept("tsv", [tmp_path / "a.tsv"], "letters").name]
-    names += [Kept("tsv", [tmp_path / "b.tsv"]).name, Kept("jsonl", [tmp_path / "a.tsv"]).name]
-    names += [Kept("tsv", [tmp_path / "a.tsv", tmp_path / "b.tsv"]).name]
+    names = [KeptListing("tsv", [tmp_path / "a.tsv"]).name, KeptListing("tsv", [tmp_path / "a.tsv"], "letters").name]
+    names += [KeptListing("tsv", [tmp_path / "b.tsv"]).name, KeptListing("jsonl", [tmp_path / "a.tsv"]).name]
+    names += [KeptListing("tsv", [tmp_path / "a.tsv", tmp_path / "b.tsv"]).name]
     assert len(set(names)) == 5
     root = kept_folder(tmp_path)
     monkeypatch.setattr(listings, "_VERSION", 99)

@@ -24,7 +24,7 @@ from w2v_jax.data.io.address import file_of
 from w2v_jax.data.io.audio import AudioFiles, Header, probe
 from w2v_jax.data.kept.headers import Measured
 from w2v_jax.data.kept.listings import FOLDER as KEPT_FOLDER
-from w2v_jax.data.kept.listings import UNSETTLED, Kept, State, States, note_state
+from w2v_jax.data.kept.listings import UNSETTLED, KeptListing, State, States, note_state
 
 SURROGATES = "[\ud800-\udfff]"
 """A regular expression of what is not a character, e.g. the bytes of a file name that is not UTF-8."""
@@ -88,7 +88,7 @@ def list_parts(
     """
     _check_packages()
     workers = data.workers or os.cpu_count() or 1
-    with contextlib.closing(Kept(kind, where, options)) as kept:
+    with contextlib.closing(KeptListing(kind, where, options)) as kept:
         index = kept.open(workers) if getattr(data, "kept", True) else None
         if index is None:
             kept.start()
@@ -100,7 +100,7 @@ def list_parts(
 
 
 def _list_index(
-    candidates: Iterable[Candidate], workers: int, *, skipped: list[Skip], states: States, kept: Kept | None
+    candidates: Iterable[Candidate], workers: int, *, skipped: list[Skip], states: States, kept: KeptListing | None
 ) -> Index:
     """The index of all candidates that are readable. Adds the files of those that are not to `states`."""
     _check_packages()
@@ -131,7 +131,7 @@ class _Checked(NamedTuple):
 
 
 def _rows(
-    candidates: Iterable[Candidate], workers: int, *, notes: Notes, states: States, kept: Kept | None
+    candidates: Iterable[Candidate], workers: int, *, notes: Notes, states: States, kept: KeptListing | None
 ) -> Iterator[tuple[str, Row | str]]:
     """(path, row) of each candidate; the reason as text in place of the row where there is none."""
     check = functools.lru_cache(4 * CANDIDATES_AT_ONCE)(functools.partial(_check, kept))  # a file of segments once
@@ -164,7 +164,7 @@ def usable_rows(results: Iterable[tuple[str, Row | str]], skipped: list[Skip]) -
                 yield row
 
 
-def _check(kept: Kept | None, path: str) -> _Checked:
+def _check(kept: KeptListing | None, path: str) -> _Checked:
     file = file_of(path)
     try:
         state = state_of(file)
@@ -185,7 +185,7 @@ def _is_worth_keeping(checked: _Checked) -> bool:
 def _measured(path: str, checked: _Checked) -> Measured:
     header, state = checked.header, checked.state
     assert isinstance(header, Header) and state is not None
-    return Measured(path, *state, header.frames, header.rate)
+    return Measured(path, *state, frames=header.frames, rate=header.rate)
 
 
 def _is_checked(candidate: Candidate) -> bool:

@@ -70,7 +70,7 @@ def states_of(paths: Iterable[str | os.PathLike]) -> States:
     return states
 
 
-class Kept:
+class KeptListing:
     """One listing, of a `kind` of source at some roots, and the place where it is kept.
 
     kind: the name of the source. roots: the paths that it was given. options: all else that decides the rows.
@@ -86,7 +86,7 @@ class Kept:
         self.versions = {"format": _VERSION} | {name: _version(name) for name in _PACKAGES}
         self.index_file: pathlib.Path | None = None
         self._headers, self.is_begun, self._lock = Headers(), False, contextlib.ExitStack()
-        self._names: set[str] = set()
+        self._names: set[str] | None = None  # those in `home`, where FOLDER is not there yet
 
     def open(self, workers: int) -> Index | None:
         """The index that is kept; None where there is none, or one that no longer holds. Says so in one line.
@@ -96,8 +96,12 @@ class Kept:
         for path in (folder / f"{self.name}.index" for folder in self.folders):
             try:
                 arrays, about = read_arrays(path)
+                if about["versions"] != self.versions:
+                    raise _Stale("made with other versions of packages")
+                if about["relative_to"] not in ("", os.getcwd()):
+                    raise _Stale(f"paths in it are relative to {about['relative_to']}")
                 index = self._index(arrays)
-                self._check(index, about, states=_from_json(arrays["states"]), workers=workers)
+                self._check(index, _from_json(arrays["states"]), workers)
             except FileNotFoundError:
                 continue
             except (_Stale, Damaged) as error:
@@ -112,12 +116,8 @@ class Kept:
             return index
         return None
 
-    def _check(self, index: Index, about: Mapping[str, Any], *, states: Mapping[str, Any], workers: int) -> None:
+    def _check(self, index: Index, states: Mapping[str, Any], workers: int) -> None:
         """Raises _Stale where what decides the rows is not as it was, or one of SAMPLED files."""
-        if about["versions"] != self.versions:
-            raise _Stale("made with other versions of packages")
-        if about["relative_to"] not in ("", os.getcwd()):
-            raise _Stale(f"paths in it are relative to {about['relative_to']}")
         listed = {_placed(path, self.home): state for path, state in states.items()}
         for row in np.unique(np.linspace(0, len(index) - 1, SAMPLED, dtype=np.int64)).tolist():
             if (state := [int(index.sizes[row]), int(index.modified[row])]) != [UNKNOWN, UNKNOWN]:
@@ -141,7 +141,8 @@ class Kept:
 
     def start(self) -> None:
         """To be called before anything is listed: reads the headers of earlier listings."""
-        self._names = _names(self.home)
+        if not self.folders[0].exists():
+            self._names = _names(self.home)
         files = [folder / f"{self.name}.headers" for folder in self.folders]
         self._headers = Headers(next((file for file in files if file.exists()), None))
 
@@ -186,7 +187,7 @@ class Kept:
         self.add([])
         if self.index_file is None:
             return index
-        if self.home in states and _names(self.home) == self._names:  # which FOLDER has joined
+        if self.home in states and self._names is not None and _names(self.home) == self._names:  # FOLDER came
             states[self.home] = _settled(self.home)
         try:
             self._write(self.index_file, index, states)
@@ -223,8 +224,15 @@ class Kept:
                 arrays[name] = _narrow(np.asarray(store))
         told = [[_relative(text, self.home) for text in skip] for skip in index.skipped]
         arrays["told"] = _to_json([told, [_relative(note, self.home) for note in index.notes]])
-        arrays["states"] = _to_json({_relative(path, self.home): state for path, state in states.items()})
+        arrays["states"] = _to_json({self._from_home(path): state for path, state in states.items()})
         write_arrays(path, arrays, {"versions": self.versions, "relative_to": relative_to})
+
+    def _from_home(self, path: str) -> str:
+        """A path below the folder `home` with NUL in its place, however it was written; any other one from the root."""
+        below = os.path.relpath(path, self.home)
+        if below.split(os.sep)[0] == os.pardir:
+            return os.path.abspath(path)
+        return "\0" if below == os.curdir else f"\0{os.sep}{below}"
 
     def _complain(self, error: Exception) -> None:
         print(f"warning: {self.index_file}: cannot be kept: {error}", file=sys.stderr, flush=True)
