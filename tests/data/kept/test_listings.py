@@ -16,10 +16,12 @@ from formats import WRITERS, Item, content
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.files import write_whole
 from w2v_jax.data import open_source
+from w2v_jax.data.batch_plan import eval_plan
 from w2v_jax.data.index import COLUMNS, ReadError
 from w2v_jax.data.io import listing
 from w2v_jax.data.kept import listings
 from w2v_jax.data.kept.listings import FOLDER, KeptListing, states_of
+from w2v_jax.data.pipeline import batches
 from w2v_jax.prepare import main
 
 ITEMS = [Item(f"9-1-{i:04d}", content(0.3 + 0.05 * i, seed=i), f"text ä {i}", "9") for i in range(7)]
@@ -200,6 +202,16 @@ def test_a_file_that_changes_after_its_listing_is_named_when_it_is_read(tmp_path
     with pytest.raises(ReadError, match=reason):
         source.read(0, 0, 10**6)
     assert len(source.read(1, 0, 10**6)) == source.index.num_samples[1]
+
+
+def test_a_run_goes_on_without_the_files_that_have_changed_and_counts_them(tmp_path):
+    root = kept_folder(tmp_path)
+    source = open_source("folder", root)
+    (root / "3.flac").write_bytes(content(0.45, seed=9))
+    plan = eval_plan(source.index.num_samples, bucket_samples=[16_000], units=1, unit_seconds=7.0, max_hours=0)
+    ((batch, info),) = batches(source, plan, loader="threads")
+    assert [(failed.id, failed.reason.split(":")[0]) for failed in info.failed] == [("3", "changed after listing")]
+    assert batch["weight"].sum() == 6 and not batch["wave"][3].any()
 
 
 def test_a_kept_index_whose_file_has_changed_is_made_anew_by_the_next_start(tmp_path):
