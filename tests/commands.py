@@ -8,8 +8,11 @@ import os
 import pathlib
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
+from typing import Any
+
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 OLD_XLA = importlib.metadata.version("jaxlib").startswith("0.10.")
@@ -56,3 +59,14 @@ def script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return module
+
+
+def varied(cases: Iterable[Any], *quick: Any) -> list[Any]:
+    """The cases of a test as its parameters. `quick` names those (files by their stem) that are not left to CI."""
+
+    def parameter(case: Any) -> Any:
+        is_quick = (case.stem if isinstance(case, pathlib.Path) else case) in quick
+        values = case if type(case) is tuple else (case,)
+        return pytest.param(*values, marks=() if is_quick else pytest.mark.slow)
+
+    return [parameter(case) for case in cases]

@@ -7,7 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from commands import ROOT
+from commands import ROOT, varied
 from ml_collections import ConfigDict
 
 from w2v_jax import methods
@@ -95,7 +95,7 @@ def two_units(config, samples: int) -> int:
     return 2 * unit_rows(config.data.unit_seconds, samples)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", varied(CONFIGS, "w2v2_base", "acoustic_frozen", "cpc"))
 def test_every_key_of_a_method_is_read_by_it(name):
     notes: dict[str, set[str]] = {}
     variants = [(name, {}), *((spec, changes) for spec, changes in VARIANTS.items() if spec.partition(":")[0] == name)]

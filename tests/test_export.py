@@ -71,7 +71,7 @@ CASES = {
 }
 
 
-SLOW = ("wav2vec 2.0 Large", "all layers", "recurrent", "log-mel, Transformer")
+SLOW = ("wav2vec 2.0 Large", "codes", "all layers", "recurrent", "log-mel, Transformer")
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in CASES])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import pytest
+from commands import varied
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from w2v_jax.core import config as configs
@@ -41,7 +42,7 @@ BEST = {
 }
 
 
-@pytest.mark.parametrize(("name", "size"), BEST)
+@pytest.mark.parametrize(("name", "size"), varied(BEST, ("gpu", 8)))
 def test_auto_is_the_best_formulation_of_the_platform_of_the_mesh(name, size):
     """The program of the loss, operation by operation, beside one without a word "auto"."""
 
