@@ -32,6 +32,7 @@ CORE = [
     "jiwer>=4",
     "filelock>=4.2",
     "etils>=1.10",
+    "array-record>=0.7; platform_system == 'Linux'",
     "ml-dtypes>=0.5",
     "google-crc32c>=1.8",
     "tqdm>=4.67",

@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import importlib
+import importlib.metadata
 import os
 import pathlib
 import re
@@ -131,6 +132,18 @@ def test_no_module_is_imported_by_what_it_imports():
 
     graph = {dotted(path): {module(parts) for parts in inner(imports_of(path))} - {dotted(path)} for path in modules()}
     assert set(graphlib.TopologicalSorter(graph).static_order()) == known
+
+
+def test_every_package_that_is_imported_is_declared():
+    text = (ROOT / "setup.py").read_text()
+    declared = {
+        name.lower().replace("_", "-") for name in re.findall(r'"([A-Za-z][\w.-]*)(?:\[\w+\])?(?:[<>=]|")', text)
+    }
+    installed = importlib.metadata.packages_distributions()
+    for path in modules():
+        for package in outer(imports_of(path)):
+            names = {name.lower().replace("_", "-") for name in installed.get(package, [package])}
+            assert names & declared, f"{dotted(path)} imports {package}, which setup.py does not name"
 
 
 @pytest.mark.parametrize("path", [p for p in modules() if room(p) != "package"], ids=dotted)
