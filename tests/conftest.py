@@ -103,9 +103,15 @@ def tiny_corpus(shared_folder):
 
 @pytest.fixture(scope="session")
 def tiny_run(shared_folder, tiny_corpus):
-    """A function: the workdir of a run of two steps of a config, e.g. tiny_run("w2v2_base.py:tiny", seed=2)."""
+    """A function: the workdir of a run of two steps of a config, e.g. tiny_run("w2v2_base.py:tiny", seed=2).
+
+    On one device: a program for eight takes twice as long to compile.
+    """
+    import jax
+
     from w2v_jax import train
     from w2v_jax.core import config as configs
+    from w2v_jax.training.sharding import row_mesh
 
     def make(name="w2v2_base.py:tiny", **changes):
         usual = dict(data__root=tiny_corpus, data__loader="threads", train__steps=2, optim__warmup=1)
@@ -114,7 +120,9 @@ def tiny_run(shared_folder, tiny_corpus):
         file = pathlib.Path(__file__).parents[1] / "configs" / name
 
         def fill(folder):
-            assert train.run(configs.load(str(file), overrides), folder / "run") == 0
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(train, "choose_mesh", lambda _: (row_mesh(jax.devices()[:1]), {}))
+                assert train.run(configs.load(str(file), overrides), folder / "run") == 0
 
         key = hashlib.sha256(repr((name, overrides)).encode()).hexdigest()[:12]
         return shared_folder(f"run-{file.stem}-{key}", fill) / "run"

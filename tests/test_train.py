@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import jax
 import pytest
 from commands import ROOT, environment, free_port, training
-from test_contract import mesh_of
 
 from w2v_jax import train
 from w2v_jax.core import config as configs
@@ -143,8 +142,7 @@ def test_every_method_resumes_bit_equal(shared, tmp_path, monkeypatch, capsys, n
     codes = {"data.root": str(tmp_path / "codes")} if name.startswith("bert") else {}
     fewer = {"train.steps": "13"}
     config = configs.load(str(ROOT / "configs" / name), list((shared | fewer | codes | changes).items()))
-    one = mesh_of(1, 1, 1)
-    monkeypatch.setattr(train, "choose_mesh", lambda _: (one, {}))
+    monkeypatch.setattr(train, "choose_mesh", lambda _: (train.sharding.row_mesh(jax.devices()[:1]), {}))
     due_after = train.due_after
 
     def copy_after_step_11(n, config):

@@ -10,6 +10,7 @@ import pytest
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.units import unit_rows
+from w2v_jax.data import batch_plan
 from w2v_jax.data.batch_plan import FILLER, Groups, Permutation, TrainPlan, eval_plan, train_plan
 from w2v_jax.data.draws import Augmentation, Noise, random_words
 from w2v_jax.data.mixture import ERROR
@@ -151,12 +152,15 @@ def test_the_plan_of_a_seed_never_changes():
 
 
 @laws
-@hypothesis.given(st.integers(1, 300), st.integers(0, 2**32), st.integers(1, 50), st.booleans())
-def test_a_permutation_has_at_each_place_what_a_stable_sort_of_all_keys_has(count, seed, size, has_ties):
+@hypothesis.given(st.integers(1, 300), st.integers(0, 2**32), st.integers(1, 50), st.booleans(), st.booleans())
+def test_a_permutation_has_at_each_place_what_a_stable_sort_of_all_keys_has(count, seed, size, has_ties, many):
     keys = random_words(count, seed)
     keys = (keys >> np.uint64(61)) * np.uint64(1 << 46) if has_ties else keys
     rows = np.arange(count) * 3
-    expected, found = rows[np.argsort(keys, kind="stable")], Permutation(rows, keys)
+    expected = rows[np.argsort(keys, kind="stable")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_plan, "SORTED_AT_ONCE", 0 if many else 1 << 16)
+        found = Permutation(rows, keys)
     for first in range(0, count, size):
         positions = np.arange(first, min(first + size, count))
         np.testing.assert_array_equal(found.rows_at(positions), expected[positions])

@@ -28,6 +28,8 @@ from w2v_jax.data.mixture import turns
 
 FILLER = -1
 """The row number that fills up an incomplete batch."""
+SORTED_AT_ONCE = 1 << 16
+"""Permutations of fewer rows are sorted when they are made."""
 _MAX_CYCLE = 1 << 20
 
 
@@ -183,16 +185,22 @@ class TrainPlan(Plan):
 class Permutation:
     """The rows [n] in the order of their random keys, equal ones as they come: what a stable sort by the keys gives.
 
-    Nothing is sorted but what a step asks for. The first 16 bits of all keys say which rows these are.
+    Of many rows nothing is sorted but what a step asks for. The first 16 bits of all keys say which rows these are.
     """
 
     def __init__(self, rows: np.ndarray, keys: np.ndarray):
+        self.is_sorted = len(rows) < SORTED_AT_ONCE
+        if self.is_sorted:
+            self.rows = rows[np.argsort(keys, kind="stable")]
+            return
         self.rows, self.keys = rows, keys
         self.first_bits = np.ascontiguousarray(keys.astype("<u8", copy=False).view("<u2")[3::4])
         self.ends = np.cumsum(np.bincount(self.first_bits, minlength=1 << 16))
 
     def rows_at(self, positions: np.ndarray) -> np.ndarray:
         """The rows at some positions."""
+        if self.is_sorted:
+            return self.rows[positions]
         first, last = np.searchsorted(self.ends, (positions.min(), positions.max()), side="right").tolist()
         start = int(self.ends[first - 1]) if first else 0
         members = np.flatnonzero((self.first_bits >= first) & (self.first_bits <= last))

@@ -18,6 +18,19 @@ def content(tmp_path_factory):
     return path.read_bytes()
 
 
+def test_a_file_that_is_replaced_while_it_is_read_gives_what_was_checked(tmp_path, monkeypatch):
+    path, blocks = tmp_path / "file", array_file._blocks
+    write_arrays(path, ARRAYS, {})
+
+    def replacing(*given):
+        write_arrays(path, {"a": ARRAYS["a"][:3] * 7}, {})
+        return blocks(*given)
+
+    monkeypatch.setattr(array_file, "_blocks", replacing)
+    found, _ = read_arrays(path)
+    np.testing.assert_array_equal(found["a"], ARRAYS["a"])
+
+
 def test_arrays_come_back_with_what_they_are_about(tmp_path, monkeypatch):
     monkeypatch.setattr(array_file, "_BLOCK", 64)
     write_arrays(tmp_path / "file", ARRAYS, {"of": "ä"})

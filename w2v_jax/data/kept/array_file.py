@@ -55,10 +55,10 @@ def read_arrays(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[st
                 found = google_crc32c.extend(found, block)
             if found != crc:
                 raise Damaged(f"the checksum of {name} is wrong")
-    arrays = {}
-    for name, (dtype, first, count, _) in head["arrays"].items():
-        mapped = np.memmap(path, dtype, mode="r", offset=first, shape=(count,)) if count else np.zeros(0, dtype)
-        arrays[name] = np.asarray(mapped)
+        arrays = {}  # of the file that was checked, whatever has this name by now
+        for name, (dtype, first, count, _) in head["arrays"].items():
+            mapped = np.memmap(file, dtype, mode="r", offset=first, shape=(count,)) if count else np.zeros(0, dtype)
+            arrays[name] = np.asarray(mapped)
     return arrays, head["about"]
 
 
