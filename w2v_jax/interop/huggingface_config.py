@@ -13,11 +13,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from w2v_jax import methods
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import Config, as_config
 from w2v_jax.core.text import read_text, wrong_content
 from w2v_jax.core.units import SAMPLE_RATE
-from w2v_jax.nn.encoders import Wav2Vec2Encoder, make_encoder
+from w2v_jax.nn.encoders import Wav2Vec2Encoder
 
 HEADS = {"pretraining": "ForPreTraining", "encoder": "Model", "ctc": "ForCTC"}
 """Our word for a head -> the end of the name of their class."""
@@ -200,7 +201,7 @@ def check_export(config: Config, head: str) -> None:
     if config.method == "hubert" and head != "encoder":
         raise UserError("transformers has no model for the heads of HuBERT: --encoder-only exports its encoder")
     exported = ("wav2vec2", "wavlm", "hubert", "ctc")
-    has_trunk = isinstance(make_encoder(config, config.train.dtype), Wav2Vec2Encoder)
+    has_trunk = isinstance(methods.load(config).encoder, Wav2Vec2Encoder)
     if config.method not in exported or not has_trunk:
         raise UserError(
             f"transformers has no model for method {config.method!r}; only wav2vec 2.0, WavLM, CTC on them, and HuBERT "
