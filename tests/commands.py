@@ -1,9 +1,10 @@
-"""What tests of commands share: the repository, a process' environment, a training command, a port, a script."""
+"""What tests of commands share: the repository, a process' environment, a training command, a port, lines, a script."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import pathlib
 import socket
@@ -50,6 +51,11 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The objects of a file that has one in each line, as JSON."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def script(name: str) -> ModuleType:

@@ -131,6 +131,30 @@ def tiny_run(shared_folder, tiny_corpus):
 
 
 @pytest.fixture(scope="session")
+def ctc_run(tiny_run):
+    """The workdir of a tiny recogniser."""
+    return tiny_run("acoustic_logmel.py:tiny")
+
+
+@pytest.fixture(scope="session")
+def heard(tiny_corpus):
+    """The folder of the recordings that it was trained on."""
+    return tiny_corpus / "train"
+
+
+@pytest.fixture(scope="session")
+def arpa(shared_folder, ctc_run, heard):
+    """The file of a language model of the words of their transcripts."""
+    from w2v_jax import ngram
+
+    def fill(folder):
+        flags = ["--root", str(heard), "--run", str(ctc_run), "--out", str(folder / "lm.arpa.gz")]
+        assert ngram.main(flags) == 0
+
+    return shared_folder("arpa", fill) / "lm.arpa.gz"
+
+
+@pytest.fixture(scope="session")
 def random_run(tmp_path_factory):
     """A function: the folder of a run of a config that never trained, with random parameters. In no time."""
     import jax

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from commands import ROOT, environment, free_port, training
+from commands import ROOT, environment, free_port, read_lines, training
 
 from w2v_jax import train
 from w2v_jax.core import config as configs
@@ -49,10 +49,6 @@ def command(shared, workdir, *extra: str, config: str = "w2v2_base.py:tiny") -> 
 def numbers(workdir) -> list[dict]:
     """The rows of metrics.jsonl without what depends on the clock."""
     return [{k: v for k, v in row.items() if k not in TIMINGS} for row in read_metrics(workdir / "metrics.jsonl")]
-
-
-def lines(path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")
@@ -117,8 +113,8 @@ def test_killed_run_resumes_bit_equal_with_the_same_rows(shared, whole, tmp_path
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from step 8, epoch" in resumed.stdout
     assert numbers(workdir) == numbers(whole)
-    assert lines(workdir / "rows.jsonl") == lines(whole / "rows.jsonl")
-    assert [row["step"] for row in lines(workdir / "rows.jsonl")] == list(range(1, 21))
+    assert read_lines(workdir / "rows.jsonl") == read_lines(whole / "rows.jsonl")
+    assert [row["step"] for row in read_lines(workdir / "rows.jsonl")] == list(range(1, 21))
 
 
 @pytest.mark.slow
@@ -158,7 +154,7 @@ def test_every_method_resumes_bit_equal(shared, tmp_path, monkeypatch, capsys, n
     assert train.run(config, died) == 0
     assert "resumed from step 8, epoch" in capsys.readouterr().out
     assert numbers(died) == numbers(whole)
-    assert lines(died / "rows.jsonl") == lines(whole / "rows.jsonl")
+    assert read_lines(died / "rows.jsonl") == read_lines(whole / "rows.jsonl")
 
 
 @pytest.mark.slow
@@ -174,7 +170,7 @@ def test_resume_on_eight_devices_reads_the_same_rows(shared, whole, tmp_path):
     mesh = ["--config.sharding.data=4", "--config.sharding.fsdp=2"]
     resumed = subprocess.run(command(shared, workdir, *mesh), env=environment(8), capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
-    assert lines(workdir / "rows.jsonl") == lines(whole / "rows.jsonl")
+    assert read_lines(workdir / "rows.jsonl") == read_lines(whole / "rows.jsonl")
     for ours, theirs in zip(numbers(workdir), numbers(whole), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3), f"step {ours['step']}"
 
@@ -196,8 +192,8 @@ def test_two_processes_compute_what_one_does(shared, whole, tmp_path):
     assert [process.returncode for process in processes] == [0, 0], outcomes
     for ours, theirs in zip(numbers(workdir), numbers(whole), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3), f"step {ours['step']}"
-    halves = [lines(workdir / name) for name in ("rows.jsonl", "rows-1.jsonl")]
-    for both, one in zip(zip(*halves, strict=True), lines(whole / "rows.jsonl"), strict=True):
+    halves = [read_lines(workdir / name) for name in ("rows.jsonl", "rows-1.jsonl")]
+    for both, one in zip(zip(*halves, strict=True), read_lines(whole / "rows.jsonl"), strict=True):
         assert sorted(both[0]["ids"] + both[1]["ids"]) == sorted(one["ids"])
 
 
@@ -243,7 +239,7 @@ def test_where_too_few_recordings_are_left_the_reasons_are_shown_and_written(sha
     advice = "add audio or make the batch smaller" if good else "repair or replace the files"
     with pytest.raises(UserError, match=f"(?s){advice}.*skipped 3:.*0.wav.*all of it is in .*skipped.jsonl"):
         train.run(load(shared, data__name="folder", data__root=audio), tmp_path / "run")
-    assert len(lines(tmp_path / "run" / "skipped.jsonl")) == 3
+    assert len(read_lines(tmp_path / "run" / "skipped.jsonl")) == 3
 
 
 def test_the_summary_of_a_run_that_ended_before_it_has_the_corpora(monkeypatch, tmp_path):
