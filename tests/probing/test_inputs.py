@@ -5,25 +5,38 @@ from __future__ import annotations
 import types
 
 import numpy as np
+import pytest
 
-from w2v_jax.data.index import WAVE
+from w2v_jax.core.cli import UserError
+from w2v_jax.data.index import WAVE, Row, make_index
+from w2v_jax.inference.encode import encode
+from w2v_jax.inference.run import open_run
 from w2v_jax.ops import logmel
 from w2v_jax.probing import inputs
 from w2v_jax.probing.inputs import Input, frame_centres, log_mel_input
 
 
-def test_an_input_encodes_only_what_it_reads(monkeypatch):
-    calls = []
+def test_an_input_encodes_only_what_it_reads(random_run, monkeypatch):
+    run, vq = open_run(random_run()), open_run(random_run("vq_wav2vec.py:tiny"))
+    wave = np.random.default_rng(0).normal(size=40_000).astype(np.float32)
+    index = make_index([Row("a", "a", 0, len(wave), 16_000)])
+    source = types.SimpleNamespace(index=index, form=WAVE, read=lambda row, start, length: wave[start : start + length])
+    ((_, whole),) = encode(run, source)
+    made = []
 
-    def encode(*arguments, **options):
-        calls.append((arguments, options))
-        yield 3, {"hidden": np.ones((2, 4)), "other": None}
+    def watched(*arguments, **options):
+        for row, arrays in encode(*arguments, **options):
+            made.append((list(arrays), options["batch_seconds"]))
+            yield row, arrays
 
-    monkeypatch.setattr(inputs, "encode", encode)
-    ((row, found),) = Input("layer 2", "run", "hidden", 2, "quantizer", 20.0, 10.0).encode("source")
-    assert row == 3 and found.shape == (2, 4)
-    lengths = dict(batch_seconds=20.0, max_seconds=10.0)
-    assert calls == [(("run", "source"), dict(keys=("hidden",), layer=2, quantizer="quantizer", **lengths))]
+    monkeypatch.setattr(inputs, "encode", watched)
+    ((row, found),) = Input("layer 2", run, "hidden", 2, batch_seconds=5.0).encode(source)
+    assert row == 0 and made == [(["hidden"], 5.0)]
+    np.testing.assert_allclose(found, whole["hidden"][2], atol=2e-5)
+    ((_, cut),) = Input("layer 2", run, "hidden", 2, max_seconds=1.0).encode(source)
+    assert cut.shape == found.shape and np.abs(cut - found).max() > 1e-3, "the context ends with the piece"
+    with pytest.raises(UserError, match="vocabulary"):
+        list(Input("layer 2", run, "hidden", 2, quantizer=vq).encode(source))
 
 
 def test_log_mel_features_are_a_run_without_parameters_that_is_made_once():

@@ -37,7 +37,11 @@ def test_the_label_names_the_recording_and_the_size_is_bounded():
 
 @pytest.mark.parametrize("samples", [1, 400, 700])
 def test_very_short_and_silent_recordings_have_a_picture(samples):
-    draw_example(example(masked=None)._replace(wave=np.zeros(samples, np.float32)), "a")
+    picture = draw_example(example(masked=None)._replace(wave=np.zeros(samples, np.float32)), "a")
+    assert {"wave", "log-mel", "seconds"} <= texts(picture)
+    assert "nan" not in document(picture)
+    images = [node.get("href", "")[:14] for node in picture.iter() if node.tag == "image"]
+    assert images == ["data:image/png"] * (samples > 1)  # the first frame lies beyond a single sample
 
 
 def test_stretches_are_those_of_the_flags():
