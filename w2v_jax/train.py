@@ -241,8 +241,7 @@ def complete(training: Training, last: int) -> int:
         report = console.Report(training.path, last, start_step=last, levels=levels, tensorboard=False)
         rows = console.read_metrics(training.path / "metrics.jsonl")
         corpora = heard(training.data, last, languages=True)
-        about = {"corpora": corpora} if corpora else {}
-        report.finish(step=last, **outcome(rows, training.config, levels), **about)
+        report.finish(step=last, **outcome(rows, training.config, levels, corpora=corpora))
     if active:
         reason = json.loads(summary.read_text(encoding="utf-8")).get("ended_early") or ""
         reached = f"step {last} of {training.config.train.steps}" + (f" (ended early: {reason})" if reason else "")

@@ -7,7 +7,7 @@ import pytest
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.units import CODE_UNKNOWN, FIRST_CODE
-from w2v_jax.data.code_vocabulary import CodeCounter, Vocabulary, code_text
+from w2v_jax.data.code_vocabulary import CodeCounter, Vocabulary, code_text, entropy_of
 
 
 def vocabulary_of(*codes, size=10, groups=2):
@@ -98,3 +98,9 @@ def test_tokens_are_written_as_in_the_reference():
     assert code_text(np.array([[3, 9], [0, 319]], np.uint16)) == "3-9 0-319"
     assert code_text(np.array([[7]])) == "7"
     assert code_text(np.zeros((0, 2), int)) == ""
+
+
+def test_entropy_is_that_of_the_shares_along_an_axis_or_of_all():
+    share = np.array([[0.25, 0.25, 0.25, 0.25], [0.0, 0.5, 0.5, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(entropy_of(share, axis=1), np.log([4, 2, 1]), atol=1e-12)
+    assert entropy_of(share / 3) == pytest.approx(np.log(3) + np.log([4, 2, 1]).mean())

@@ -115,6 +115,16 @@ def test_contrastive_with_cross_utterance_distractors_equals_the_loop_oracle(cas
     np.testing.assert_array_equal(np.asarray(ours.correct)[used], correct[used])
 
 
+def test_draws_from_blocks_are_those_of_the_row_and_then_those_of_the_unit(case):
+    rows, own, used = 3, case[3], jnp.asarray(USED)
+    draws = lambda count: losses.draw_from_blocks(used, own=(noise(0), N), cross=(noise(1), count), rows=rows)
+    found, alone = jax.jit(lambda: (draws(X), draws(0)))()
+    cross = draw_cross(noise(1), used, X, rows=rows)
+    first = (np.arange(B) % rows * M)[:, None, None]
+    np.testing.assert_array_equal(found, blocks(np.concatenate([own + first, cross], axis=-1), rows))
+    np.testing.assert_array_equal(alone, own)
+
+
 def test_gradient_equals_that_of_gathered_distractors(case):
     context, targets, codes, index, extra = case
 

@@ -279,13 +279,17 @@ def test_only_a_recogniser_is_on_the_plateau():
 
 
 def test_the_outcome_says_how_a_run_ended():
-    assert outcome(errors_of(0.8, 0.5, 0.6, 0.6, 0.7), stopping(), OF_CTC) == {
+    assert outcome(errors_of(0.8, 0.5, 0.6, 0.6, 0.7), stopping(), OF_CTC, corpora={}) == {
         "best": {"step": 200, "metric": "token_error", "value": 0.5},
         "ended_early": "no held-out token_error below 0.500 of step 200 for 300 updates",
         "on_plateau": False,
     }
-    assert outcome(errors_of(0.8, 1.0), stopping(), OF_CTC)["on_plateau"]
-    assert outcome([], stopping(), OF_CTC) == {"best": None, "ended_early": "", "on_plateau": False}
+    assert outcome(errors_of(0.8, 1.0), stopping(), OF_CTC, corpora={})["on_plateau"]
+    nothing = {"best": None, "ended_early": "", "on_plateau": False}
+    assert outcome([], stopping(), OF_CTC, corpora={}) == nothing
+    assert outcome([], stopping(), OF_CTC, corpora={"a": {"hours": 1.0}}) == nothing | {
+        "corpora": {"a": {"hours": 1.0}}
+    }
 
 
 def predicting(gain, every=10, **values):

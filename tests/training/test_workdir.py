@@ -88,7 +88,8 @@ def test_the_other_processes_of_a_run_write_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not readable as JSON"),
+        ("{", "is not readable as JSON; put it right, or give another run"),
+        ("[]", "is not readable as JSON"),
         ('{"model_type": "wav2vec2"}', "is a model of transformers; make it a run first"),
         ('{"method": "ctc"}', "is not that of a run"),
     ],

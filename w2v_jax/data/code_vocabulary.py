@@ -53,8 +53,7 @@ class Vocabulary:
     @property
     def entropy(self) -> float:
         """Entropy of the combinations in nats: the loss of a model that knows only how often each occurs."""
-        share = self.counts / max(self.counts.sum(), 1)
-        return abs(float(np.sum(share * np.log(np.maximum(share, 1e-300)))))
+        return float(entropy_of(self.counts / max(self.counts.sum(), 1)))
 
     @property
     def digest(self) -> str:
@@ -132,6 +131,11 @@ class CodeCounter:
         return Vocabulary(
             types, np.array([count for _, count in pairs], np.int64), codes=self.codes, model=model, step=step
         )
+
+
+def entropy_of(share: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Entropy in nats of shares that sum to 1 along the axis, or all together."""
+    return np.abs(np.sum(share * np.log(np.maximum(share, 1e-300)), axis=axis))
 
 
 def code_text(codes: np.ndarray) -> str:

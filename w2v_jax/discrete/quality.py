@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from w2v_jax.core.cli import UserError
+from w2v_jax.data.code_vocabulary import entropy_of
 from w2v_jax.discrete.time_labels import TimeLabels, frame_times
 
 
@@ -49,8 +50,8 @@ def pnmi(counts: np.ndarray) -> float:
     """The mutual information of a joint histogram [A K] as a share of the labels' entropy; 0 for a single label."""
     joint = counts / max(counts.sum(), 1)
     label, unit = joint.sum(axis=1), joint.sum(axis=0)
-    entropy = _entropy(label)
-    return (entropy + _entropy(unit) - _entropy(joint)) / entropy if entropy > 0 else 0.0
+    entropy = entropy_of(label)
+    return float((entropy + entropy_of(unit) - entropy_of(joint)) / entropy) if entropy > 0 else 0.0
 
 
 def mean_run(rows: list[np.ndarray]) -> float:
@@ -90,8 +91,3 @@ def qualities(metadata: Mapping[str, Any], units: Mapping[str, np.ndarray], labe
     if not any((row >= 0).any() for row in in_time):
         raise UserError("no frame lies in a segment with a label; are the times in seconds?")
     return [quality(in_time, [x[:, g] for x in known.values()]) for g in range(metadata["groups"])]
-
-
-def _entropy(share: np.ndarray) -> float:
-    positive = share[share > 0]
-    return float(-(positive * np.log(positive)).sum())

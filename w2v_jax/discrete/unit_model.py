@@ -20,6 +20,7 @@ import numpy as np
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.files import whole_file, write_whole
+from w2v_jax.data.code_vocabulary import entropy_of
 from w2v_jax.discrete.clustering import Nearest, nearest
 from w2v_jax.discrete.frame_features import FrameFeatures, layer_features, mfcc_features
 from w2v_jax.inference.run import Run
@@ -132,6 +133,5 @@ def read_about(folder: pathlib.Path) -> dict[str, Any] | None:
 def usage(counts: np.ndarray) -> dict[str, Any]:
     """How evenly units are used, from counts [G V]: clusters in use [G], entropy in nats [G], perplexity [G]."""
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    entropy = -(share * np.log(np.maximum(share, 1e-300))).sum(axis=1)
-    in_use = (counts > 0).sum(axis=1)
-    return dict(in_use=in_use.tolist(), entropy=np.abs(entropy).tolist(), perplexity=np.exp(entropy).tolist())
+    entropy, in_use = entropy_of(share, axis=1), (counts > 0).sum(axis=1)
+    return dict(in_use=in_use.tolist(), entropy=entropy.tolist(), perplexity=np.exp(entropy).tolist())

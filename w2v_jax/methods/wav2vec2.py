@@ -129,12 +129,10 @@ def draw(config: Config, batch: Batch, key: jax.Array, *, train: bool) -> Draws:
     used &= (batch["weight"] > 0)[:, None]
     size = used.shape[1]
     gumbel = noises.gumbel(noises.fold(noise, Stream.GUMBEL), size, q.groups, q.codes) if train else None
-    distractors = losses.draw_distractors(noises.fold(noise, Stream.DISTRACTORS), used, contrast.negatives)
-    if contrast.cross_negatives:
-        rows = unit_rows(config.data.unit_seconds, batch["wave"].shape[1])
-        words = noises.fold(noise, Stream.CROSS_DISTRACTORS)
-        cross = losses.draw_cross_distractors(words, used, contrast.cross_negatives, rows=rows)
-        distractors = losses.join_distractors(distractors, cross, rows)
+    own = noises.fold(noise, Stream.DISTRACTORS), contrast.negatives
+    cross = noises.fold(noise, Stream.CROSS_DISTRACTORS), contrast.cross_negatives
+    rows = unit_rows(config.data.unit_seconds, batch["wave"].shape[1])
+    distractors = losses.draw_from_blocks(used, own=own, cross=cross, rows=rows)
     codebook = None
     if contrast.codebook_negatives:
         choice = noises.uniform(

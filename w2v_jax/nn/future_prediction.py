@@ -111,13 +111,9 @@ def draw(config: Config, batch: Batch, key: jax.Array) -> jax.Array:
     """
     noise, real = noises.row_noise(key, batch["row"]), real_frames(config, batch)
     rows = unit_rows(config.data.unit_seconds, batch["wave"].shape[1])
-    own = losses.draw_distractors(noises.fold(noise, Stream.FUTURE_DISTRACTORS), real, config.loss.negatives)
-    if not config.loss.cross_negatives:
-        return own
-    words = noises.fold(noise, Stream.FUTURE_CROSS_DISTRACTORS)
-    return losses.join_distractors(
-        own, losses.draw_cross_distractors(words, real, config.loss.cross_negatives, rows=rows), rows
-    )
+    own = noises.fold(noise, Stream.FUTURE_DISTRACTORS), config.loss.negatives
+    cross = noises.fold(noise, Stream.FUTURE_CROSS_DISTRACTORS), config.loss.cross_negatives
+    return losses.draw_from_blocks(real, own=own, cross=cross, rows=rows)
 
 
 def candidate_logits(predictions: jax.Array, targets: jax.Array, distractors: jax.Array) -> jax.Array:

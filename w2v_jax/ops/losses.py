@@ -55,14 +55,20 @@ def draw_cross_distractors(
     return jnp.where(total > length, row * slots + within, own)
 
 
-def join_distractors(own: jax.Array, cross: jax.Array, rows: int) -> jax.Array:
-    """Indices [K J N + N'] into the J = rows * M slots of a unit.
+def draw_from_blocks(
+    used: jax.Array, *, own: tuple[jax.Array, int], cross: tuple[jax.Array, int], rows: int
+) -> jax.Array:
+    """Indices [K J N + N'] into the J slots of each block: N other slots of the row, then N' slots of the unit.
 
-    own [B M N] are indices into the slots of a row (`draw_distractors`), cross [B M N'] into those of its unit.
+    own, cross: (noise, N) of `draw_distractors`, and (noise, N') of `draw_cross_distractors`. A block is a unit of
+    `rows` rows, or a row where N' is 0.
     """
-    batch, slots = own.shape[:2]
+    index = draw_distractors(own[0], used, own[1])
+    if not cross[1]:
+        return index
+    batch, slots = used.shape
     row = jnp.arange(batch).reshape(-1, 1, 1) % rows
-    index = jnp.concatenate([own + row * slots, cross], axis=-1)
+    index = jnp.concatenate([index + row * slots, draw_cross_distractors(cross[0], used, cross[1], rows=rows)], axis=-1)
     return index.reshape(-1, rows * slots, index.shape[-1])
 
 

@@ -179,9 +179,8 @@ class RunLog:
             self.report.close()
             self.report.say(f"stopped at step {n:,} ({stopped}), checkpoint saved; the same command goes on from there")
             return
-        result = outcome(self._evaluations, self.config, self.levels)
-        corpora = self.heard(n, languages=True)
-        self.report.finish(step=n, **result, **({"corpora": corpora} if corpora else {}))
+        result = outcome(self._evaluations, self.config, self.levels, corpora=self.heard(n, languages=True))
+        self.report.finish(step=n, **result)
         self.report.say(self._farewell(n))
         if result["on_plateau"]:
             self._warn(watchdog.PLATEAU_AT_THE_END)

@@ -12,7 +12,7 @@ to do about a finding (warn, stop, nothing) is the loop's affair; skipping a non
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from w2v_jax.core.config import Config, setting
@@ -393,11 +393,14 @@ def ended_early(rows: Sequence[MetricsRow], config: Config, levels: Levels) -> s
     return f"no held-out {best.metric} below {best.value:.3f} of step {best.step:,} for {patience:,} updates"
 
 
-def outcome(rows: Sequence[MetricsRow], config: Config, levels: Levels) -> dict[str, Any]:
+def outcome(
+    rows: Sequence[MetricsRow], config: Config, levels: Levels, *, corpora: Mapping[str, Any]
+) -> dict[str, Any]:
     """What done.json says of a whole run beside its last rows.
 
     best: {"step", "metric", "value"} of the best evaluation, or None. ended_early: why it ended before its last step,
-    or "". on_plateau: whether it ended as a recogniser that writes next to nothing.
+    or "". on_plateau: whether it ended as a recogniser that writes next to nothing. corpora: what was heard of each
+    (`dataset.heard`), where there are several.
     """
     best = best_evaluation(rows, config.train.best)
     evaluations = [row for row in rows if row.get("split") == "eval"]
@@ -405,6 +408,7 @@ def outcome(rows: Sequence[MetricsRow], config: Config, levels: Levels) -> dict[
         "best": best._asdict() if best else None,
         "ended_early": ended_early(rows, config, levels),
         "on_plateau": bool(evaluations) and on_plateau(evaluations[-1], levels),
+        **({"corpora": corpora} if corpora else {}),
     }
 
 

@@ -18,6 +18,7 @@ from w2v_jax.core import environment, storage
 from w2v_jax.core.cli import UserError, cannot_write, path_argument
 from w2v_jax.core.config import Config, changed_keys, from_json, keys_of, run_json, setting
 from w2v_jax.core.files import append_lines, locked_file, write_whole
+from w2v_jax.core.text import json_object
 from w2v_jax.training.checkpoint import SEAL, Weights, restore_params
 
 HARDWARE = keys_of(
@@ -104,11 +105,12 @@ def _check_config(file: pathlib.Path, config: Config) -> None:
         )
 
 
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(f"{file} is not readable as JSON; put it right, or choose another --workdir") from None
+def _read_json(file: pathlib.Path, advice: str = "put it right, or choose another --workdir") -> dict[str, Any]:
+    """The JSON object in a file of a run. Raises UserError with the advice."""
+    content = json_object(file.read_bytes())
+    if content is None:
+        raise UserError(f"{file} is not readable as JSON; {advice}")
+    return content
 
 
 def has_checkpoint(path: pathlib.Path) -> bool:
@@ -171,10 +173,8 @@ def read_config(path: pathlib.Path) -> Config:
     if not (path / "config.json").is_file():
         what = "is not the folder of a run: config.json is missing" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}; give the --workdir of a training")
-    try:
-        config = from_json((path / "config.json").read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(f"{path / 'config.json'} is not readable as JSON") from None
+    content = _read_json(path / "config.json", "put it right, or give another run")
+    config = from_json(json.dumps(content))
     if "model_type" in config:
         raise UserError(
             f"{path} is a model of transformers; make it a run first: "

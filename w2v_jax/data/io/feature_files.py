@@ -150,6 +150,13 @@ def read_part(path: pathlib.Path) -> PartContent:
     return PartContent(path, array, utterances)
 
 
+def check_numbers(part: PartContent, groups: int, what: str) -> None:
+    """Raises UserError unless a part holds integers of so many groups. what: e.g. "codes of {} groups"."""
+    if part.array.shape[1] != groups or part.array.dtype.kind not in "iu":
+        found = f"{part.array.dtype} [frames {part.array.shape[1]}]"
+        raise UserError(f"{part.path} holds {found}, not {what.format(groups)}")
+
+
 MADE_BY = {"codes": "extract --what codes", "features": "extract --what context", "units": "units label"}
 """Kind of content -> the command that writes it."""
 

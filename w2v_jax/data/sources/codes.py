@@ -69,7 +69,7 @@ def make(data: Any, root: Any) -> Codes:
             f"{vocabulary.size:,} ids: --config.data.vocab_size={vocabulary.size}"
         )
     layouts: feature_files.Layouts = {}
-    check = lambda part: _check_codes(part, vocabulary.groups)
+    check = lambda part: feature_files.check_numbers(part, vocabulary.groups, "codes of {} groups")
     index = make_index(feature_files.list_utterances(folders, layouts, check))
     where = ", ".join(str(folder) for folder, _ in folders)
     if not len(index):
@@ -91,13 +91,6 @@ def _vocabulary(folder: pathlib.Path, metadata: dict[str, Any]) -> Vocabulary:
     if (vocabulary.groups, vocabulary.codes) != (metadata["groups"], metadata["codes"]):
         raise UserError(f"{folder / VOCABULARY_FILE} has other groups or codes than the folder; extract again")
     return vocabulary
-
-
-def _check_codes(part: feature_files.PartContent, groups: int) -> None:
-    if part.array.shape[1] != groups or part.array.dtype.kind not in "iu":
-        raise UserError(
-            f"{part.path} holds {part.array.dtype} [frames {part.array.shape[1]}], not codes of {groups} groups"
-        )
 
 
 # Self-made codes

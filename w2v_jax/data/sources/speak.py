@@ -91,7 +91,7 @@ def write_corpus(
         raise UserError("a speak corpus needs at least two voices, one of which speaks the dev part")
     dev_variants = variants[::DEV_EVERY]
     train_variants = [name for name in variants if name not in dev_variants]
-    voice = lambda speaker, names: _voice(accents, names, _generator(seed, speaker))
+    voice = lambda speaker, names: _voice(accents, names, corpus.generator(VERSION, seed, speaker))
     train_voices = {speaker: voice(speaker, train_variants) for speaker in range(1, 1 + speakers)}
     dev_voices = {speaker: voice(speaker, dev_variants) for speaker in range(10_001, 10_001 + max(4, speakers // 8))}
     sentence = _english if language.lower().split("-")[0] == "en" else _numbers
@@ -148,7 +148,7 @@ def _recordings(
 ) -> Iterator[corpus.Recording]:
     for number in itertools.count():
         for speaker, voice in voices.items():
-            text = sentence(_generator(seed, speaker, number))
+            text = sentence(corpus.generator(VERSION, seed, speaker, number))
             yield corpus.Recording(split, speaker, number, transcript=transcribe(text), voice=(voice, text))
 
 
@@ -190,10 +190,6 @@ def _read_lines(text: str | os.PathLike) -> tuple[str, ...]:
     if not lines:
         raise UserError(f"the text {text} has no line with words")
     return lines
-
-
-def _generator(*key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([VERSION, len(key), *key])))
 
 
 _README = """# Synthesised speech ({language})

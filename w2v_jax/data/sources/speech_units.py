@@ -122,10 +122,7 @@ def _check_metadata(folder: pathlib.Path, metadata: dict[str, Any]) -> None:
 
 
 def _check_part(part: feature_files.PartContent, groups: int, clusters: int) -> None:
-    if part.array.shape[1] != groups or part.array.dtype.kind not in "iu":
-        raise UserError(
-            f"{part.path} holds {part.array.dtype} [frames {part.array.shape[1]}], not units of {groups} label sets"
-        )
+    feature_files.check_numbers(part, groups, "units of {} label sets")
     if (beyond := _beyond(part.array[:CHECKED], clusters)) is not None:
         raise UserError(
             f"{part.path} has unit {beyond}, and its folder says that there are {clusters} clusters; label the "

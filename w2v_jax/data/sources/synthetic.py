@@ -162,13 +162,13 @@ def letter_bounds(speaker: int, number: int, *, seed: int = 0) -> tuple[str, np.
 
 def _draw_utterance(speaker: int, number: int, seed: int) -> tuple[np.random.Generator, Speaker, str]:
     """(generator for the sound, voice, transcript) of an utterance."""
-    rng, voice = _generator(seed, speaker, number), make_speaker(speaker, seed=seed)
+    rng, voice = corpus.generator(VERSION, seed, speaker, number), make_speaker(speaker, seed=seed)
     return rng, voice, _sentence(rng, voice.rate)
 
 
 def make_speaker(number: int, *, seed: int = 0) -> Speaker:
     """The voice of a speaker: a pure function of (seed, number)."""
-    rng = _generator(seed, number)
+    rng = corpus.generator(VERSION, seed, number)
     height = rng.uniform(-1, 1)  # from a large, low voice to a small, high one
     return Speaker(
         number=number,
@@ -185,7 +185,7 @@ def make_speaker(number: int, *, seed: int = 0) -> Speaker:
 @functools.cache
 def lexicon() -> tuple[tuple[str, ...], np.ndarray]:
     """(words, probabilities), the same for every corpus, frequent words first. No letter occurs twice in a row."""
-    rng = _generator(20)
+    rng = corpus.generator(VERSION, 20)
     syllables = []
     for _ in range(120):
         onset = rng.choice(list(CONSONANTS)) if rng.random() < 0.9 else ""
@@ -362,10 +362,6 @@ def _recordings(split: str, *, seed: int, first: int, speakers: int) -> Iterator
                 split, speaker, number, transcript=_draw_utterance(speaker, number, seed)[2], voice=None
             )
         number += 1
-
-
-def _generator(*key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([VERSION, len(key), *key])))
 
 
 _README = """# Synthetic speech
