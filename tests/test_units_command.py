@@ -22,6 +22,7 @@ from w2v_jax.data import open_source
 from w2v_jax.data.io.feature_files import read_metadata, read_parts
 from w2v_jax.data.sources.speech_units import open_units
 from w2v_jax.data.targets import with_targets
+from w2v_jax.discrete.clustering import nearest
 from w2v_jax.discrete.unit_model import UnitModel
 from w2v_jax.inference.encode import encode
 from w2v_jax.inference.run import Run, open_run
@@ -76,11 +77,11 @@ def test_units_of_mfcc_are_those_of_the_nearest_centres(model, few, tmp_path, ca
     assert list(found) == source.index.ids.tolist() and about["parts"] > 1
     total = np.zeros(12, int)
     for row, arrays in loaded.features().encode(source, np.arange(3)):
-        nearest = loaded.assign(arrays["features"])
-        sure = np.asarray(nearest.gap)[:, 0] > loaded.margin[0]
+        best = nearest(arrays["features"], loaded.centers)
+        sure = np.asarray(best.gap)[:, 0] > loaded.margin[0]
         mine = found[source.index.ids[row]]
         assert mine.dtype == np.uint16 and mine.shape == (len(sure), 1)
-        np.testing.assert_array_equal(mine[sure], np.asarray(nearest.codes)[sure])
+        np.testing.assert_array_equal(mine[sure], np.asarray(best.codes)[sure])
         total += np.bincount(mine[:, 0], minlength=12)
     expected = dict(what="units", model=loaded.digest, features="mfcc", layer=None, run=None, hop=160, field=400)
     expected |= dict(groups=1, codes=12, cut=None, format="numpy", collapse=False, utterances=3, skipped=0)
@@ -230,9 +231,9 @@ def test_units_of_a_layer_need_the_run_that_they_were_fitted_to(random_run, few,
     assert about.items() >= (expected | dict(cut="recipe", max_samples=1_600_000)).items()
     source = open_source("folder", few)
     for row, arrays in encode(open_run(path), source, [0], keys=("hidden",), layer=2):
-        nearest = loaded.assign(arrays["hidden"])
-        sure = np.asarray(nearest.gap) > loaded.margin
-        np.testing.assert_array_equal(found[source.index.ids[row]][sure], np.asarray(nearest.codes)[sure])
+        best = nearest(arrays["hidden"], loaded.centers)
+        sure = np.asarray(best.gap) > loaded.margin
+        np.testing.assert_array_equal(found[source.index.ids[row]][sure], np.asarray(best.codes)[sure])
     with pytest.raises(UserError, match="name it by --run RUN"):
         run(*common, "--out", tmp_path / "none")
     other = random_run(seed="5", encoder__mlp="40")

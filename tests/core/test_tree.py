@@ -20,5 +20,6 @@ def test_differences_name_each_value_that_is_another_and_count_the_rest():
     first, second = dict(a=1, b=2, c=3), dict(b=2, c=4, d=5)
     lines = differences(first, second, "{name}: {first} there, {second} here")
     assert lines == "\n  a: 1 there, nothing here\n  c: 3 there, 4 here\n  d: nothing there, 5 here"
-    assert differences(first, second, "{name}", most=1) == "\n  a\n  and 2 more"
+    many = differences(dict.fromkeys("abcdefghijkl", 1), {}, "{name}")
+    assert many == "".join(f"\n  {name}" for name in "abcdefghij") + "\n  and 2 more"
     assert differences(first, first, "{name}") == ""

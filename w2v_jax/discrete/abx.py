@@ -8,8 +8,8 @@ phones, so that frequent phones and talkative speakers do not dominate. Chance i
 The distance of two segments is the mean cost along the cheapest path of dynamic time warping, where a frame costs
 nothing beside the same unit and 1 beside another. Of several such paths, of other lengths, the one counts that is
 traced back from the end: a step in both segments before one in the second alone, and that before one in the first.
-Without bounds this is the error that fastabx (Poli et al. 2025) gives for the distance "identical". At most `tokens`
-segments of each phone and speaker and `speakers` speakers are taken, at random, and no segment of more than LONGEST
+Without bounds this is the error that fastabx (Poli et al. 2025) gives for the distance "identical". At most TOKENS
+segments of each phone and speaker and SPEAKERS speakers are taken, at random, and no segment of more than LONGEST
 frames, which is a pause. NumPy only.
 
 Differs: benchmarks such as ZeroSpeech's keep the phones on either side of a segment equal.
@@ -32,6 +32,7 @@ from w2v_jax.discrete.time_labels import TimeLabels, frame_times
 CELLS = 4_000_000
 """Pairs of frames that are compared at once, over pairs of segments."""
 LONGEST = 100
+TOKENS, SPEAKERS = 8, 8
 
 
 class Segment(NamedTuple):
@@ -52,11 +53,9 @@ def cut_segments(labels: np.ndarray, units: np.ndarray, speaker: str) -> Iterabl
             yield Segment(int(labels[first]), speaker, units[first:end])
 
 
-def abx_errors(
-    segments: Iterable[Segment], *, tokens: int = 8, speakers: int = 8, seed: int = 0
-) -> tuple[float, float]:
+def abx_errors(segments: Iterable[Segment]) -> tuple[float, float]:
     """(error within speakers, error across speakers); nan where there is no triple."""
-    chosen = _some(segments, tokens=tokens, speakers=speakers, seed=seed)
+    chosen = _some(segments)
     places: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for place, segment in enumerate(chosen):
         places[segment.speaker][segment.phone].append(place)
@@ -134,17 +133,17 @@ def _confused(distances: np.ndarray, *, a: list[int], b: list[int], x: list[int]
     return float(wrong[differ].mean())
 
 
-def _some(segments: Iterable[Segment], *, tokens: int, speakers: int, seed: int) -> list[Segment]:
-    """At most `tokens` of each phone and speaker, of at most `speakers` speakers."""
+def _some(segments: Iterable[Segment]) -> list[Segment]:
+    """At most TOKENS of each phone and speaker, of at most SPEAKERS speakers."""
     groups: dict[str, dict[int, list[Segment]]] = defaultdict(lambda: defaultdict(list))
     for segment in segments:
         if len(segment.units) <= LONGEST:
             groups[segment.speaker][segment.phone].append(segment)
-    rng, names = np.random.default_rng(seed), sorted(groups)
+    rng, names = np.random.default_rng(0), sorted(groups)
     chosen = []
-    for place in np.sort(rng.choice(len(names), min(speakers, len(names)), replace=False)) if names else ():
+    for place in np.sort(rng.choice(len(names), min(SPEAKERS, len(names)), replace=False)) if names else ():
         phones = groups[names[place]]
         for group in (phones[phone] for phone in sorted(phones)):
-            kept = rng.choice(len(group), min(tokens, len(group)), replace=False)
+            kept = rng.choice(len(group), min(TOKENS, len(group)), replace=False)
             chosen += [group[i] for i in np.sort(kept)]
     return chosen

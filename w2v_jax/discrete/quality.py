@@ -60,13 +60,13 @@ def mean_run(rows: list[np.ndarray]) -> float:
     return sum(map(len, rows)) / runs if runs else 0.0
 
 
-def quality(labels: list[np.ndarray], units: list[np.ndarray], *, seed: int = 0) -> Quality:
+def quality(labels: list[np.ndarray], units: list[np.ndarray]) -> Quality:
     """The quality of units [F] for labels [F] of each recording, in which -1 stands for no label."""
     known = [(label[label >= 0], unit[label >= 0]) for label, unit in zip(labels, units, strict=True)]
     all_labels = np.concatenate([label for label, _ in known])
     all_units = np.concatenate([unit for _, unit in known])
     counts = histogram(all_labels, all_units)
-    shuffled = histogram(all_labels, np.random.default_rng(seed).permutation(all_units))
+    shuffled = histogram(all_labels, np.random.default_rng(0).permutation(all_units))
     used = counts.sum(axis=1) > 0, counts.sum(axis=0) > 0
     phone_purity, cluster_purity = purities(counts)
     return Quality(

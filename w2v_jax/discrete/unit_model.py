@@ -14,14 +14,12 @@ import json
 import pathlib
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.files import whole_file, write_whole
 from w2v_jax.data.code_vocabulary import entropy_of
-from w2v_jax.discrete.clustering import Nearest, nearest
 from w2v_jax.discrete.frame_features import FrameFeatures, layer_features, mfcc_features
 from w2v_jax.inference.run import Run
 
@@ -71,10 +69,6 @@ class UnitModel:
     def margin(self) -> list[float]:
         """The gaps [G] between the two nearest distances above which a unit is the same alone and in any batch."""
         return [SURE_GAP * inertia for inertia in self.about["inertia"]]
-
-    def assign(self, features: Any) -> Nearest:
-        """The unit of each frame [.. D]; [.. G] each. Of centres at equal distance the first is taken."""
-        return nearest(features, jnp.asarray(self.centers))
 
     def features(self, run: Run | None = None, *, cut: str = "recipe") -> FrameFeatures:
         """The features that the model reads. Raises UserError unless `run` is the one that it was fitted to."""

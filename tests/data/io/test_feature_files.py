@@ -9,7 +9,7 @@ from code_folders import HOP, cut, edit, write_codes
 from w2v_jax.core.cli import UserError
 from w2v_jax.data import open_source
 from w2v_jax.data.index import ReadError
-from w2v_jax.data.io.feature_files import read_metadata, read_parts, tf_layout
+from w2v_jax.data.io.feature_files import layout_of, read_metadata, read_parts
 
 
 @pytest.fixture
@@ -21,8 +21,7 @@ def test_tensorflow_reads_a_part_as_it_is(folder):
     tf = pytest.importorskip("tensorflow")
     written = write_codes(folder)
     for part, codes_of_part in zip(read_parts(folder, read_metadata(folder)), (written[:2], written[2:]), strict=True):
-        row_bytes, header_bytes = tf_layout(part)
-        rows = tf.data.FixedLengthRecordDataset(str(part.path), row_bytes, header_bytes)
+        rows = tf.data.FixedLengthRecordDataset(str(part.path), part.array[0].nbytes, layout_of(part)[0])
         read = np.stack([tf.io.decode_raw(row, tf.uint16).numpy() for row in rows])
         np.testing.assert_array_equal(read, np.concatenate(codes_of_part))
         np.testing.assert_array_equal(read, np.load(part.path))

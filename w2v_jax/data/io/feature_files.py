@@ -10,8 +10,8 @@
 
 Features can be written as Parquet or HDF5 instead. Then `feature_tables.py` writes the parts; the other files are the
 same. Every array library reads .npy, and `np.load(mmap_mode="r")` gives random access. tf.data reads it with
-`FixedLengthRecordDataset(file, row_bytes, header_bytes)`, whose numbers `tf_layout` returns. A part whose .npy exists
-is complete, because the array is renamed last. Nothing here depends on a model.
+`FixedLengthRecordDataset(file, row_bytes, header_bytes)`; `layout_of` gives the bytes of the header. A part whose .npy
+exists is complete, because the array is renamed last. Nothing here depends on a model.
 """
 
 from __future__ import annotations
@@ -232,9 +232,3 @@ def read_row(index: Index, row: int, *, start: int, length: int, hop: int, width
     if len(frames) < count * width:
         raise ReadError(f"truncated: {len(frames) // width} of {count} frames are left")
     return frames.reshape(-1, width)
-
-
-def tf_layout(part: PartContent) -> tuple[int, int]:
-    """(row_bytes, header_bytes) of a part, which tf.data.FixedLengthRecordDataset needs to read its rows."""
-    row_bytes = part.array.dtype.itemsize * part.array.shape[1]
-    return row_bytes, layout_of(part)[0]
