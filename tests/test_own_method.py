@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from w2v_jax.core.types import Encoded, Mean, Method
-from w2v_jax.nn.layers import linear, part
+from w2v_jax.nn.layers import linear, partitioned
 from w2v_jax.ops import random as noises
 from w2v_jax.ops.frames import num_frames, receptive_field, valid_frames
 
@@ -52,7 +52,7 @@ class Pooling(nn.Module):
         energy = jnp.log(jnp.square(wave[:, places]).mean(axis=-1, keepdims=True) + 1e-6)
         local = linear(self.width, 1, ("conv", "embed"), dtype=jnp.float32, name="projection")(energy)
         x = local if masked is None else jnp.where(masked[..., None], 0.0, local)
-        kernel = self.param("kernel", part(nn.initializers.normal(0.3), (None, "embed")), (3, self.width))
+        kernel = self.param("kernel", partitioned(nn.initializers.normal(0.3), (None, "embed")), (3, self.width))
         padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
         context = jnp.tanh(sum(padded[:, i : i + total] * kernel[i] for i in range(3)))
         return Encoded(

@@ -155,7 +155,7 @@ def _frames(
 
 
 def _score(
-    frames: Iterable[tuple[int, np.ndarray]], source: Source, *, alphabet: Alphabet, decoder: recognizers.Decoder
+    frames: Iterable[tuple[int, np.ndarray]], source: Source, *, alphabet: Alphabet, decoder: recognizers.TextDecoder
 ) -> list[Scored]:
     """Decodes and scores each recording. The result is in the order of the source."""
     scored = []

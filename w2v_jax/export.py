@@ -57,7 +57,7 @@ CODES_TOLERANCE = 1e-3
 COMPARED = ((1, 1.0), (3, 2.7))
 """(recordings, seconds of the longest) of each batch on which the program is compared with the run."""
 
-Program = Callable[..., dict[str, jax.Array]]
+ProgramFunction = Callable[..., dict[str, jax.Array]]
 ExportedWeights = dict[str, np.ndarray]
 
 
@@ -166,7 +166,7 @@ def constraints(run: Run) -> list[str]:
     return ["B >= 1", f"T >= {shortest_row(run)}", *longest]
 
 
-def program(run: Run, what: str, layer: Layer) -> Program:
+def program(run: Run, what: str, layer: Layer) -> ProgramFunction:
     """The function to export: normalises if the run does, computes the output, and counts the real frames.
 
     Zeros replace weights that it is not given.

@@ -36,10 +36,10 @@ from w2v_jax.core.cli import (
 )
 from w2v_jax.core.distributed import (
     add_distributed_argument,
+    broadcast_from_first,
     cannot_go_on,
     is_first,
     join_processes,
-    told_by_first,
     wait_for_all,
 )
 from w2v_jax.core.files import file_digest, whole_file, write_whole
@@ -255,7 +255,7 @@ def fit(args: argparse.Namespace) -> int:
     about |= dict(min_seconds=args.min_seconds, fingerprint=source.index.fingerprint())
     about |= dict(centers=None if given is None else file_digest(args.centers))
     with _locked(args.out, "fit"):
-        if told_by_first(lambda: _is_done(args.out, about)):
+        if broadcast_from_first(lambda: _is_done(args.out, about)):
             _say(f"{args.out} is finished already: {_in_brief(UnitModel.load(args.out))}")
             return 0
         model, skipped = _fitted(args, features, source, settings=settings, given=given, about=about)
@@ -278,7 +278,7 @@ def _say(text: str) -> None:
 def _locked(out: pathlib.Path, what: str) -> Iterator[None]:
     """Makes the folder --out and locks it; of several processes the first one does. Raises UserError in all."""
     with contextlib.ExitStack() as stack:
-        told_by_first(lambda: stack.enter_context(workdir.locked(out, what, "--out")))
+        broadcast_from_first(lambda: stack.enter_context(workdir.locked(out, what, "--out")))
         yield
 
 
@@ -340,7 +340,7 @@ def _fitted(
     state = args.out / STATE
     if given is not None:
         progress = fits.Progress(Clusters(jnp.asarray(given), jnp.zeros(given.shape[:2])))
-    elif told_by_first(state.exists):
+    elif broadcast_from_first(state.exists):
         progress = fits.Progress.of(np.load(state))
         wait_for_all()  # before the first process writes another
         _say(f"  going on in pass {progress.pass_number + 1}, after {progress.batches:,} batches")
@@ -451,7 +451,7 @@ def label(args: argparse.Namespace) -> int:
 def write_labels(labelling: Labelling, features: FrameFeatures) -> None:
     """Writes the missing parts, then extract.json. Raises UserError."""
     work, model = labelling.work, labelling.model
-    summary = told_by_first(work.begin)
+    summary = broadcast_from_first(work.begin)
     done, index = work.finished(), work.source.index
     finished = f", {len(done)} of them finished already" if done else ""
     _say(

@@ -17,10 +17,10 @@ from w2v_jax.core.cli import UserError
 
 
 def test_alone_a_process_hears_what_it_says():
-    assert distributed.is_first() and distributed.told_by_all([1, "a"]) == [[1, "a"]]
-    assert distributed.told_by_first(lambda: 3) == 3
+    assert distributed.is_first() and distributed.gather_from_all([1, "a"]) == [[1, "a"]]
+    assert distributed.broadcast_from_first(lambda: 3) == 3
     with pytest.raises(UserError, match="no"):
-        distributed.told_by_first(lambda: (_ for _ in ()).throw(UserError("no")))
+        distributed.broadcast_from_first(lambda: (_ for _ in ()).throw(UserError("no")))
     distributed.wait_for_all()
     distributed.join_processes(None)
     rows = np.arange(6.0)
@@ -63,11 +63,11 @@ def test_what_is_said_may_have_any_length_and_a_mistake_of_the_first_is_one_of_a
     texts = [b'["a", null]', b"[null, null]", b"[null, null]"]
     padded = np.array([list(text.ljust(12, b"\0")) for text in texts], np.uint8)
     Others(monkeypatch, own, [np.array([[11], [12], [12]], np.int32), padded])
-    assert distributed.told_by_first(lambda: "a") == "a"
+    assert distributed.broadcast_from_first(lambda: "a") == "a"
     texts = [b'[null, "no"]', b"[null, null]", b"[null, null]"]
     Others(monkeypatch, own, [np.full((3, 1), 12, np.int32), np.array([list(text) for text in texts], np.uint8)])
     with pytest.raises(UserError, match="no"):
-        distributed.told_by_first(lambda: (_ for _ in ()).throw(UserError("no")))
+        distributed.broadcast_from_first(lambda: (_ for _ in ()).throw(UserError("no")))
 
 
 def test_a_port_in_use_is_named_by_process_0():

@@ -122,7 +122,7 @@ def test_processes_share_the_recordings_of_a_pool_and_have_all_of_its_frames(who
     one = pools(source, on_skip=expected.__setitem__)
     frames = one.load(0)
     sent, owned, heard = {}, [], []
-    monkeypatch.setattr(fit, "told_by_all", lambda value: heard.append(value) or [value])
+    monkeypatch.setattr(fit, "gather_from_all", lambda value: heard.append(value) or [value])
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for process in (0, 1):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)

@@ -253,7 +253,7 @@ def test_activation_constraints_are_in_the_lowered_program(parts_of_a_run):
     assert wide, "the feed-forward width is cut over tensor"
 
 
-CALLS = {"part", "with_logical_partitioning", "with_logical_constraint", "linear", "_dense", "LayerNorm"}
+CALLS = {"partitioned", "with_logical_partitioning", "with_logical_constraint", "linear", "_dense", "LayerNorm"}
 
 
 def axis_names(file: pathlib.Path) -> set[str]:

@@ -84,7 +84,7 @@ def cannot_go_on(error: Exception, remedy: str) -> str:
     )
 
 
-def told_by_all(value: Any) -> list[Any]:
+def gather_from_all(value: Any) -> list[Any]:
     """The `value` of each process, in their order; something that JSON can hold, and as JSON gives it back."""
     if jax.process_count() == 1:
         return [value]
@@ -94,7 +94,7 @@ def told_by_all(value: Any) -> list[Any]:
     return [json.loads(own[:size].tobytes()) for own, size in zip(texts, sizes, strict=True)]
 
 
-def told_by_first(make: Callable[[], Any]) -> Any:
+def broadcast_from_first(make: Callable[[], Any]) -> Any:
     """What `make` returns in the first process, in all of them. A UserError there is raised in all."""
     if jax.process_count() == 1:
         return make()
@@ -104,7 +104,7 @@ def told_by_first(make: Callable[[], Any]) -> Any:
             value = make()
         except UserError as error:
             mistake = str(error)
-    value, mistake = told_by_all([value, mistake])[0]
+    value, mistake = gather_from_all([value, mistake])[0]
     if mistake is not None:
         raise UserError(mistake)
     return value
@@ -112,7 +112,7 @@ def told_by_first(make: Callable[[], Any]) -> Any:
 
 def wait_for_all() -> None:
     """Waits until every process is here."""
-    told_by_all(None)
+    gather_from_all(None)
 
 
 def share_rows(x: np.ndarray, bounds: Sequence[int]) -> None:

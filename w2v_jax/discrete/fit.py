@@ -17,6 +17,7 @@ frames: a batch has the same rows on any number of devices and processes, and ce
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
-from w2v_jax.core.distributed import share_rows, told_by_all
+from w2v_jax.core.distributed import gather_from_all, share_rows
 from w2v_jax.data.index import Index, Source, hash_ids
 from w2v_jax.discrete.clustering import Clusters, start, tallied, updated
 from w2v_jax.discrete.frame_features import FrameFeatures
@@ -37,6 +38,15 @@ from w2v_jax.training import sharding
 
 NOT_FINITE = "its features are not finite"
 Skipped = Callable[[int, str], None]
+
+
+@enum.unique
+class FitStream(enum.IntEnum):
+    """What random numbers of one seed are drawn for. Fits go on as they began: a number never changes."""
+
+    STARTS = 1
+    POOLS = 2
+    FRAMES = 3
 
 
 class Settings(NamedTuple):
@@ -174,7 +184,7 @@ class Pools:
                 skip(row, NOT_FINITE)
         for row, _ in skipped:
             self.on_row(float(self.source.index.durations[row]))
-        for of_process in told_by_all(skipped):
+        for of_process in gather_from_all(skipped):
             for row, reason in of_process:
                 self.on_skip(row, reason)
         share_rows(frames, bounds)
@@ -190,7 +200,7 @@ def begin(pools: Pools, settings: Settings, *, report: Callable[[int], None] = l
     frames = pools.load(0)
     if len(frames) < settings.clusters:
         raise UserError(too_few(settings.clusters, len(frames)))
-    key, rng = jax.random.key(settings.seed), np.random.default_rng([settings.seed, 1])
+    key, rng = jax.random.key(settings.seed), np.random.default_rng([settings.seed, FitStream.STARTS])
     judge = jnp.asarray(_some(rng, frames, settings.sample))
     best = None
     for number in range(settings.starts):
@@ -219,10 +229,10 @@ def passes(pools: Pools, settings: Settings, progress: Progress) -> Iterator[Pro
     update, _ = _programs(pools.mesh)
     progress.clusters = sharding.put_whole(progress.clusters, pools.mesh)
     while not progress.is_over(settings):
-        order = np.random.default_rng([settings.seed, 2, progress.pass_number]).permutation(len(pools))
+        order = np.random.default_rng([settings.seed, FitStream.POOLS, progress.pass_number]).permutation(len(pools))
         number = int(order[progress.place])
         frames = pools.load(number)
-        rng = np.random.default_rng([settings.seed, 3, progress.pass_number, number])
+        rng = np.random.default_rng([settings.seed, FitStream.FRAMES, progress.pass_number, number])
         shuffled = rng.permutation(len(frames))
         for rows in np.split(shuffled, range(settings.batch, len(frames), settings.batch)):
             batch = _batch(frames[rows], settings, pools.mesh)

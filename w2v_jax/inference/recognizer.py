@@ -36,7 +36,7 @@ LM_FIELDS = ("lm_unit", "lm_weight", "unknown_score")
 FIELDS = ("beam", "word_score", "threshold", "tokens", "merge", "n_best", *LM_FIELDS)
 """The fields of `Search` that are arguments, and those of them that need a language model."""
 
-Decoder = Callable[[np.ndarray], list[Hypothesis]]
+TextDecoder = Callable[[np.ndarray], list[Hypothesis]]
 
 
 class Recognizer(NamedTuple):
@@ -134,7 +134,7 @@ def reading_of(args: argparse.Namespace) -> Reading:
     return {**lengths, "batch_seconds": args.batch_seconds, "workers": args.workers}
 
 
-def open_with_decoder(args: argparse.Namespace) -> tuple[Recognizer, Search | None, Decoder]:
+def open_with_decoder(args: argparse.Namespace) -> tuple[Recognizer, Search | None, TextDecoder]:
     """The recogniser, the search (None: the best path) and the decoder of the arguments. Raises UserError."""
     recognizer = open_recognizer(args.run, args.step, args.quantizer)
     search = search_of(args, recognizer.alphabet)
@@ -189,7 +189,7 @@ def read_lexicon(path: str, alphabet: Alphabet) -> frozenset[str]:
     return writable
 
 
-def decoder_of(search: Search | None, alphabet: Alphabet, kind: str = "own") -> Decoder:
+def decoder_of(search: Search | None, alphabet: Alphabet, kind: str = "own") -> TextDecoder:
     """A function from log-probabilities [F A] to hypotheses, best first, of which there is always one.
 
     Raises UserError at once for what the decoder cannot do. Make the decoder before encoding anything.

@@ -34,19 +34,25 @@ FILLER = re.compile(r"madeupword\d+")
 """The tokens with which fairseq fills a dictionary up to a multiple of 8."""
 LABELS = {"ltr": "letters", "phn": "symbols", "wrd": "symbols"}
 """What fairseq calls transcripts -> kind of alphabet. The dictionary is dict.LABELS.txt."""
-WAV2VEC: dict[str, Any] = dict(aggregator="cnn", residual_scale=0.5, skip_connections_feat=False, no_conv_bias=False)
-WAV2VEC |= dict(non_affine_group_norm=False, project_features="none", sample_distance=None)
+WAV2VEC_FIXED: dict[str, Any] = dict(
+    aggregator="cnn", residual_scale=0.5, skip_connections_feat=False, no_conv_bias=False
+)
+WAV2VEC_FIXED |= dict(non_affine_group_norm=False, project_features="none", sample_distance=None)
 """The settings of wav2vec for which only one value is supported."""
-WAV2VEC2: dict[str, Any] = dict(activation_fn="gelu", layer_type="transformer", pos_conv_depth=1, quantize_input=False)
+WAV2VEC2_FIXED: dict[str, Any] = dict(
+    activation_fn="gelu", layer_type="transformer", pos_conv_depth=1, quantize_input=False
+)
 """The same of wav2vec 2.0, and in addition of its pretraining:"""
-PRETRAINING: dict[str, Any] = dict(quantize_targets=True, same_quantizer=False, target_glu=False, quantizer_depth=1)
-PRETRAINING |= dict(negatives_from_everywhere=False)
+PRETRAINING_FIXED: dict[str, Any] = dict(
+    quantize_targets=True, same_quantizer=False, target_glu=False, quantizer_depth=1
+)
+PRETRAINING_FIXED |= dict(negatives_from_everywhere=False)
 SPECIAL_CLASSES = 4
 """The rows of fairseq's dictionary of units (begin, padding, end, unknown) before the first cluster."""
-HUBERT: dict[str, Any] = dict(activation_fn="gelu", layer_type="transformer", pos_conv_depth=1, target_glu=False)
-HUBERT |= dict(skip_masked=False, skip_nomask=False)
+HUBERT_FIXED: dict[str, Any] = dict(activation_fn="gelu", layer_type="transformer", pos_conv_depth=1, target_glu=False)
+HUBERT_FIXED |= dict(skip_masked=False, skip_nomask=False)
 """The settings of HuBERT for which only one value is supported."""
-WAVLM: dict[str, Any] = dict(relative_position_embedding=True, gru_rel_pos=True)
+WAVLM_FIXED: dict[str, Any] = dict(relative_position_embedding=True, gru_rel_pos=True)
 """The same of WavLM."""
 IGNORED = {r"(^|\.)_ema$": "a teacher's copy", r"(^|\.)num_updates$": "a counter", r"\.version$": "a version number"}
 """Pattern of a tensor's name -> why the tensor is left out."""
@@ -260,7 +266,7 @@ def wav2vec2_pairs(config: Config, prefix: str, head: str) -> list[TensorPair]:
 def wav2vec2_config(settings: Mapping[str, Any], outputs: int = 0) -> Config:
     """The sections of the config that the method reads. outputs: of a recogniser, the size of its alphabet."""
     get = settings.get
-    check_supported(settings, WAV2VEC2 if outputs else WAV2VEC2 | PRETRAINING)
+    check_supported(settings, WAV2VEC2_FIXED if outputs else WAV2VEC2_FIXED | PRETRAINING_FIXED)
     layers = conv_layers(get("conv_feature_layers", "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]"))
     width = get("encoder_embed_dim", 768)
     final_width = get("final_dim", 0) or width
@@ -320,7 +326,7 @@ def hubert_pairs(config: Config) -> list[TensorPair]:
 def hubert_config(settings: Mapping[str, Any]) -> Config:
     """The sections of the config that the method reads. settings["classes"]: the rows of each label set's table."""
     get = settings.get
-    check_supported(settings, HUBERT)
+    check_supported(settings, HUBERT_FIXED)
     trunk = wav2vec2_config({k: v for k, v in settings.items() if k != "loss_weights"})
     layers, loss, masking = trunk.encoder.conv_layers, trunk.loss, trunk.masking
     rate, hop = float(get("label_rate", 50)), math.prod(stride for _, _, stride in layers)
@@ -380,7 +386,7 @@ def _classes(
 
 def wavlm_config(settings: Mapping[str, Any]) -> Config:
     """The sections of the config that the method reads. Released models have no heads of pretraining."""
-    check_supported(settings, WAVLM)
+    check_supported(settings, WAVLM_FIXED)
     trunk = wav2vec2_config(settings)
     encoder = trunk.encoder.to_dict() | dict(relative_buckets=int(settings.get("num_buckets", 320)))
     encoder |= dict(relative_distance=int(settings.get("max_distance", 1280)))
@@ -419,7 +425,7 @@ def wav2vec_pairs(config: Config) -> list[TensorPair]:
 def wav2vec_config(settings: Mapping[str, Any]) -> Config:
     """The sections of the config that the method reads. Raises UserError for settings that are not supported."""
     get = settings.get
-    check_supported(settings, WAV2VEC)
+    check_supported(settings, WAV2VEC_FIXED)
     layers = conv_layers(get("conv_feature_layers", ""))
     offset = str(get("offset", "auto"))
     if offset == "0":

@@ -29,7 +29,7 @@ from w2v_jax.core.display import short_repr
 from w2v_jax.core.types import CodeBatch, Mean, Method, PyTree
 from w2v_jax.core.units import CODE_MASK, CODE_UNKNOWN, FIRST_CODE
 from w2v_jax.nn.encoders import code_encoder
-from w2v_jax.nn.layers import Dense, LayerNorm, gelu, part
+from w2v_jax.nn.layers import Dense, LayerNorm, gelu, partitioned
 from w2v_jax.ops import masking
 from w2v_jax.ops import random as noises
 from w2v_jax.ops.frames import valid_frames
@@ -61,7 +61,7 @@ class Head(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         init, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
         dense = Dense(x.shape[-1], ("embed", "proj"), kernel_init=init, bias_init=zeros, dtype=self.dtype, name="dense")
-        bias = self.param("bias", part(zeros, ("vocab",)), (self.vocab_size,))
+        bias = self.param("bias", partitioned(zeros, ("vocab",)), (self.vocab_size,))
         return LayerNorm(dtype=self.dtype, name="norm")(gelu(dense(x))), bias
 
 

@@ -27,7 +27,7 @@ from w2v_jax.nn.acoustic_model import acoustic_model
 from w2v_jax.nn.acoustic_model import stride as acoustic_stride
 from w2v_jax.nn.conditional import either
 from w2v_jax.nn.encoders import make_encoder, standardise
-from w2v_jax.nn.layers import Dense, part
+from w2v_jax.nn.layers import Dense, partitioned
 from w2v_jax.ops import losses, masking
 from w2v_jax.ops import random as noises
 from w2v_jax.ops.frames import valid_frames
@@ -82,7 +82,7 @@ class CTCModel(nn.Module):
             if not layers:
                 kind = config.encoder.kind
                 raise UserError(f"acoustic.input='weighted' needs an encoder with layers; encoder.kind is {kind!r}")
-            self.layer_weights = self.param("layer_weights", part(nn.initializers.zeros, (None,)), (layers,))
+            self.layer_weights = self.param("layer_weights", partitioned(nn.initializers.zeros, (None,)), (layers,))
 
     def encode(self, batch: Batch, noise=None, layer_key=None, *, collect: bool) -> tuple[Encoded, jax.Array | None]:
         """(the encoder's record, the frames [B F] that were masked in it or None).

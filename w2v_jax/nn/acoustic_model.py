@@ -21,7 +21,7 @@ import numpy as np
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import check_divides
-from w2v_jax.nn.layers import LayerNorm, gathered, linear, part
+from w2v_jax.nn.layers import LayerNorm, gathered, linear, partitioned
 from w2v_jax.nn.transformer import Transformer, transformer_fields
 from w2v_jax.ops import random as noises
 from w2v_jax.ops.frames import valid_frames
@@ -45,10 +45,10 @@ class GatedConvLayer(nn.Module):
         """x [B F C], zero on padding -> [B ceil(F / stride) channels / 2]."""
         shape = (self.kernel, x.shape[-1], self.channels)
         init = nn.initializers.normal(math.sqrt(4.0 / (self.kernel * x.shape[-1])))  # keeps the variance through GLU
-        v = gathered(self.param("direction", part(init, (None, None, "conv")), shape), (None, None, "conv"))
+        v = gathered(self.param("direction", partitioned(init, (None, None, "conv")), shape), (None, None, "conv"))
         norm = jnp.sqrt(jnp.sum(v * v, axis=(0, 1)))
-        g = self.param("scale", part(lambda *_: jnp.sqrt(jnp.sum(v * v, axis=(0, 1))), ("conv",)))
-        bias = self.param("bias", part(nn.initializers.zeros, ("conv",)), (self.channels,))
+        g = self.param("scale", partitioned(lambda *_: jnp.sqrt(jnp.sum(v * v, axis=(0, 1))), ("conv",)))
+        bias = self.param("bias", partitioned(nn.initializers.zeros, ("conv",)), (self.channels,))
         g, bias = gathered(g, ("conv",)), gathered(bias, ("conv",))
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),

@@ -19,7 +19,7 @@ from w2v_jax.core.config import Config, check_divides
 from w2v_jax.core.types import Encoded
 from w2v_jax.nn.causal_conv import ConvContext
 from w2v_jax.nn.feature_encoder import ConvFrontend
-from w2v_jax.nn.layers import LayerNorm, gathered, linear, part, scale_gradient
+from w2v_jax.nn.layers import LayerNorm, gathered, linear, partitioned, scale_gradient
 from w2v_jax.nn.recurrent import Recurrent
 from w2v_jax.nn.transformer import Transformer, transformer_fields
 from w2v_jax.ops import logmel, mfcc
@@ -104,7 +104,7 @@ class Wav2Vec2Encoder(FrameEncoder):
         local = LayerNorm("conv", self.dtype, name="local_norm")(features)
         x = linear(self.width, features.shape[-1], ("conv", "embed"), dtype=self.dtype, name="projection")(local)
         x = noises.dropout(x, self.input_dropout, noises.fold(noise, Stream.NETWORK_INPUT))
-        mask_vector = self.param("mask_vector", part(nn.initializers.uniform(1.0), ("embed",)), (self.width,))
+        mask_vector = self.param("mask_vector", partitioned(nn.initializers.uniform(1.0), ("embed",)), (self.width,))
         if masked is not None:
             x = jnp.where(masked[..., None], mask_vector.astype(self.dtype), x)
         if channels is not None:
@@ -250,7 +250,7 @@ class CodeEncoder(FrameEncoder):
         return self.fields["max_frames"] if self.fields["positions"] == "learned" else None
 
     def setup(self) -> None:
-        init = part(nn.initializers.normal(0.02), ("vocab", "embed"))
+        init = partitioned(nn.initializers.normal(0.02), ("vocab", "embed"))
         self.embedding = gathered(self.param("embedding", init, (self.vocab_size, self.width)), ("vocab", "embed"))
         self.transformer = Transformer(**self.fields, dtype=self.dtype)
 

@@ -25,7 +25,7 @@ from w2v_jax.nn.layers import (
     UtteranceNorm,
     activate,
     gathered,
-    part,
+    partitioned,
     rematerialised,
     symmetric_uniform,
 )
@@ -60,7 +60,9 @@ class ConvLayer(nn.Module):
         fan_in = self.kernel * x.shape[-1]
         uniform = symmetric_uniform(1.0 / math.sqrt(fan_in))
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal") if self.kaiming else uniform
-        kernel = self.param("kernel", part(init, (None, None, "conv")), (self.kernel, x.shape[-1], self.channels))
+        kernel = self.param(
+            "kernel", partitioned(init, (None, None, "conv")), (self.kernel, x.shape[-1], self.channels)
+        )
         kernel = gathered(kernel, (None, None, "conv"))
         if self.pad:
             # jnp.pad's "edge" would also touch the batch axis, and devices would exchange zeros for it
@@ -70,7 +72,7 @@ class ConvLayer(nn.Module):
             x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, formulation=self.convolution
         )
         if self.use_bias:
-            y = plus(y, self.param("bias", part(uniform, ("conv",)), (self.channels,)))
+            y = plus(y, self.param("bias", partitioned(uniform, ("conv",)), (self.channels,)))
         if self.norm in ("group", "utterance"):
             norm = ChannelNorm if self.norm == "group" else UtteranceNorm
             y = norm(self.dtype, name="norm")(y, valid)

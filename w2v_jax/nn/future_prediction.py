@@ -19,7 +19,7 @@ from w2v_jax.core.config import Config
 from w2v_jax.core.types import Batch, Encoded, Mean
 from w2v_jax.core.units import unit_rows
 from w2v_jax.nn.encoders import causal_encoder
-from w2v_jax.nn.layers import gathered, part, symmetric_uniform
+from w2v_jax.nn.layers import gathered, partitioned, symmetric_uniform
 from w2v_jax.ops import losses
 from w2v_jax.ops import random as noises
 from w2v_jax.ops.frames import num_frames, receptive_field, valid_frames
@@ -53,11 +53,11 @@ class FuturePredictor(nn.Module):
         depth = context.shape[-1]
         fan_in = self.width * self.steps if self.use_bias else depth
         init = symmetric_uniform(1.0 / math.sqrt(fan_in))
-        kernel = self.param("kernel", part(init, (None, "embed", "proj")), (self.steps, depth, self.width))
+        kernel = self.param("kernel", partitioned(init, (None, "embed", "proj")), (self.steps, depth, self.width))
         kernel = gathered(kernel, (None, "embed", "proj"))
         y = jnp.einsum("bfd,sdc->bfsc", context.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
-            y = plus(y, self.param("bias", part(init, ("proj",)), (self.width,)))
+            y = plus(y, self.param("bias", partitioned(init, ("proj",)), (self.width,)))
         frames = y.shape[1]
         later = [
             jnp.pad(y[:, : max(frames - offset - s, 0), s], ((0, 0), (min(offset + s, frames), 0), (0, 0)))

@@ -17,7 +17,7 @@ REMAT = ("none", "products", "full")
 """Policies of rematerialisation (`rematerialised`), from most memory to least."""
 
 
-part: Any = nn.with_logical_partitioning
+partitioned: Any = nn.with_logical_partitioning
 
 TENSOR_AXES = ("heads", "mlp", "vocab")
 """Logical axes along which a weight stays in pieces while it is used."""
@@ -85,8 +85,8 @@ class ChannelNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
         """x [B F C], valid [B F] bool or None -> [B F C]."""
-        scale = self.param("scale", part(nn.initializers.ones, ("conv",)), (x.shape[-1],))
-        bias = self.param("bias", part(nn.initializers.zeros, ("conv",)), (x.shape[-1],))
+        scale = self.param("scale", partitioned(nn.initializers.ones, ("conv",)), (x.shape[-1],))
+        bias = self.param("bias", partitioned(nn.initializers.zeros, ("conv",)), (x.shape[-1],))
         normalise = functools.partial(channel_norm, scale=scale, bias=bias)
         if x.shape[0] == 1:  # on CPU XLA sums [1 F C] over F, for the gradient, a hundred times slower than [F C]
             return normalise(x[0], None if valid is None else valid[0]).astype(self.dtype)[None]
@@ -119,8 +119,8 @@ class UtteranceNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
         """x [B F C], valid [B F] bool or None -> [B F C]."""
-        scale = self.param("scale", part(nn.initializers.ones, ("conv",)), (x.shape[-1],))
-        bias = self.param("bias", part(nn.initializers.zeros, ("conv",)), (x.shape[-1],))
+        scale = self.param("scale", partitioned(nn.initializers.ones, ("conv",)), (x.shape[-1],))
+        bias = self.param("bias", partitioned(nn.initializers.zeros, ("conv",)), (x.shape[-1],))
         y = x.astype(jnp.float32).reshape(*x.shape[:2], self.groups, -1)
         real = (jnp.ones(x.shape[:2], bool) if valid is None else valid)[..., None, None]
         count = jnp.maximum(real.sum(axis=1, keepdims=True), 1).astype(jnp.float32) * y.shape[-1]
@@ -149,8 +149,8 @@ class LayerNorm(nn.Module):
         inverse = jax.lax.rsqrt((y * y).sum(axis=-1, keepdims=True) / count + 1e-5)
         y = y * inverse
         if self.affine:
-            scale = self.param("scale", part(nn.initializers.ones, (self.axis,)), (x.shape[-1],))
-            bias = self.param("bias", part(nn.initializers.zeros, (self.axis,)), (x.shape[-1],))
+            scale = self.param("scale", partitioned(nn.initializers.ones, (self.axis,)), (x.shape[-1],))
+            bias = self.param("bias", partitioned(nn.initializers.zeros, (self.axis,)), (x.shape[-1],))
             y = y * scale + bias
         return y.astype(self.dtype)
 
@@ -198,8 +198,8 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", part(self.kernel_init, self.axes), (x.shape[-1], self.features))
-        bias = self.param("bias", part(self.bias_init, self.axes[1:]), (self.features,))
+        kernel = self.param("kernel", partitioned(self.kernel_init, self.axes), (x.shape[-1], self.features))
+        bias = self.param("bias", partitioned(self.bias_init, self.axes[1:]), (self.features,))
         if self.gather:
             kernel, bias = gathered(kernel, self.axes), gathered(bias, self.axes[1:])
         return plus(product(x.astype(self.dtype), kernel.astype(self.dtype)), bias)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.types import Mean
-from w2v_jax.nn.layers import Dense, UtteranceNorm, activate, gathered, linear, part, symmetric_uniform
+from w2v_jax.nn.layers import Dense, UtteranceNorm, activate, gathered, linear, partitioned, symmetric_uniform
 from w2v_jax.ops import random as noises
 
 stop_gradient = jax.lax.stop_gradient
@@ -82,7 +82,7 @@ class GumbelQuantizer(nn.Module):
             self.hidden = linear(2 * self.inputs, self.inputs, ("conv", None), dtype=jnp.float32)
             init = bias = symmetric_uniform(1.0 / math.sqrt(2 * self.inputs))
         self.weight_proj = Dense(self.groups * self.codes, ("conv", "codes"), kernel_init=init, bias_init=bias)
-        book = part(nn.initializers.uniform(1.0), ("groups", "codes", "proj"))
+        book = partitioned(nn.initializers.uniform(1.0), ("groups", "codes", "proj"))
         codebook = self.param("codebook", book, (1 if self.shared else self.groups, self.codes, width))
         self.codebook = gathered(codebook, ("groups", "codes", "proj"))
 
@@ -128,9 +128,9 @@ class KMeansQuantizer(nn.Module):
         """x [B F C]; valid [B F] keeps padding out of the norm; moved [G V E] is added to the codebook (`restart`)."""
         width, groups = group_width(self.dim, self.groups), self.groups
         fan_in = group_width(x.shape[-1], groups)
-        init = part(symmetric_uniform(1.0 / math.sqrt(fan_in)), ("groups", None, "proj"))
+        init = partitioned(symmetric_uniform(1.0 / math.sqrt(fan_in)), ("groups", None, "proj"))
         kernel = self.param("projection", init, (groups, fan_in, width))
-        book = part(nn.initializers.normal(0.01), ("groups", "codes", "proj"))
+        book = partitioned(nn.initializers.normal(0.01), ("groups", "codes", "proj"))
         codebook = self.param("codebook", book, (1 if self.shared else groups, self.codes, width))
         kernel, codebook = (gathered(x, ("groups", None, "proj")) for x in (kernel, codebook))
         codebook = codebook if moved is None else codebook + moved

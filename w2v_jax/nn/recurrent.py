@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from w2v_jax.core.cli import UserError
-from w2v_jax.nn.layers import gathered, part, symmetric_uniform
+from w2v_jax.nn.layers import gathered, partitioned, symmetric_uniform
 
 States = tuple[jax.Array, ...]
 Cell = Callable[[States, jax.Array, jax.Array], States]
@@ -112,10 +112,10 @@ class RecurrentLayer(nn.Module):
         """x [B F C] -> [B F D]."""
         cell, gates, vectors = CELLS[self.cell]
         init, wide = symmetric_uniform(1.0 / math.sqrt(self.width)), gates * self.width
-        kernel = self.param("kernel", part(init, ("conv", None)), (x.shape[-1], wide))
-        bias = self.param("bias", part(init, (None,)), (wide,))
-        state_kernel = self.param("state_kernel", part(init, ("embed", None)), (self.width, wide))
-        state_bias = self.param("state_bias", part(init, (None,)), (wide,))
+        kernel = self.param("kernel", partitioned(init, ("conv", None)), (x.shape[-1], wide))
+        bias = self.param("bias", partitioned(init, (None,)), (wide,))
+        state_kernel = self.param("state_kernel", partitioned(init, ("embed", None)), (self.width, wide))
+        state_bias = self.param("state_bias", partitioned(init, (None,)), (wide,))
         x = state_product(jnp.swapaxes(x, 0, 1), gathered(kernel, ("conv", None)).astype(self.dtype)) + bias
         x = nn.with_logical_constraint(x, ("frames", "batch", None))
         whole = gathered(state_kernel, ("embed", None)).astype(self.dtype)  # once, not at every frame

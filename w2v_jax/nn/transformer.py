@@ -20,7 +20,7 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import Config
 from w2v_jax.core.display import short_repr
 from w2v_jax.nn.conditional import not_a_broadcast, unless_dropped
-from w2v_jax.nn.layers import Dense, LayerNorm, gathered, gelu, part, rematerialised, symmetric_uniform
+from w2v_jax.nn.layers import Dense, LayerNorm, gathered, gelu, partitioned, rematerialised, symmetric_uniform
 from w2v_jax.ops import random as noises
 from w2v_jax.ops.attention import GatedBias, attention
 from w2v_jax.ops.devices import one_device, platform
@@ -47,9 +47,11 @@ class PositionalConv(nn.Module):
         """x [B F D] -> [B F D]."""
         width = x.shape[-1]
         init = nn.initializers.normal(math.sqrt(4.0 / (self.kernel * width)))
-        v = self.param("direction", part(init, (None, None, "embed")), (self.kernel, width // self.groups, width))
-        g = self.param("scale", part(lambda *_: jnp.sqrt(jnp.sum(v * v, axis=(1, 2))), (None,)))
-        bias = self.param("bias", part(nn.initializers.zeros, ("embed",)), (width,))
+        v = self.param(
+            "direction", partitioned(init, (None, None, "embed")), (self.kernel, width // self.groups, width)
+        )
+        g = self.param("scale", partitioned(lambda *_: jnp.sqrt(jnp.sum(v * v, axis=(1, 2))), (None,)))
+        bias = self.param("bias", partitioned(nn.initializers.zeros, ("embed",)), (width,))
         v, bias = gathered(v, (None, None, "embed")), gathered(bias, ("embed",))
         norm = jnp.sqrt(jnp.sum(v * v, axis=(1, 2), keepdims=True))
         weight = (v * (g[:, None, None] / norm)).astype(self.dtype)
@@ -76,8 +78,8 @@ class PositionalStack(nn.Module):
         bound = 1.0 / math.sqrt(self.kernel * width // self.groups)
         init, shape = symmetric_uniform(bound), (self.kernel, width // self.groups, width)
         for i in range(self.layers):
-            kernel = self.param(f"kernel{i}", part(init, (None, None, "embed")), shape)
-            bias = self.param(f"bias{i}", part(init, ("embed",)), (width,))
+            kernel = self.param(f"kernel{i}", partitioned(init, (None, None, "embed")), shape)
+            bias = self.param(f"bias{i}", partitioned(init, ("embed",)), (width,))
             kernel, bias = gathered(kernel, (None, None, "embed")), gathered(bias, ("embed",))
             x = jnp.where(valid, x, 0).astype(self.dtype)
             x = plus(convolved(x, kernel.astype(self.dtype), self.groups, split=self.split), bias)
@@ -129,9 +131,9 @@ class RelativeGate(nn.Module):
         """x [B F D] -> [B F H] float32."""
         x = nn.with_logical_constraint(x, ("batch", "frames", None))
         x = x.reshape(*x.shape[:-1], self.heads, -1).astype(self.dtype)  # [B F H K]
-        kernel = self.param("kernel", part(nn.initializers.normal(0.02), ("kv", None)), (x.shape[-1], 8))
-        bias = self.param("bias", part(nn.initializers.zeros, (None,)), (8,))
-        scale = self.param("scale", part(nn.initializers.ones, (None,)), (self.heads,))
+        kernel = self.param("kernel", partitioned(nn.initializers.normal(0.02), ("kv", None)), (x.shape[-1], 8))
+        bias = self.param("bias", partitioned(nn.initializers.zeros, (None,)), (8,))
+        scale = self.param("scale", partitioned(nn.initializers.ones, (None,)), (self.heads,))
         gates = gate(plus(product(x, kernel.astype(self.dtype)), bias), scale)
         return nn.with_logical_constraint(gates, ("batch", "frames", None))
 
@@ -272,7 +274,7 @@ class Transformer(nn.Module):
                 f"rows of {x.shape[1]} frames are longer than encoder.max_frames={self.max_frames} learned positions; "
                 'lower data.bucket_seconds, raise encoder.max_frames, or train with encoder.positions="conv"'
             )
-        init = part(nn.initializers.normal(0.02), ("frames", "embed"))
+        init = partitioned(nn.initializers.normal(0.02), ("frames", "embed"))
         table = self.param("position_table", init, (self.max_frames, x.shape[-1]))
         return gathered(table, ("frames", "embed"))[: x.shape[1]].astype(self.dtype)
 
@@ -284,7 +286,7 @@ class Transformer(nn.Module):
                 f"encoder.relative_buckets={buckets} and encoder.relative_distance={distance}: the buckets must be an "
                 "even number of at least 4, and the distance above a quarter of it"
             )
-        init = part(nn.initializers.normal(0.02), (None, "heads"))
+        init = partitioned(nn.initializers.normal(0.02), (None, "heads"))
         return by_distance(self.param("relative_bias", init, (buckets, self.heads)), frames, distance)
 
     def _stack(self, collect: bool, training: bool, drops: bool):

@@ -28,7 +28,7 @@ from w2v_jax.core.display import short_repr
 from w2v_jax.core.types import Batch, Encoded, Levels, Mean, Method, PyTree, TargetBatch
 from w2v_jax.core.units import NO_TARGET, num_units
 from w2v_jax.nn.encoders import wav2vec2_encoder
-from w2v_jax.nn.layers import gathered, linear, part
+from w2v_jax.nn.layers import gathered, linear, partitioned
 from w2v_jax.nn.quantizers import code_perplexity, code_usage
 from w2v_jax.ops import masking
 from w2v_jax.ops import random as noises
@@ -63,7 +63,7 @@ class UnitPredictor(nn.Module):
             return
         outputs = sets * width if config.loss.untied else width
         self.final_proj = linear(outputs, config.encoder.width, ("embed", "proj"), dtype=dtype)
-        table = part(nn.initializers.uniform(1.0), ("codes", "proj"))
+        table = partitioned(nn.initializers.uniform(1.0), ("codes", "proj"))
         self.label_embeddings = self.param("label_embeddings", table, (sum(table_rows(config)), width))
 
     def __call__(self, batch: Batch, masked: jax.Array, *, noise=None, layer_key=None, collect=False) -> Prediction:

@@ -24,7 +24,7 @@ from w2v_jax.data.sources import synthetic
 LETTERS = "letters"
 """Method and model of self-made codes in their metadata."""
 QUARTERS = 4
-LETTER_HOP = 160
+LETTER_CODE_HOP = 160
 
 
 class Codes:
@@ -121,11 +121,11 @@ def _fill(folder: pathlib.Path, hours: float) -> None:
     utterances, frames, number = [], 0, 0
     codes = len(synthetic.ALPHABET) + 1
     counter = CodeCounter(2, codes)
-    while frames * LETTER_HOP < hours * 3600 * SAMPLE_RATE:
+    while frames * LETTER_CODE_HOP < hours * 3600 * SAMPLE_RATE:
         speaker, turn = 1 + number % 8, number // 8
         letters, ends = synthetic.letter_times(speaker, turn)
         pairs = letter_codes(letters, ends)
-        seconds = len(pairs) * LETTER_HOP / SAMPLE_RATE
+        seconds = len(pairs) * LETTER_CODE_HOP / SAMPLE_RATE
         id = f"{speaker}-{turn:04d}"
         utterances.append(
             (
@@ -139,12 +139,12 @@ def _fill(folder: pathlib.Path, hours: float) -> None:
         frames, number = frames + len(pairs), number + 1
     feature_files.write_part(feature_files.part_path(folder, 0), utterances, width=2, dtype="<u2")
     counter.vocabulary(LETTERS).save(folder / VOCABULARY_FILE)
-    metadata = dict(what="codes", method=LETTERS, model=LETTERS, hop=LETTER_HOP, groups=2, codes=codes)
+    metadata = dict(what="codes", method=LETTERS, model=LETTERS, hop=LETTER_CODE_HOP, groups=2, codes=codes)
     metadata |= dict(parts=1, utterances=len(utterances), frames=frames, skipped=0, complete=True)
     feature_files.write_metadata(folder, metadata)
 
 
-def letter_codes(letters: str, ends: np.ndarray, hop: int = LETTER_HOP) -> np.ndarray:
+def letter_codes(letters: str, ends: np.ndarray, hop: int = LETTER_CODE_HOP) -> np.ndarray:
     """Codes [F 2] of a text whose i-th character ends at sample ends[i]: letter, and quarter of its duration."""
     starts = np.concatenate([[0], ends[:-1]])
     middles = np.arange(0, int(ends[-1]) - hop // 2, hop) + hop // 2  # of the frames

@@ -19,7 +19,7 @@ from w2v_jax.data.sources import codes, synthetic
 
 UNITS = "units"
 """What the metadata of such a folder call its content."""
-LETTER_HOP = 320
+LETTER_UNIT_HOP = 320
 CHECKED = 1 << 20
 """Frames of each part whose units are checked when the folder is opened. All others are when they are read."""
 
@@ -142,7 +142,7 @@ def _beyond(units: np.ndarray, clusters: int) -> int | None:
 def write_letters(folder: pathlib.Path, homes: list[pathlib.Path]) -> None:
     """Writes the letters of self-made corpora (`synthetic.py`) as units, unless the folder exists.
 
-    The labels of a self-made corpus are its letters, at LETTER_HOP: cluster 0 is a pause, the others are ALPHABET.
+    The labels of a self-made corpus are its letters, at LETTER_UNIT_HOP: cluster 0 is a pause, the others are ALPHABET.
     """
     codes.made_once(folder, "data.targets", lambda partial: _fill(partial, homes))
 
@@ -155,7 +155,7 @@ def _fill(folder: pathlib.Path, homes: list[pathlib.Path]) -> None:
             speaker, chapter, place = map(int, record["id"].split("-"))
             number = (chapter - 1) * corpus.RECORDINGS_PER_CHAPTER + place - 1
             letters, bounds = synthetic.letter_bounds(speaker, number, seed=seed)
-            units = codes.letter_codes(f" {letters} ", np.append(bounds, record["frames"]), LETTER_HOP)[:, :1]
+            units = codes.letter_codes(f" {letters} ", np.append(bounds, record["frames"]), LETTER_UNIT_HOP)[:, :1]
             seconds = record["frames"] / record["rate"]
             about = feature_files.Utterance(
                 record["id"], first=0, frames=0, seconds=seconds, speaker=str(speaker), transcript=letters
@@ -163,6 +163,6 @@ def _fill(folder: pathlib.Path, homes: list[pathlib.Path]) -> None:
             utterances.append((units, about))
             frames += len(units)
     feature_files.write_part(feature_files.part_path(folder, 0), utterances, width=1, dtype="<u2")
-    metadata = dict(what=UNITS, method=codes.LETTERS, model=codes.LETTERS, hop=LETTER_HOP, groups=1)
+    metadata = dict(what=UNITS, method=codes.LETTERS, model=codes.LETTERS, hop=LETTER_UNIT_HOP, groups=1)
     metadata |= dict(codes=len(synthetic.ALPHABET) + 1, text=False, parts=1, utterances=len(utterances))
     feature_files.write_metadata(folder, metadata | dict(frames=frames, skipped=0, complete=True))
