@@ -157,7 +157,7 @@ def labels(plan: Plan) -> list[dict[str, Any]]:
             for minutes in plan.minutes:
                 for scratch in (False, True):
                     label = f"{name}, {'from scratch' if scratch else 'pretrained'}"
-                    result = finetune(plan, name, seed, minutes, scratch=scratch)
+                    result = finetune(plan, name, seed, minutes=minutes, scratch=scratch)
                     rows.append({"row": label, "x": minutes, "seed": seed} | result)
     return rows
 
@@ -165,7 +165,7 @@ def labels(plan: Plan) -> list[dict[str, Any]]:
 # Their parts
 
 
-def pretrain(plan: Plan, name: str, seed: int, hours: float = 0.0) -> pathlib.Path:
+def pretrain(plan: Plan, name: str, seed: int, *, hours: float = 0.0) -> pathlib.Path:
     """The workdir of a pretraining; BERT's comes after its vq-wav2vec."""
     folder = plan.out / f"{name}-{seed}{f'-{hours:g}h' if hours else ''}"
     flags = ["--config.data.name=folder", f"--config.data.root={plan.train}", "--config.data.eval_hours=0.03"]
@@ -173,7 +173,7 @@ def pretrain(plan: Plan, name: str, seed: int, hours: float = 0.0) -> pathlib.Pa
     if name == "bert":
         codes = plan.out / f"codes-{seed}"
         vq = pretrain(plan, "vq", seed)
-        extract(plan, vq, codes, plan.train, ["--what", "codes", "--build-vocabulary"])
+        extract(vq, codes, root=plan.train, flags=["--what", "codes", "--build-vocabulary"])
         flags = [f"--config.data.root={codes}"]
     flags += [f"--config.data.bucket_seconds={plan.pretrain_seconds}", f"--config.seed={seed}"]
     if plan.pretrain_steps:
@@ -182,14 +182,14 @@ def pretrain(plan: Plan, name: str, seed: int, hours: float = 0.0) -> pathlib.Pa
     return folder
 
 
-def extract(plan: Plan, run: pathlib.Path, out: pathlib.Path, root: str, flags: Sequence[str]) -> None:
+def extract(run: pathlib.Path, out: pathlib.Path, *, root: str, flags: Sequence[str]) -> None:
     about = out / "extract.json"
     if not (about.exists() and json.loads(about.read_text(encoding="utf-8"))["complete"]):
         command("extract", "--run", run, "--root", root, "--out", out, *flags)
 
 
 def recognise(
-    plan: Plan, name: str, seed: int, minutes: float, *, hours: float = 0.0, untrained: bool = False
+    plan: Plan, name: str, seed: int, *, minutes: float, hours: float = 0.0, untrained: bool = False
 ) -> dict[str, Any]:
     """Scores of the acoustic model on an input."""
     tag = f"{name}-{seed}{f'-{hours:g}h' if hours else ''}{'-untrained' if untrained else ''}"
@@ -199,13 +199,13 @@ def recognise(
         flags += ["--config.data.name=folder", f"--config.data.root={plan.train}"]
         train("acoustic_logmel.py:demo", folder, [*flags, *acoustic(plan, 160)])
         return evaluate(folder, plan.test, "folder") | {"pretrain_minutes": 0.0}
-    run = pretrain(plan, name, seed, hours)
+    run = pretrain(plan, name, seed, hours=hours)
     given = ["--what", "context", "--dtype", "float16", *(["--untrained"] if untrained else [])]
     if name == "bert":
         given += ["--quantizer", str(plan.out / f"vq-{seed}")]
     parts = {part: plan.out / f"features-{tag}-{part}" for part in ("train", "test")}
     for part, root in (("train", plan.train), ("test", plan.test)):
-        extract(plan, run, parts[part], root, given)
+        extract(run, parts[part], root=root, flags=given)
     hop = json.loads((parts["train"] / "extract.json").read_text(encoding="utf-8"))["hop"]
     flags += [f"--config.data.root={parts['train']}", f"--config.encoder.hop={hop}", *acoustic(plan, hop)]
     train("acoustic_frozen.py:features_demo", folder, flags)
@@ -222,7 +222,7 @@ def acoustic(plan: Plan, hop: int) -> list[str]:
     return [f"--config.acoustic.{key}={value}" for key, value in flags.items()]
 
 
-def finetune(plan: Plan, name: str, seed: int, minutes: float, *, scratch: bool) -> dict[str, Any]:
+def finetune(plan: Plan, name: str, seed: int, *, minutes: float, scratch: bool) -> dict[str, Any]:
     """Scores after fine-tuning: wav2vec 2.0 with a linear layer on it, CPC with the acoustic model of `inputs`.
 
     From scratch everything is trained from the first update, at one learning rate.

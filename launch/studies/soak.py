@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     config, whole = tiny(args.config, out, args.steps), out / "whole"
     if not (whole / "done.json").exists() and live(config, whole, None).code != 0:
         raise UserError(f"the untouched training failed: see {whole}.log")
-    return soak(config, out, args.kills, random.Random(args.seed))
+    return soak(config, out, args.kills, rng=random.Random(args.seed))
 
 
 def tiny(spec: str, out: pathlib.Path, steps: int) -> Any:
@@ -105,7 +105,7 @@ def tiny(spec: str, out: pathlib.Path, steps: int) -> Any:
     return configs.load(spec, list(shared.items()))
 
 
-def soak(config: Any, out: pathlib.Path, kills: int, rng: random.Random) -> int:
+def soak(config: Any, out: pathlib.Path, kills: int, *, rng: random.Random) -> int:
     """Rounds until there were so many kills; the exit code."""
     ended: Counter[tuple[str, str]] = Counter()
     rounds, began = 0, time.time()
@@ -113,7 +113,7 @@ def soak(config: Any, out: pathlib.Path, kills: int, rng: random.Random) -> int:
         rounds += 1
         path = out / f"round{rounds}"
         shutil.rmtree(path, ignore_errors=True)
-        lost = one_round(config, path, kills, ended, rng) or compared(path, out / "whole")
+        lost = one_round(config, path, kills, ended=ended, rng=rng) or compared(path, out / "whole")
         minutes = (time.time() - began) / 60
         print(
             f"round {rounds}: {ended.total()} of {kills} lives ended, {minutes:.1f} min; {lost or 'all equal'}",
@@ -129,7 +129,7 @@ def soak(config: Any, out: pathlib.Path, kills: int, rng: random.Random) -> int:
     return 0
 
 
-def one_round(config: Any, path: pathlib.Path, kills: int, ended: Counter, rng: random.Random) -> str:
+def one_round(config: Any, path: pathlib.Path, kills: int, *, ended: Counter, rng: random.Random) -> str:
     """Lives until the training is complete; what was lost, or nothing."""
     newest = 0
     for _ in range(50 * config.train.steps):
@@ -167,12 +167,12 @@ def live(config: Any, path: pathlib.Path, fault: Fault | None) -> Life:
         child = os.fork()
     if not child:
         os.dup2(said, 1), os.dup2(said, 2)  # through the parent: a log must not be what does not fit on the full disk
-        train_and_exit(config, path, fault, lambda phase: os.write(writing, f"{phase}\n".encode()))
+        train_and_exit(config, path, fault, announce=lambda phase: os.write(writing, f"{phase}\n".encode()))
     os.close(writing), os.close(said)
     try:
         with open(f"{path}.log", "ab", buffering=0) as log:
             log.write(f"--- {fault}\n".encode())
-            phase, restored = watched(child, reading, saying, log, fault)
+            phase, restored = watched(child, reading, saying, log=log, fault=fault)
     except BaseException:
         os.kill(child, signal.SIGKILL)
         raise
@@ -187,7 +187,7 @@ def unfinished(path: pathlib.Path) -> list[pathlib.Path]:
     return list((path / "checkpoints").glob(checkpoint.UNFINISHED))
 
 
-def train_and_exit(config: Any, path: pathlib.Path, fault: Fault | None, announce: Callable[[str], Any]) -> None:
+def train_and_exit(config: Any, path: pathlib.Path, fault: Fault | None, *, announce: Callable[[str], Any]) -> None:
     """In the new process: the training, with its phases announced and a disk that fills up where the fault says so."""
     code = 70
     try:
@@ -230,7 +230,7 @@ def announce_phases(announce: Callable[[str], Any], full_at: int) -> None:
     setattr(RunLog, "finish_pending", updated)  # noqa: B010 - a type checker knows that a method is replaced
 
 
-def watched(child: int, reading: int, saying: int, log: Any, fault: Fault | None) -> tuple[str, int]:
+def watched(child: int, reading: int, saying: int, *, log: Any, fault: Fault | None) -> tuple[str, int]:
     """Follows a life by its announcements and ends it where the fault says so: (its last phase, the step restored)."""
     phase, restored, counts = "start", -1, Counter({"start": 1})
     due = time.time() + fault.delay if fault and fault.phase == "start" else None
