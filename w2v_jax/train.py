@@ -36,7 +36,7 @@ from w2v_jax.ops.random import Stream
 from w2v_jax.probing.live import LiveProbe
 from w2v_jax.profiling import estimate as estimates
 from w2v_jax.training import checkpoint, console, optimizer, sharding, step, workdir
-from w2v_jax.training.dataset import Data, fingerprints, heard, micro_batch, open_data
+from w2v_jax.training.dataset import Data, check_agreement, fingerprints, heard, micro_batch, open_data
 from w2v_jax.training.preemption import Preemption
 from w2v_jax.training.run_log import RunLog, rows_before
 from w2v_jax.training.throughput import Meter, dtype_advice, page_advice
@@ -169,8 +169,10 @@ def set_up(config: Config, path: pathlib.Path) -> Iterator[Training]:
             raise UserError(f"{error}{where}") from None
         if data.train_labels is not None:
             config = configs.with_outputs(config, len(data.train_labels.alphabet))
+        prints = fingerprints(data)
+        check_agreement(prints)
         if active:
-            workdir.check_data(path, config, fingerprints(data))
+            workdir.check_data(path, config, prints)
             workdir.record_start(path)
             sources = [source for source in (data.train, data.eval, data.noise, data.rooms) if source is not None]
             write_skipped(path / SKIPPED, [skip for source in sources for skip in source.index.skipped])

@@ -21,7 +21,16 @@ from w2v_jax.data.draws import OFF
 from w2v_jax.data.index import WAVE, Form, Row, Skip, TooFew, hash_ids, make_index
 from w2v_jax.data.transcripts import Alphabet, Labels
 from w2v_jax.training import dataset, workdir
-from w2v_jax.training.dataset import Data, augmentation, fingerprints, form_of, heard, micro_batch, open_data
+from w2v_jax.training.dataset import (
+    Data,
+    augmentation,
+    check_agreement,
+    fingerprints,
+    form_of,
+    heard,
+    micro_batch,
+    open_data,
+)
 
 
 def acoustic(corpus, **changes):
@@ -383,3 +392,13 @@ def test_a_run_says_what_its_data_were_made_of(tmp_path):
     (tmp_path / "data.json").write_text('{"form": ')
     with pytest.raises(UserError, match="data.json is not readable"):
         form_of(tmp_path)
+
+
+def test_processes_that_have_found_other_data_end_with_the_first_difference(monkeypatch):
+    prints = {"train_rows": 7, "train_ids": "ab", "targets": ["cd"]}
+    check_agreement(prints)
+    monkeypatch.setattr(dataset, "gather_from_all", lambda own: [own, own, own | {"train_ids": "ef", "targets": []}])
+    with pytest.raises(
+        UserError, match=r"process 2 has found other data than process 0 \(train_ids, targets: ef and ab\)"
+    ):
+        check_agreement(prints)

@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from w2v_jax import methods
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import AUGMENTATION, Config, setting
 from w2v_jax.core.display import short_repr
+from w2v_jax.core.distributed import gather_from_all
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data import open_source, source_module
 from w2v_jax.data.batch_plan import EvalPlan, Groups, TrainPlan, eval_plan, train_plan
@@ -327,6 +328,18 @@ def micro_batch(data: Data, rows: int, length: int, *, parts: int) -> dict[str, 
     if data.train_targets is not None:
         shapes["targets"] = jax.ShapeDtypeStruct((count, *data.train_targets.shape(length)), jnp.int32)
     return {form.name: jax.ShapeDtypeStruct((count, *form.shape(length)), form.dtype), **shapes}
+
+
+def check_agreement(prints: Mapping[str, Any]) -> None:
+    """Raises UserError, in all processes, where one of them has found other data than the first (`fingerprints`)."""
+    first, *others = gather_from_all(prints)
+    for number, own in enumerate(others, start=1):
+        if differing := [name for name in first if own.get(name) != first[name]]:
+            raise UserError(
+                f"process {number} has found other data than process 0 ({', '.join(differing)}: "
+                f"{own.get(differing[0])} and {first[differing[0]]}): the machines see other files, or one has kept an "
+                "older listing. Show all of them the same files, and remove the listings that are kept (docs/data.md)"
+            )
 
 
 def fingerprints(data: Data) -> dict[str, Any]:
