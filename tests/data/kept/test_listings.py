@@ -225,6 +225,17 @@ def test_a_kept_index_whose_file_has_changed_is_made_anew_by_the_next_start(tmp_
     assert again.index.num_samples[0] == 16000 and len(again.read(0, 0, 10**6)) == 16000
 
 
+@pytest.mark.parametrize("change", [pathlib.Path.unlink, lambda path: os.truncate(path, 900)])
+def test_a_file_that_has_changed_and_cannot_be_read_is_listed_anew_by_the_next_start(tmp_path, change):
+    manifest = WRITERS["jsonl"](tmp_path / "data", ITEMS)
+    aged(tmp_path / "data")
+    assert len(open_source("jsonl", manifest).index) == 7
+    change(tmp_path / "data" / "audio" / "0.flac")
+    with pytest.raises(ReadError, match=r"^changed after listing: .* now \(.*\); the next start lists it anew"):
+        open_source("jsonl", manifest).read(0, 0, 10**6)
+    assert len(open_source("jsonl", manifest).index) == 6
+
+
 @pytest.mark.parametrize("is_cut", [False, True])
 def test_a_damaged_index_is_named_and_made_anew(tmp_path, capsys, is_cut):
     root = kept_folder(tmp_path)

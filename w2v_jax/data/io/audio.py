@@ -18,6 +18,7 @@ import numpy as np
 
 from w2v_jax.core.cli import os_error_text
 from w2v_jax.core.display import short_repr
+from w2v_jax.core.files import state_of
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.index import UNKNOWN, WAVE, Index, ReadError
 from w2v_jax.data.io.address import file_of, opened
@@ -68,20 +69,33 @@ class AudioFiles:
     def read(self, row: int, start: int, length: int) -> np.ndarray:
         """float32 [at most length], mono, 16 kHz, from sample `start` of the row. Raises ReadError."""
         rate, offset = int(self.index.rates[row]), int(self.index.offsets[row])
-        with opened(self.index.paths[row]) as (file, channel):
-            read = lambda first, last: read_frames(file, offset + first, last - first, rate=rate, channel=channel)
-            wave = read_crop(self.index, row, start=start, length=length, read=read)
+        try:
+            with opened(self.index.paths[row]) as (file, channel):
+                read = lambda first, last: read_frames(file, offset + first, last - first, rate=rate, channel=channel)
+                wave = read_crop(self.index, row, start=start, length=length, read=read)
+        except ReadError as error:
+            self._check(row, f" ({error})")
+            raise
         self._check(row)
         return wave
 
-    def _check(self, row: int) -> None:
-        """Raises ReadError where size or time of the file of a row are not those of the listing."""
+    def _check(self, row: int, reason: str = "") -> None:
+        """Raises ReadError where size or time of the file of a row are not those of the listing.
+
+        `reason` says why it could not be read.
+        """
         listed = int(self.index.sizes[row]), int(self.index.modified[row])
-        if listed == (UNKNOWN, UNKNOWN) or (now := _state(file_of(self.index.paths[row]))) == listed:
+        if listed == (UNKNOWN, UNKNOWN):
+            return
+        try:
+            now = state_of(file_of(self.index.paths[row]))
+        except OSError as error:
+            raise ReadError(f"unreadable file: {os_error_text(error)}") from None
+        if now == listed:
             return
         self._on_change()
-        before, after = (f"{size:,} bytes of {_date(modified)}" for size, modified in (listed, now))
-        raise ReadError(f"changed after listing: {before} then, {after} now; the next start lists it anew")
+        before, after = (f"{state[0]:,} bytes of {_date(state[1])}" if state else "none" for state in (listed, now))
+        raise ReadError(f"changed after listing: {before} then, {after} now{reason}; the next start lists it anew")
 
 
 def read_crop(index: Index, row: int, *, start: int, length: int, read: Callable[[int, int], np.ndarray]) -> np.ndarray:
