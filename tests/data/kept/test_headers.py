@@ -56,3 +56,12 @@ def test_a_file_in_another_folder_starts_anew(tmp_path):
     assert found(Headers(tmp_path / "b")) == MEASURED[4:6]
     with pytest.raises(OSError):
         Headers().add(tmp_path / "none" / "h", MEASURED[:1])
+
+
+def test_headers_of_another_mark_are_not_found_and_are_written_over(tmp_path):
+    Headers(mark=b"one").add(tmp_path / "h", MEASURED[:4])
+    other = Headers(tmp_path / "h", mark=b"two")
+    assert not len(other)
+    other.add(tmp_path / "h", MEASURED[4:6])
+    other.add(tmp_path / "h", MEASURED[6:7])
+    assert found(Headers(tmp_path / "h", mark=b"two")) == MEASURED[4:7] and not len(Headers(tmp_path / "h", mark=b"one"))

@@ -345,6 +345,19 @@ def test_other_options_and_roots_have_other_listings_and_other_versions_none(tmp
     assert "made with other versions of packages; listing again" in capsys.readouterr().err
 
 
+def test_lengths_are_measured_again_with_other_versions_and_where_nothing_kept_is_wanted(tmp_path, monkeypatch):
+    root, looked, probe = kept_folder(tmp_path), [], listing.probe
+    monkeypatch.setattr(listing, "probe", lambda path: looked.append(path) or probe(path))
+    open_source("folder", root, kept=False)
+    assert len(looked) == 7
+    (root / "new.flac").write_bytes(ITEMS[0].content)
+    open_source("folder", root)
+    assert len(looked) == 8
+    monkeypatch.setattr(listings, "_VERSION", 99)
+    open_source("folder", root)
+    assert len(looked) == 16
+
+
 def test_paths_outside_the_folder_are_those_of_the_directory_of_the_listing(tmp_path, monkeypatch, capsys):
     WRITERS["jsonl"](tmp_path / "data", ITEMS)
     monkeypatch.chdir(tmp_path)

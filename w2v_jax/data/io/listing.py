@@ -89,9 +89,10 @@ def list_parts(
     _check_packages()
     workers = data.workers or os.cpu_count() or 1
     with contextlib.closing(KeptListing(kind, where, options)) as kept:
-        index = kept.open(workers) if getattr(data, "kept", True) else None
+        is_used = getattr(data, "kept", True)
+        index = kept.open(workers) if is_used else None
         if index is None:
-            kept.start()
+            kept.start(reads_headers=is_used)
             candidates = itertools.chain.from_iterable(parts)
             index = _list_index(candidates, workers, skipped=skipped, states=states, kept=kept)
             index.notes.extend(notes)

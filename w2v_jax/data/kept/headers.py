@@ -1,7 +1,7 @@
 """The lengths of files that were read before: a listing that was killed, or is made anew, opens none of them again.
 
 A file of blocks, to which a listing adds one for each thousand files: the number of records and their CRC-32C, and the
-records. What follows a damaged block, as the end of one that a kill cut, is read again.
+records. Before them stands a mark of what measured them: lengths of another one are not used. What follows a damaged block, as the end of one that a kill cut, is read again.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ class Measured(NamedTuple):
 
 
 class Headers:
-    """What a `file` says of recordings that were measured before; without one, nothing.
+    """What a `file` with this `mark` says of recordings that were measured before; without one, nothing.
 
     An address is known by its hash (64 bits). That another one has the same hash, size and time will not happen.
     """
 
-    def __init__(self, file: pathlib.Path | None = None):
-        self.file, self._end = file, 0
+    def __init__(self, file: pathlib.Path | None = None, *, mark: bytes = b""):
         content = file.read_bytes() if file is not None and file.exists() else b""
+        content = content if content.startswith(mark) else b""
+        self.file, self._mark, self._end = file, mark, len(mark) if content else 0
         blocks = []
         while (block := _block(content, self._end)) is not None:
             blocks.append(block)
@@ -67,6 +68,7 @@ class Headers:
         records = np.array([(hash, *one[1:]) for hash, one in zip(hashes.tolist(), measured, strict=True)], _RECORD)
         content = records.tobytes()
         head = np.array([len(records), google_crc32c.value(content)], "<u4").tobytes()
+        head = head if self._end else self._mark + head
         with open(file, "r+b" if file.exists() else "wb") as opened:
             opened.seek(self._end)
             opened.write(head + content)

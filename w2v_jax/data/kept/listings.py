@@ -85,7 +85,8 @@ class KeptListing:
         self.folders = [pathlib.Path(self.home) / FOLDER, cache_folder() / "listings" / _digest(absolute)]
         self.versions = {"format": _VERSION} | {name: _version(name) for name in _PACKAGES}
         self.index_file: pathlib.Path | None = None
-        self._headers, self.is_begun, self._lock = Headers(), False, contextlib.ExitStack()
+        self._mark = _digest(json.dumps(self.versions)).encode()
+        self._headers, self.is_begun, self._lock = Headers(mark=self._mark), False, contextlib.ExitStack()
         self._names: set[str] | None = None  # those in `home`, where FOLDER is not there yet
 
     def open(self, workers: int) -> Index | None:
@@ -139,12 +140,13 @@ class KeptListing:
 
     # Making one
 
-    def start(self) -> None:
-        """To be called before anything is listed: reads the headers of earlier listings."""
+    def start(self, *, reads_headers: bool) -> None:
+        """To be called before anything is listed. Reads the headers of earlier listings with the same versions."""
         if not self.folders[0].exists():
             self._names = _names(self.home)
-        files = [folder / f"{self.name}.headers" for folder in self.folders]
-        self._headers = Headers(next((file for file in files if file.exists()), None))
+        if reads_headers:
+            files = [folder / f"{self.name}.headers" for folder in self.folders]
+            self._headers = Headers(next((file for file in files if file.exists()), None), mark=self._mark)
 
     def find(self, path: str, size: int, modified: int) -> Measured | None:
         """What an earlier listing has measured of a file of this size and time of change."""
