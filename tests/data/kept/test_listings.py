@@ -261,6 +261,21 @@ def test_data_that_are_moved_with_their_index_need_no_listing(tmp_path, no_heade
     assert len(source.read(0, 0, 10**6)) == 4800
 
 
+def test_data_in_several_folders_that_are_copied_with_their_index_are_listed_anew(tmp_path, capsys):
+    for name in ("one", "two"):
+        WRITERS["jsonl"](tmp_path / "data" / name, ITEMS[:2])
+    roots = [tmp_path / "data" / name / "audio" for name in ("one", "two")]
+    for _ in range(2):
+        aged(tmp_path / "data")
+        open_source("folder", roots)
+    assert open_source("folder", roots).index.paths[2] == str(roots[1] / "0.flac")
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    copies = [tmp_path / "copy" / name / "audio" for name in ("one", "two")]
+    capsys.readouterr()
+    assert open_source("folder", copies).index.paths[2] == str(copies[1] / "0.flac")
+    assert f"it is that of {roots[0]} and of data elsewhere; listing again" in capsys.readouterr().err
+
+
 def test_a_manifest_may_be_named_from_any_directory(tmp_path, monkeypatch, no_headers):
     manifest = aged(WRITERS["jsonl"](tmp_path / "data", ITEMS).parent) / "manifest.json"
     monkeypatch.chdir(manifest.parent)

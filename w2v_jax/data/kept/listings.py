@@ -5,7 +5,8 @@
     FOLDER/.w2v_jax/NAME.lock       held while one process lists
 
 FOLDER is the first root, or where the manifest lies; where it cannot be written, W2V_JAX_CACHE/listings (by default in
-~/.cache/w2v_jax), which holds at most CACHE_BYTES. Paths in FOLDER are kept relative to it, so that it may be moved.
+~/.cache/w2v_jax), which holds at most CACHE_BYTES. Paths in FOLDER are kept relative to it, so that it may be moved; not where anything
+that decides the rows lies elsewhere.
 
 An index is used while all that decides its rows is as it was: size and time of manifests, texts and shards, and of
 files that were skipped; time of all folders, which changes with the names in them. A file whose content alone has
@@ -49,7 +50,7 @@ SETTLED = 2.0
 UNSETTLED = (-2, 0)
 """The state of what cannot be trusted to be the same when its size and time are."""
 _PACKAGES = ("soundfile", "av", "pyarrow", "array_record")
-_VERSION = 1
+_VERSION = 2
 """Of the files, and of what listing decides about the same recordings."""
 
 State = tuple[int, int] | None
@@ -77,7 +78,7 @@ class KeptListing:
     """
 
     def __init__(self, kind: str, roots: Sequence[str | os.PathLike], options: str = ""):
-        places = [os.fspath(root) for root in roots]
+        self._places = places = [os.fspath(root) for root in roots]
         self.home = places[0] if os.path.isdir(places[0]) else os.path.dirname(places[0]) or "."
         absolute = os.path.abspath(self.home)
         settings = json.dumps([[os.path.relpath(place, self.home) for place in places], options])
@@ -101,6 +102,8 @@ class KeptListing:
                     raise _Stale("made with other versions of packages")
                 if about["relative_to"] not in ("", os.getcwd()):
                     raise _Stale(f"paths in it are relative to {about['relative_to']}")
+                if about["home"] not in ("", os.path.abspath(self.home)):
+                    raise _Stale(f"it is that of {about['home']} and of data elsewhere")
                 index = self._index(arrays)
                 self._check(index, _from_json(arrays["states"]), workers)
             except FileNotFoundError:
@@ -226,8 +229,11 @@ class KeptListing:
                 arrays[name] = _narrow(np.asarray(store))
         told = [[_relative(text, self.home) for text in skip] for skip in index.skipped]
         arrays["told"] = _to_json([told, [_relative(note, self.home) for note in index.notes]])
-        arrays["states"] = _to_json({self._from_home(path): state for path, state in states.items()})
-        write_arrays(path, arrays, {"versions": self.versions, "relative_to": relative_to})
+        placed = {self._from_home(path): state for path, state in states.items()}
+        arrays["states"] = _to_json(placed)
+        is_alone = all(place.startswith("\0") for place in (*map(self._from_home, self._places), *placed))
+        home = "" if is_alone else os.path.abspath(self.home)
+        write_arrays(path, arrays, {"versions": self.versions, "relative_to": relative_to, "home": home})
 
     def _from_home(self, path: str) -> str:
         """A path below the folder `home` with NUL in its place, however it was written; any other one from the root."""
