@@ -40,7 +40,7 @@ def small(monkeypatch, tmp_path):
 def aged(root):
     """Makes all below `root` older that has just been made, as what has been there for a while."""
     for path in sorted([*pathlib.Path(root).rglob("*"), pathlib.Path(root)], reverse=True):
-        if FOLDER not in path.parts and time.time() - path.stat().st_mtime < 10:
+        if FOLDER not in path.parts and path.exists() and time.time() - path.stat().st_mtime < 10:
             os.utime(path, (time.time() - 60, time.time() - 60))
     return root
 
@@ -159,6 +159,39 @@ def test_what_was_skipped_is_looked_at_again_once_it_has_changed(tmp_path):
     assert len(open_source("folder", root).index) == 7
     (root / "7.flac").write_bytes(ITEMS[0].content)
     assert len(open_source("folder", root).index) == 8
+
+
+def test_a_link_to_a_folder_that_was_missing_is_followed_once_it_is_there(tmp_path):
+    root = WRITERS["jsonl"](tmp_path / "data", ITEMS).parent / "audio"
+    (root / "more").symlink_to(tmp_path / "elsewhere")
+    for _ in range(2):
+        aged(root)
+        open_source("folder", root)
+    shutil.copytree(root, tmp_path / "elsewhere", ignore=lambda *_: ["more", FOLDER])
+    assert len(open_source("folder", root).index) == 14
+
+
+def test_what_was_skipped_for_a_reason_that_may_pass_is_read_at_the_next_start(tmp_path, monkeypatch):
+    root = kept_folder(tmp_path)
+    (root / "a.trans.txt").write_text("0 text\n")
+    with monkeypatch.context() as patch:
+        denied = UserError("Permission denied")
+        patch.setattr(listing, "numbered_lines", lambda path: (_ for _ in ()).throw(denied))
+        aged(root)
+        assert open_source("folder", root).index.transcripts[0] == ""
+    aged(root)
+    assert open_source("folder", root).index.transcripts[0] == "text"
+
+
+def test_a_recording_in_an_archive_that_was_cut_is_found_once_it_is_whole(tmp_path):
+    WRITERS["kaldi"](tmp_path, ITEMS)
+    wave = content(0.3, seed=1, kind="WAV")
+    (tmp_path / "wav.scp").write_text((tmp_path / "wav.scp").read_text() + "more x.ark:5\n")
+    (tmp_path / "x.ark").write_bytes(b"more ")
+    aged(tmp_path)
+    assert len(open_source("kaldi", tmp_path).index) == 7
+    (tmp_path / "x.ark").write_bytes(b"more " + wave)
+    assert len(open_source("kaldi", tmp_path).index) == 8
 
 
 def test_a_recording_of_a_manifest_that_was_missing_is_found_once_it_is_there(tmp_path):

@@ -33,7 +33,13 @@ CANDIDATES_AT_ONCE = 1024
 """Candidates whose headers are checked before the first of them becomes a row."""
 
 
-PASSING = ("unreadable file", "unreadable directory", "unreadable archive")
+PASSING = (
+    "unreadable file",
+    "unreadable directory",
+    "unreadable directory entry",
+    "unreadable archive",
+    "unreadable transcripts",
+)
 """Kinds of reasons that may pass although size and time stay: a disk that fails, a permission that is missing."""
 
 Notes = defaultdict[str, list[str]]
@@ -244,13 +250,18 @@ def folders_below(
         while pending:
             folder = pending.pop()
             note_state(folder, states)
-            folders, files = _scan(folder, visited, skipped)
+            folders, files = _scan(folder, visited, skipped=skipped, states=states)
             pending.extend(reversed(folders))
             yield root, folder, files
 
 
-def _scan(folder: str, visited: set[tuple[int, int]], skipped: list[Skip]) -> tuple[list[str], list[str]]:
-    """Sorted paths of the directories and sorted names of the files in `folder`; none if it was visited before."""
+def _scan(
+    folder: str, visited: set[tuple[int, int]], *, skipped: list[Skip], states: States
+) -> tuple[list[str], list[str]]:
+    """Sorted paths of the directories and sorted names of the files in `folder`; none if it was visited before.
+
+    Links to what is not there yet join `states`.
+    """
     folders, files = [], []
     try:
         status = os.stat(folder)
@@ -267,6 +278,8 @@ def _scan(folder: str, visited: set[tuple[int, int]], skipped: list[Skip]) -> tu
                     continue
                 try:
                     folders.append(entry.path) if entry.is_dir() else files.append(entry.name)
+                    if entry.is_symlink() and not os.path.exists(entry.path):
+                        note_state(entry.path, states)
                 except OSError as error:  # e.g. a link that points at itself
                     skipped.append(Skip(entry.path, f"unreadable directory entry: {os_error_text(error)}"))
     except OSError as error:

@@ -60,7 +60,8 @@ States = dict[str, State]
 
 def note_state(path: str | os.PathLike, states: States) -> None:
     """Adds the present state of a path to `states`. To be called before it is read."""
-    states.setdefault(os.fspath(path), _settled(os.fspath(path)))
+    if os.fspath(path) not in states:
+        states[os.fspath(path)] = _settled(os.fspath(path))
 
 
 def states_of(paths: Iterable[str | os.PathLike]) -> States:

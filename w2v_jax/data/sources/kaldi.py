@@ -24,7 +24,7 @@ from w2v_jax.data.io.address import channel_of, in_file
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.containers import UNKNOWN_LENGTH
 from w2v_jax.data.io.listing import Candidate, Transcript, beside, list_parts, read_transcripts, skip_without_audio
-from w2v_jax.data.kept.listings import States, states_of
+from w2v_jax.data.kept.listings import States, note_state, states_of
 
 PIPE = "a pipe, which is not run: write its output to a file, e.g. wav-copy scp:wav.scp ark,scp:wav.ark,new.scp"
 
@@ -44,7 +44,8 @@ def make(data, root) -> AudioFiles:
 def _candidates(folder: pathlib.Path, skipped: list[Skip], states: States) -> Iterator[Candidate]:
     texts, speakers = (_table(folder / name, skipped, states) for name in ("text", "utt2spk"))
     used = set()
-    for candidate in _segments(folder, skipped) if (folder / "segments").is_file() else _recordings(folder, skipped):
+    read = _segments if (folder / "segments").is_file() else _recordings
+    for candidate in read(folder, skipped, states):
         used.add(candidate.id)
         speaker, text = (table[candidate.id].text if candidate.id in table else "" for table in (speakers, texts))
         yield candidate._replace(speaker=speaker, transcript=text)
@@ -58,8 +59,8 @@ def _table(path: pathlib.Path, skipped: list[Skip], states: States) -> dict[str,
     return table
 
 
-def _recordings(folder: pathlib.Path, skipped: list[Skip]) -> Iterator[Candidate]:
-    """One for each line of wav.scp."""
+def _recordings(folder: pathlib.Path, skipped: list[Skip], states: States) -> Iterator[Candidate]:
+    """One for each line of wav.scp. Adds the archives to `states`."""
     for number, line in numbered_lines(folder / "wav.scp"):
         name, place = (*line.split(maxsplit=1), "", "")[:2]
         where = f"{folder / 'wav.scp'}:{number}"
@@ -67,12 +68,12 @@ def _recordings(folder: pathlib.Path, skipped: list[Skip]) -> Iterator[Candidate
             raise UserError(f"{where}: needs 'RECORDING PATH', got {line!r}")
         if name:
             try:
-                yield Candidate(name, _address(folder, place.strip(), name))
+                yield Candidate(name, _address(folder, place.strip(), name=name, states=states))
             except ValueError as error:
                 skipped.append(Skip(f"{where} ({name})", str(error)))
 
 
-def _address(folder: pathlib.Path, place: str, name: str) -> str:
+def _address(folder: pathlib.Path, place: str, *, name: str, states: States) -> str:
     """Where a recording of wav.scp is. Raises ValueError with the reason where it cannot be read."""
     if place.endswith("|") or place == "-":
         raise ValueError(PIPE)
@@ -81,6 +82,7 @@ def _address(folder: pathlib.Path, place: str, name: str) -> str:
     if not match or os.path.exists(path):
         return path
     path, start = beside(folder, match[1]), int(match[2])
+    note_state(path, states)
     try:
         with open(path, "rb") as file:
             file.seek(start)
@@ -93,11 +95,11 @@ def _address(folder: pathlib.Path, place: str, name: str) -> str:
     return in_file(path, start, size, name=name)
 
 
-def _segments(folder: pathlib.Path, skipped: list[Skip]) -> Iterator[Candidate]:
+def _segments(folder: pathlib.Path, skipped: list[Skip], states: States) -> Iterator[Candidate]:
     """One for each line of segments. Those of recordings that wav.scp lacks join `skipped`."""
     missing: list[Skip] = []
     recordings: dict[str, str] = {}
-    for recording in _recordings(folder, missing):
+    for recording in _recordings(folder, missing, states):
         if recording.id in recordings:
             skipped.append(Skip(str(folder / "wav.scp"), f"repeated recording: {recording.id}, whose last line counts"))
         recordings[recording.id] = recording.path
