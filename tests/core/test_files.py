@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 from commands import environment
 
 from w2v_jax.core.cli import UserError
-from w2v_jax.core.files import locked_file, whole_file, whole_folder, write_whole
+from w2v_jax.core.files import is_same_state, locked_file, state_of, whole_file, whole_folder, write_whole
 
 
 def test_a_file_that_fails_leaves_the_old_one_and_nothing_beside_it(tmp_path):
@@ -77,3 +79,17 @@ def test_a_file_system_without_locks_needs_none(tmp_path, monkeypatch, number):
     with locked_file(tmp_path / "lock", lambda: pytest.fail("taken")):
         pass
     assert not list(tmp_path.glob("*.*")), "no mark that a killed process would leave"
+
+
+def test_a_folder_is_the_same_until_names_in_it_change_whatever_its_time_is_set_to(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (9, 9))
+    before = state_of(tmp_path / "one")
+    assert is_same_state(before, state_of(tmp_path / "one")) and is_same_state(before, state_of(tmp_path / "two"))
+    time.sleep(0.02)  # the system's clock of files has ticked
+    (tmp_path / "one" / "file").touch()
+    assert not is_same_state(before, state_of(tmp_path / "one"))
+    os.utime(tmp_path / "one", (9, 9))
+    assert not is_same_state(before, state_of(tmp_path / "one"))
+    assert is_same_state(None, state_of(tmp_path / "none")) and not is_same_state(before, None)

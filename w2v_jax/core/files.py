@@ -127,13 +127,27 @@ def file_digest(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def state_of(path: str | os.PathLike) -> tuple[int, int] | None:
-    """(bytes, time of change in nanoseconds) of a file; (-1, time) of a folder; None where there is neither.
+State = tuple[int, int] | tuple[int, int, int, int] | None
 
-    Raises OSError where nobody can tell.
+
+def state_of(path: str | os.PathLike) -> State:
+    """(bytes, time of change in nanoseconds) of a file; None where there is none.
+
+    Of a folder (-1, time of change, inode, time of change of the inode): who sets the first time, as tar does, changes
+    the last one. Raises OSError where nobody can tell.
     """
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
         return None
-    return -1 if stat.S_ISDIR(status.st_mode) else status.st_size, status.st_mtime_ns
+    if stat.S_ISDIR(status.st_mode):
+        return -1, status.st_mtime_ns, status.st_ino, status.st_ctime_ns
+    return status.st_size, status.st_mtime_ns
+
+
+def is_same_state(before: State, now: State) -> bool:
+    """Whether two states are one. That of a copied folder is where the time of change is the same."""
+    if before is None or now is None:
+        return before is now
+    is_other_folder = before[2:3] != now[2:3]
+    return before == now or (is_other_folder and before[:2] == now[:2])

@@ -154,6 +154,14 @@ def test_a_folder_that_has_changed_is_listed_again_and_opens_new_files_alone(tmp
     assert f"{root} has changed since; listing again" in capsys.readouterr().err
 
 
+def test_a_folder_whose_time_was_set_back_after_files_came_is_listed_again(tmp_path):
+    root = kept_folder(tmp_path)
+    before = root.stat().st_mtime_ns
+    (root / "new.flac").write_bytes(ITEMS[0].content)
+    os.utime(root, ns=(before, before))  # as tar does
+    assert len(open_source("folder", root).index) == 8
+
+
 def test_what_was_skipped_is_looked_at_again_once_it_has_changed(tmp_path):
     root = kept_folder(tmp_path, [*ITEMS, *BAD])
     assert len(open_source("folder", root).index) == 7

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from w2v_jax.core.cli import UserError, os_error_text
-from w2v_jax.core.files import state_of
+from w2v_jax.core.files import State, state_of
 from w2v_jax.core.progress import ProgressBar
 from w2v_jax.core.text import numbered_lines
 from w2v_jax.data.index import UNKNOWN, Index, ReadError, Row, Skip, make_index, usable
@@ -24,7 +24,7 @@ from w2v_jax.data.io.address import file_of
 from w2v_jax.data.io.audio import AudioFiles, Header, probe
 from w2v_jax.data.kept.headers import Measured
 from w2v_jax.data.kept.listings import FOLDER as KEPT_FOLDER
-from w2v_jax.data.kept.listings import UNSETTLED, KeptListing, State, States, note_state
+from w2v_jax.data.kept.listings import UNSETTLED, KeptListing, States, note_state
 
 SURROGATES = "[\ud800-\udfff]"
 """A regular expression of what is not a character, e.g. the bytes of a file name that is not UTF-8."""
@@ -175,7 +175,7 @@ def _check(kept: KeptListing | None, path: str) -> _Checked:
     file = file_of(path)
     try:
         state = state_of(file)
-        if kept is not None and state is not None and (known := kept.find(path, *state)) is not None:
+        if kept is not None and state is not None and (known := kept.find(path, *state[:2])) is not None:
             return _Checked(Header(known.frames, known.rate), file, state, is_new=False)
         return _Checked(probe(path), file, state, is_new=True)
     except ReadError as error:
@@ -192,7 +192,7 @@ def _is_worth_keeping(checked: _Checked) -> bool:
 def _measured(path: str, checked: _Checked) -> Measured:
     header, state = checked.header, checked.state
     assert isinstance(header, Header) and state is not None
-    return Measured(path, *state, frames=header.frames, rate=header.rate)
+    return Measured(path, *state[:2], frames=header.frames, rate=header.rate)
 
 
 def _is_checked(candidate: Candidate) -> bool:
@@ -200,7 +200,7 @@ def _is_checked(candidate: Candidate) -> bool:
 
 
 def _row(candidate: Candidate, *, frames: int, rate: int, state: State = None) -> Row:
-    size, modified = state or (UNKNOWN, UNKNOWN)
+    size, modified, *_ = state or (UNKNOWN, UNKNOWN)
     return Row(
         candidate.id,
         candidate.path,

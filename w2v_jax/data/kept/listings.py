@@ -9,7 +9,7 @@ FOLDER is the first root, or where the manifest lies; where it cannot be written
 that decides the rows lies elsewhere.
 
 An index is used while all that decides its rows is as it was: size and time of manifests, texts and shards, and of
-files that were skipped; time of all folders, which changes with the names in them. A file whose content alone has
+files that were skipped; times of all folders, which change with the names in them. A file whose content alone has
 changed is noticed when it is read (`AudioFiles`), which removes the index, so that the next start lists again, or by
 the first look at SAMPLED files.
 """
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from w2v_jax.core.cli import os_error_text
-from w2v_jax.core.files import locked_file, state_of
+from w2v_jax.core.files import State, is_same_state, locked_file, state_of
 from w2v_jax.core.storage import cache_folder
 from w2v_jax.data.index import COLUMNS, TEXTS, UNKNOWN, Index, Skip, index_of
 from w2v_jax.data.io.address import file_of
@@ -53,7 +53,6 @@ _PACKAGES = ("soundfile", "av", "pyarrow", "array_record")
 _VERSION = 2
 """Of the files, and of what listing decides about the same recordings."""
 
-State = tuple[int, int] | None
 States = dict[str, State]
 """The state of each path that decides the rows of a listing, as it was before the path was read."""
 
@@ -123,15 +122,15 @@ class KeptListing:
 
     def _check(self, index: Index, states: Mapping[str, Any], workers: int) -> None:
         """Raises _Stale where what decides the rows is not as it was, or one of SAMPLED files."""
-        listed = {_placed(path, self.home): state for path, state in states.items()}
+        listed = {_placed(path, self.home): state and tuple(state) for path, state in states.items()}
         for row in np.unique(np.linspace(0, len(index) - 1, SAMPLED, dtype=np.int64)).tolist():
-            if (state := [int(index.sizes[row]), int(index.modified[row])]) != [UNKNOWN, UNKNOWN]:
+            if (state := (int(index.sizes[row]), int(index.modified[row]))) != (UNKNOWN, UNKNOWN):
                 listed.setdefault(file_of(index.paths[row]), state)
         with ThreadPoolExecutor(workers) as pool:
             for (path, before), now in zip(listed.items(), pool.map(_state, listed), strict=True):
-                if before == list(UNSETTLED):
+                if before == UNSETTLED:
                     raise _Stale(f"{path} was changing, or could not be read, when it was listed")
-                if before != (now and list(now)):
+                if not is_same_state(before, now):
                     raise _Stale(f"{path} has changed since")
 
     def _index(self, arrays: Mapping[str, np.ndarray]) -> Index:
