@@ -266,6 +266,52 @@ def test_a_kept_index_whose_file_has_changed_is_made_anew_by_the_next_start(tmp_
     assert again.index.num_samples[0] == 16000 and len(again.read(0, 0, 10**6)) == 16000
 
 
+def test_an_index_that_cannot_be_written_over_is_stale_once_a_file_has_changed(tmp_path, monkeypatch, capsys):
+    root = kept_folder(tmp_path)
+    path = index_file(root)
+    (root / "0.flac").write_bytes(content(1.0, seed=9))
+
+    def refuse(function):
+        def refused(file, *arguments, **options):
+            if str(file).startswith(str(path.parent)):
+                raise PermissionError(13, "Permission denied")
+            return function(file, *arguments, **options)
+
+        return refused
+
+    monkeypatch.setattr(listings, "append_lines", refuse(listings.append_lines))
+    monkeypatch.setattr(listings, "locked_file", refuse(listings.locked_file))
+    with pytest.raises(ReadError, match="changed after listing"):
+        open_source("folder", root).read(0, 0, 10**6)
+    for _ in range(2):
+        capsys.readouterr()
+        assert open_source("folder", root).index.num_samples[0] == 16000
+        assert f"{path}: a recording was read that has changed since; listing again" in capsys.readouterr().err
+    assert path.is_file()
+
+
+def test_an_index_that_no_longer_holds_stays_until_the_next_listing(tmp_path):
+    root = kept_folder(tmp_path)
+    source, path = open_source("folder", root), index_file(root)
+    (root / "0.flac").write_bytes(content(1.0, seed=9))
+    for _ in range(2):
+        with pytest.raises(ReadError, match="changed after listing"):
+            source.read(0, 0, 10**6)
+    assert path.is_file() and len(path.with_suffix(".stale").read_text().splitlines()) == 1
+    open_source("folder", root)
+    assert path.is_file() and not path.with_suffix(".stale").exists()
+
+
+def test_a_listing_that_has_become_small_removes_the_index(tmp_path, monkeypatch, capsys):
+    root = kept_folder(tmp_path)
+    monkeypatch.setattr(listings, "KEPT_FROM", 7)
+    (root / "0.flac").unlink()
+    for _ in range(2):
+        capsys.readouterr()
+        assert len(open_source("folder", root).index) == 6
+    assert not list((root / FOLDER).glob("*.index")) and "listing again" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("change", [pathlib.Path.unlink, lambda path: os.truncate(path, 900)])
 def test_a_file_that_has_changed_and_cannot_be_read_is_listed_anew_by_the_next_start(tmp_path, change):
     manifest = WRITERS["jsonl"](tmp_path / "data", ITEMS)

@@ -2,6 +2,7 @@
 
     FOLDER/.w2v_jax/NAME.index      the rows, what was skipped, and the state of what decides them (`array_file.py`)
     FOLDER/.w2v_jax/NAME.headers    the lengths of files (`headers.py`), for a listing that is killed or made anew
+    FOLDER/.w2v_jax/NAME.stale      of each index that no longer holds, its token
     FOLDER/.w2v_jax/NAME.lock       held while one process lists
 
 FOLDER is the first root, or where the manifest lies; where it cannot be written, W2V_JAX_CACHE/listings (by default in
@@ -10,8 +11,8 @@ that decides the rows lies elsewhere.
 
 An index is used while all that decides its rows is as it was: size and time of manifests, texts and shards, and of
 files that were skipped; times of all folders, which change with the names in them. A file whose content alone has
-changed is noticed when it is read (`AudioFiles`), which removes the index, so that the next start lists again, or by
-the first look at SAMPLED files.
+changed is noticed when it is read (`AudioFiles`), which marks the index as stale, so that the next start lists again, or
+by the first look at SAMPLED files. The index stays, because others may have mapped it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import os
 import pathlib
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -31,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from w2v_jax.core.cli import os_error_text
-from w2v_jax.core.files import State, is_same_state, locked_file, state_of
+from w2v_jax.core.files import State, append_lines, is_same_state, locked_file, state_of
 from w2v_jax.core.storage import cache_folder
 from w2v_jax.data.index import COLUMNS, TEXTS, UNKNOWN, Index, Skip, index_of
 from w2v_jax.data.io.address import file_of
@@ -86,6 +88,7 @@ class KeptListing:
         self.folders = [pathlib.Path(self.home) / FOLDER, cache_folder() / "listings" / _digest(absolute)]
         self.versions = {"format": _VERSION} | {name: _version(name) for name in _PACKAGES}
         self.index_file: pathlib.Path | None = None
+        self._token = ""  # of the index that is used, "" once it was forgotten
         self._mark = _digest(json.dumps(self.versions)).encode()
         self._headers, self.is_begun, self._lock = Headers(mark=self._mark), False, contextlib.ExitStack()
         self._names: set[str] | None = None  # those in `home`, where FOLDER is not there yet
@@ -95,11 +98,14 @@ class KeptListing:
 
         `workers` threads look at what decides the rows.
         """
+        forgotten = self._forgotten()
         for path in (folder / f"{self.name}.index" for folder in self.folders):
             try:
                 arrays, about = read_arrays(path)
                 if about["versions"] != self.versions:
                     raise _Stale("made with other versions of packages")
+                if about["token"] in forgotten:
+                    raise _Stale("a recording was read that has changed since")
                 if about["relative_to"] not in ("", os.getcwd()):
                     raise _Stale(f"paths in it are relative to {about['relative_to']}")
                 if about["home"] not in ("", os.path.abspath(self.home)):
@@ -115,7 +121,7 @@ class KeptListing:
             except OSError as error:
                 print(f"{path}: {os_error_text(error)}; listing again", file=sys.stderr, flush=True)
                 continue
-            self.index_file = path
+            self.index_file, self._token = path, about["token"]
             print(f"{len(index):,} recordings as they were listed in {path}", file=sys.stderr, flush=True)
             return index
         return None
@@ -182,12 +188,15 @@ class KeptListing:
         return None
 
     def write(self, index: Index, states: States) -> Index:
-        """Keeps an index. Returns it as it is kept; itself where it is small or cannot be written.
+        """Keeps an index. Returns it as it is kept; itself where it is small, or cannot be written.
 
-        states: those of all that decides its rows.
+        states: those of all that decides its rows. Where the index is small, removes one of earlier.
         """
         if len(index) < KEPT_FROM:
             self.index_file = None
+            for folder in self.folders:
+                with contextlib.suppress(OSError):
+                    (folder / f"{self.name}.index").unlink(missing_ok=True)
             return index
         self.add([])
         if self.index_file is None:
@@ -196,15 +205,20 @@ class KeptListing:
             states[self.home] = _settled(self.home)
         try:
             self._write(self.index_file, index, states)
-            kept, size = self._index(read_arrays(self.index_file)[0]), self.index_file.stat().st_size
+            arrays, about = read_arrays(self.index_file)
+            kept, size = self._index(arrays), self.index_file.stat().st_size
         except (OSError, Damaged) as error:
             self._complain(error)
             return index
+        self._token = about["token"]
         is_cached = self.index_file.parent == self.folders[1]
         limit = f"; that folder holds at most {CACHE_BYTES / 1e9:.0f} GB" if is_cached else ""
         print(f"this listing is kept in {self.index_file} ({size / 1e6:,.1f} MB){limit}", file=sys.stderr, flush=True)
         if is_cached:
             _prune(self.index_file.parent.parent, self.index_file)
+        else:
+            with contextlib.suppress(OSError):
+                self.index_file.with_suffix(".stale").unlink(missing_ok=True)
         return kept
 
     def close(self) -> None:
@@ -233,7 +247,8 @@ class KeptListing:
         arrays["states"] = _to_json(placed)
         is_alone = all(place.startswith("\0") for place in (*map(self._from_home, self._places), *placed))
         home = "" if is_alone else os.path.abspath(self.home)
-        write_arrays(path, arrays, {"versions": self.versions, "relative_to": relative_to, "home": home})
+        about = {"versions": self.versions, "token": uuid.uuid4().hex, "relative_to": relative_to, "home": home}
+        write_arrays(path, arrays, about)
 
     def _from_home(self, path: str) -> str:
         """A path below the folder `home` with NUL in its place, however it was written; any other one from the root."""
@@ -247,10 +262,21 @@ class KeptListing:
         self.index_file = None
 
     def forget(self) -> None:
-        """Removes the index, because a file is not what it says."""
-        if self.index_file is not None:
+        """Marks the index as one that no longer holds, because a file is not what it says."""
+        token, self._token = self._token, ""
+        for folder in self.folders if token else []:
             with contextlib.suppress(OSError):
-                self.index_file.unlink(missing_ok=True)
+                folder.mkdir(parents=True, exist_ok=True)
+                append_lines(folder / f"{self.name}.stale", [token])
+                break
+
+    def _forgotten(self) -> set[str]:
+        """The tokens of the indexes that no longer hold."""
+        tokens: set[str] = set()
+        for folder in self.folders:
+            with contextlib.suppress(OSError):
+                tokens |= set((folder / f"{self.name}.stale").read_text().split())
+        return tokens
 
 
 class _Stale(Exception):
