@@ -1,5 +1,7 @@
 """Laws of files of arrays: what was written comes back, and a file that is not what was written is named so."""
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,13 +28,16 @@ def test_a_file_that_is_replaced_while_it_is_read_gives_what_was_checked(tmp_pat
         write_arrays(path, {"a": ARRAYS["a"][:3] * 7}, {})
         return blocks(*given)
 
+    monkeypatch.setattr(array_file, "MAPPED_FROM", 0)
     monkeypatch.setattr(array_file, "_blocks", replacing)
     found, _ = read_arrays(path)
     np.testing.assert_array_equal(found["a"], ARRAYS["a"])
 
 
-def test_arrays_come_back_with_what_they_are_about(tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_mapped", [False, True])
+def test_arrays_come_back_with_what_they_are_about(tmp_path, monkeypatch, is_mapped):
     monkeypatch.setattr(array_file, "_BLOCK", 64)
+    monkeypatch.setattr(array_file, "MAPPED_FROM", 0 if is_mapped else 1 << 30)
     write_arrays(tmp_path / "file", ARRAYS, {"of": "ä"})
     found, about = read_arrays(tmp_path / "file")
     assert about == {"of": "ä"} and list(found) == list(ARRAYS)
@@ -67,3 +72,10 @@ def test_another_file_is_named_as_such(tmp_path):
         read_arrays(tmp_path / "file")
     with pytest.raises(FileNotFoundError):
         read_arrays(tmp_path / "none")
+
+
+def test_a_small_file_may_be_cut_in_place_while_its_arrays_are_used(content, tmp_path):
+    (tmp_path / "file").write_bytes(content)
+    found, _ = read_arrays(tmp_path / "file")
+    os.truncate(tmp_path / "file", 0)
+    np.testing.assert_array_equal(found["a"], ARRAYS["a"])

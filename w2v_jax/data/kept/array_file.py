@@ -9,6 +9,7 @@ The end says what is where, so that a file that was cut is known at once.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import struct
@@ -23,6 +24,8 @@ from w2v_jax.core.files import whole_file
 MARK = b"w2vidx01"
 _END = struct.Struct("<QQ8s")
 _BLOCK, _ALIGN = 1 << 24, 64
+MAPPED_FROM = 256_000_000
+"""Bytes from which on a file is mapped. A smaller one is read: nobody who cuts it then ends the process."""
 
 
 class Damaged(Exception):
@@ -46,8 +49,13 @@ def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], abou
 
 
 def read_arrays(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a file, mapped and read-only, and what it is about. Raises Damaged and OSError."""
-    with open(path, "rb") as file:
+    """The arrays of a file, read-only and mapped where it is large, and what it is about. Raises Damaged and OSError.
+
+    A process that looks at a mapped file which was cut in place is killed by the system.
+    """
+    with open(path, "rb") as opened:
+        content = opened.read() if os.fstat(opened.fileno()).st_size < MAPPED_FROM else None
+        file = opened if content is None else io.BytesIO(content)
         head = _head(file)
         for name, (dtype, first, count, crc) in head["arrays"].items():
             found = 0
@@ -55,10 +63,10 @@ def read_arrays(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[st
                 found = google_crc32c.extend(found, block)
             if found != crc:
                 raise Damaged(f"the checksum of {name} is wrong")
-        arrays = {}  # of the file that was checked, whatever has this name by now
-        for name, (dtype, first, count, _) in head["arrays"].items():
-            mapped = np.memmap(file, dtype, mode="r", offset=first, shape=(count,)) if count else np.zeros(0, dtype)
-            arrays[name] = np.asarray(mapped)
+        # of the file that was checked, whatever has this name by now
+        content = np.memmap(opened, mode="r") if content is None else content
+    entries = head["arrays"].items()
+    arrays = {name: np.frombuffer(content, dtype, count, first) for name, (dtype, first, count, _) in entries}
     return arrays, head["about"]
 
 
