@@ -363,6 +363,37 @@ def test_data_in_several_folders_that_are_copied_with_their_index_are_listed_ane
     assert f"it is that of {roots[0]} and of data elsewhere; listing again" in capsys.readouterr().err
 
 
+def test_a_root_may_end_in_a_slash(tmp_path, no_headers, capsys):
+    root = WRITERS["webdataset"](tmp_path / "data", ITEMS)
+    folder = root if root.is_dir() else root.parent
+    for _ in range(2):
+        aged(tmp_path / "data")
+        first = open_source("webdataset", f"{folder}/")
+    no_headers()
+    for spelling in (folder, f"{folder}/"):
+        assert contents(open_source("webdataset", spelling).index) == contents(first.index)
+    assert len(list(folder.glob(f"{FOLDER}/*.index"))) == 1
+    assert "7 recordings as they were listed" in capsys.readouterr().err
+
+
+def test_lengths_move_with_the_data(tmp_path, monkeypatch):
+    root = kept_folder(tmp_path)
+    index_file(root).unlink()
+    os.rename(root, tmp_path / "moved")
+    monkeypatch.setattr(listing, "probe", lambda path: pytest.fail(f"looked at {path}"))
+    assert len(open_source("folder", tmp_path / "moved").index) == 7
+
+
+def test_the_index_of_a_split_lies_in_the_folder_of_its_files(tmp_path):
+    root = WRITERS["parquet"](tmp_path / "data", ITEMS)
+    folder = root if root.is_dir() else root.parent
+    (parts,) = [path for path in folder.glob("*.parquet")]
+    os.rename(parts, folder / "train-00000-of-00001.parquet")
+    aged(tmp_path / "data")
+    assert len(open_source("parquet", f"{folder}@train").index) == 7
+    assert len(list(folder.glob(f"{FOLDER}/*.index"))) == 1 and not (folder.parent / FOLDER).exists()
+
+
 def test_a_manifest_may_be_named_from_any_directory(tmp_path, monkeypatch, no_headers):
     manifest = aged(WRITERS["jsonl"](tmp_path / "data", ITEMS).parent) / "manifest.json"
     monkeypatch.chdir(manifest.parent)

@@ -80,7 +80,7 @@ class KeptListing:
     """
 
     def __init__(self, kind: str, roots: Sequence[str | os.PathLike], options: str = ""):
-        self._places = places = [os.fspath(root) for root in roots]
+        self._places = places = [str(pathlib.Path(root)) for root in roots]
         self.home = places[0] if os.path.isdir(places[0]) else os.path.dirname(places[0]) or "."
         absolute = os.path.abspath(self.home)
         settings = json.dumps([[os.path.relpath(place, self.home) for place in places], options])
@@ -159,7 +159,7 @@ class KeptListing:
 
     def find(self, path: str, size: int, modified: int) -> Measured | None:
         """What an earlier listing has measured of a file of this size and time of change."""
-        return self._headers.find(path, size, modified)
+        return self._headers.find(_relative(path, self.home), size, modified)
 
     def add(self, measured: Sequence[Measured]) -> None:
         """Keeps what was measured of some files. From the first time on, other processes keep nothing."""
@@ -167,6 +167,7 @@ class KeptListing:
             self.is_begun = True
             self.index_file = self._begin()
         if self.index_file is not None:
+            measured = [one._replace(path=_relative(one.path, self.home)) for one in measured]
             try:
                 self._headers.add(self.index_file.with_suffix(".headers"), measured)
             except OSError as error:

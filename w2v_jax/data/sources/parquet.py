@@ -11,6 +11,7 @@ where there is no column of ids; a folder of one language can be a root.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -48,17 +49,18 @@ def make(data, root) -> AudioFiles:
     skipped: list[Skip] = []
     large: list[str] = []
     entries = root_entries(root) or map(str, roots(root))  # which raises
+    places = [named_split(entry, data.split) for entry in entries]
     states: States = {}
-    files = [file for entry in entries for file in _files(entry, data.split, skipped=skipped, states=states)]
+    files = [file for path, split in places for file in _files(path, split, skipped=skipped, states=states)]
     return list_parts(
         data,
         (_candidates(file, skipped, large) for file in files),
         kind="parquet",
-        where=root_entries(root),
+        where=[path for path, _ in places],
         skipped=skipped,
         states=states,
         notes=_notes(large),
-        options=data.split,
+        options=json.dumps([split for _, split in places]),
     )
 
 
@@ -70,9 +72,8 @@ def _notes(large: list[str]) -> Iterator[str]:
         )
 
 
-def _files(entry: str, split: str, *, skipped: list[Skip], states: States) -> list[Archive]:
+def _files(path: str, split: str, *, skipped: list[Skip], states: States) -> list[Archive]:
     """The files of a root that belong to the split. Raises UserError where none does."""
-    path, split = named_split(entry, split)
     files = archives(path, PARQUET, skipped, what=".parquet", states=states)
     splits = [_split(file) for file in files]
     if not any(splits) and split in ("", DEFAULT):
