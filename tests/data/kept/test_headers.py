@@ -64,4 +64,5 @@ def test_headers_of_another_mark_are_not_found_and_are_written_over(tmp_path):
     assert not len(other)
     other.add(tmp_path / "h", MEASURED[4:6])
     other.add(tmp_path / "h", MEASURED[6:7])
-    assert found(Headers(tmp_path / "h", mark=b"two")) == MEASURED[4:7] and not len(Headers(tmp_path / "h", mark=b"one"))
+    assert found(Headers(tmp_path / "h", mark=b"two")) == MEASURED[4:7]
+    assert not len(Headers(tmp_path / "h", mark=b"one"))

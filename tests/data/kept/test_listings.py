@@ -463,7 +463,19 @@ def test_a_second_process_lists_without_keeping_what_it_lists(tmp_path, capsys):
     other.close()
     open_source("jsonl", manifest)
     assert "kept in" in capsys.readouterr().err
-    assert sorted(path.suffix for path in (tmp_path / "data" / FOLDER).iterdir()) == [".headers", ".index"]
+    names = sorted(path.suffix or path.name for path in (tmp_path / "data" / FOLDER).iterdir())
+    assert names == [".gitignore", ".headers", ".index"]
+
+
+def test_a_folder_whose_time_lies_in_the_future_is_listed_once(tmp_path, no_headers, capsys):
+    root = kept_folder(tmp_path)
+    os.utime(root, (time.time() + 9e6, time.time() + 9e6))
+    open_source("folder", root)
+    assert f"{root} has changed since; listing again" in capsys.readouterr().err
+    no_headers()
+    open_source("folder", root)
+    assert "7 recordings as they were listed" in capsys.readouterr().err
+    assert (root / FOLDER / ".gitignore").read_text() == "*\n"
 
 
 def test_other_options_and_roots_have_other_listings_and_other_versions_none(tmp_path, monkeypatch, capsys):

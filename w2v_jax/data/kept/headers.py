@@ -1,7 +1,8 @@
 """The lengths of files that were read before: a listing that was killed, or is made anew, opens none of them again.
 
 A file of blocks, to which a listing adds one for each thousand files: the number of records and their CRC-32C, and the
-records. Before them stands a mark of what measured them: lengths of another one are not used. What follows a damaged block, as the end of one that a kill cut, is read again.
+records. Before them stands a mark of what measured them: lengths of another one are not used. What follows a damaged
+block, as the end of one that a kill cut, is read again.
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@
     FOLDER/.w2v_jax/NAME.lock       held while one process lists
 
 FOLDER is the first root, or where the manifest lies; where it cannot be written, W2V_JAX_CACHE/listings (by default in
-~/.cache/w2v_jax), which holds at most CACHE_BYTES. Paths in FOLDER are kept relative to it, so that it may be moved; not where anything
-that decides the rows lies elsewhere.
+~/.cache/w2v_jax), which holds at most CACHE_BYTES. Paths in FOLDER are kept relative to it, so that it may be moved;
+not where anything that decides the rows lies elsewhere.
 
 An index is used while all that decides its rows is as it was: size and time of manifests, texts and shards, and of
 files that were skipped; times of all folders, which change with the names in them. A file whose content alone has
-changed is noticed when it is read (`AudioFiles`), which marks the index as stale, so that the next start lists again, or
-by the first look at SAMPLED files. The index stays, because others may have mapped it.
+changed is noticed when it is read (`AudioFiles`), which marks the index as stale, so that the next start lists again,
+or by the first look at SAMPLED files. The index stays, because others may have mapped it.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ SAMPLED = 100
 """Files of recordings that are looked at when an index is opened: all of them change where data are copied."""
 SETTLED = 2.0
 """Seconds for which what has just changed might change again without another time of change."""
+AHEAD = 3600.0
+"""Seconds by which the clock of a file system may be ahead. Times beyond were set by hand."""
 UNSETTLED = (-2, 0)
 """The state of what cannot be trusted to be the same when its size and time are."""
 _PACKAGES = ("soundfile", "av", "pyarrow", "array_record")
@@ -178,6 +180,8 @@ class KeptListing:
         for folder in self.folders:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                if not (ignored := folder / ".gitignore").exists():
+                    ignored.write_text("*\n")
                 lock = folder / f"{self.name}.lock"
                 self._lock.enter_context(locked_file(lock, _give_up))
                 self._lock.callback(lock.unlink, missing_ok=True)  # while it is held
@@ -321,7 +325,7 @@ def _state(path: str) -> State:
 def _settled(path: str) -> State:
     """The state of a path, UNSETTLED where it may be changing."""
     state = _state(path)
-    return UNSETTLED if state is not None and time.time() - state[1] / 1e9 < SETTLED else state
+    return UNSETTLED if state is not None and -AHEAD < time.time() - state[1] / 1e9 < SETTLED else state
 
 
 def _relative(text: str, home: str) -> str:
