@@ -127,10 +127,10 @@ def file_digest(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-State = tuple[int, int] | tuple[int, int, int, int] | None
+FileState = tuple[int, int] | tuple[int, int, int, int] | None
 
 
-def state_of(path: str | os.PathLike) -> State:
+def state_of(path: str | os.PathLike) -> FileState:
     """(bytes, time of change in nanoseconds) of a file; None where there is none.
 
     Of a folder (-1, time of change, inode, time of change of the inode): who sets the first time, as tar does, changes
@@ -145,7 +145,7 @@ def state_of(path: str | os.PathLike) -> State:
     return status.st_size, status.st_mtime_ns
 
 
-def is_same_state(before: State, now: State) -> bool:
+def is_same_state(before: FileState, now: FileState) -> bool:
     """Whether two states are one. That of a copied folder is where the time of change is the same."""
     if before is None or now is None:
         return before is now

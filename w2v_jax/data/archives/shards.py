@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from w2v_jax.core.cli import UserError
 from w2v_jax.data.index import Skip, root_entries, roots
 from w2v_jax.data.io.listing import folders_below, not_audio
-from w2v_jax.data.kept.listings import States, states_of
+from w2v_jax.data.kept.listings import FileStates, states_of
 
 
 class Archive(NamedTuple):
@@ -19,7 +19,7 @@ class Archive(NamedTuple):
     name: str
 
 
-def archives(root: Any, ending: str, skipped: list[Skip], *, what: str, states: States) -> list[Archive]:
+def archives(root: Any, ending: str, skipped: list[Skip], *, what: str, states: FileStates) -> list[Archive]:
     """The files that a root names: a file, all below a folder, or those of a pattern such as `a-{000..127}.tar`.
 
     `ending` is a regular expression, and `what` tells it to people. Files of a folder with other names join `skipped`.

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from w2v_jax.core.cli import UserError, os_error_text
-from w2v_jax.core.files import State, state_of
+from w2v_jax.core.files import FileState, state_of
 from w2v_jax.core.progress import ProgressBar
 from w2v_jax.core.text import numbered_lines
 from w2v_jax.data.index import UNKNOWN, Index, ReadError, Row, Skip, make_index, usable
@@ -24,7 +24,7 @@ from w2v_jax.data.io.address import file_of
 from w2v_jax.data.io.audio import AudioFiles, Header, probe
 from w2v_jax.data.kept.headers import Measured
 from w2v_jax.data.kept.listings import FOLDER as KEPT_FOLDER
-from w2v_jax.data.kept.listings import UNSETTLED, KeptListing, States, note_state
+from w2v_jax.data.kept.listings import UNSETTLED, FileStates, KeptListing, note_state
 
 SURROGATES = "[\ud800-\udfff]"
 """A regular expression of what is not a character, e.g. the bytes of a file name that is not UTF-8."""
@@ -82,7 +82,7 @@ def list_parts(
     kind: str,
     where: Sequence[str | os.PathLike],
     skipped: list[Skip],
-    states: States,
+    states: FileStates,
     notes: Iterable[str] = (),
     options: str = "",
 ) -> AudioFiles:
@@ -107,7 +107,7 @@ def list_parts(
 
 
 def _list_index(
-    candidates: Iterable[Candidate], workers: int, *, skipped: list[Skip], states: States, kept: KeptListing | None
+    candidates: Iterable[Candidate], workers: int, *, skipped: list[Skip], states: FileStates, kept: KeptListing | None
 ) -> Index:
     """The index of all candidates that are readable. Adds the files of those that are not to `states`."""
     _check_packages()
@@ -133,12 +133,12 @@ class _Checked(NamedTuple):
 
     header: Header | str
     file: str
-    state: State
+    state: FileState
     is_new: bool
 
 
 def _rows(
-    candidates: Iterable[Candidate], workers: int, *, notes: Notes, states: States, kept: KeptListing | None
+    candidates: Iterable[Candidate], workers: int, *, notes: Notes, states: FileStates, kept: KeptListing | None
 ) -> Iterator[tuple[str, Row | str]]:
     """(path, row) of each candidate; the reason as text in place of the row where there is none."""
     check = functools.lru_cache(4 * CANDIDATES_AT_ONCE)(functools.partial(_check, kept))  # a file of segments once
@@ -199,7 +199,7 @@ def _is_checked(candidate: Candidate) -> bool:
     return candidate.rate is not None and candidate.frames is not None
 
 
-def _row(candidate: Candidate, *, frames: int, rate: int, state: State = None) -> Row:
+def _row(candidate: Candidate, *, frames: int, rate: int, state: FileState = None) -> Row:
     size, modified, *_ = state or (UNKNOWN, UNKNOWN)
     return Row(
         candidate.id,
@@ -241,7 +241,7 @@ def _segment(candidate: Candidate, checked: _Checked, notes: Notes) -> Row | str
 
 
 def folders_below(
-    paths: Sequence[str | os.PathLike], skipped: list[Skip], states: States
+    paths: Sequence[str | os.PathLike], skipped: list[Skip], states: FileStates
 ) -> Iterator[tuple[str, str, list[str]]]:
     """(root, folder, sorted names of its files) for each of `paths` and all folders below, each once, in one order."""
     visited: set[tuple[int, int]] = set()
@@ -256,7 +256,7 @@ def folders_below(
 
 
 def _scan(
-    folder: str, visited: set[tuple[int, int]], *, skipped: list[Skip], states: States
+    folder: str, visited: set[tuple[int, int]], *, skipped: list[Skip], states: FileStates
 ) -> tuple[list[str], list[str]]:
     """Sorted paths of the directories and sorted names of the files in `folder`; none if it was visited before.
 
@@ -303,7 +303,7 @@ class Transcript(NamedTuple):
     location: str
 
 
-def read_transcripts(path: str, transcripts: dict[str, Transcript], *, skipped: list[Skip], states: States) -> None:
+def read_transcripts(path: str, transcripts: dict[str, Transcript], *, skipped: list[Skip], states: FileStates) -> None:
     """Adds the lines "utterance text", with white space between, to `transcripts`, and the file to `states`.
 
     The last text of a repeated utterance counts.

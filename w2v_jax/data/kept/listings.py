@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from w2v_jax.core.cli import os_error_text
-from w2v_jax.core.files import State, append_lines, is_same_state, locked_file, state_of
+from w2v_jax.core.files import FileState, append_lines, is_same_state, locked_file, state_of
 from w2v_jax.core.storage import cache_folder
 from w2v_jax.data.index import COLUMNS, TEXTS, UNKNOWN, Index, Skip, index_of
 from w2v_jax.data.io.address import file_of
@@ -57,19 +57,19 @@ _PACKAGES = ("soundfile", "av", "pyarrow", "array_record")
 _VERSION = 2
 """Of the files, and of what listing decides about the same recordings."""
 
-States = dict[str, State]
+FileStates = dict[str, FileState]
 """The state of each path that decides the rows of a listing, as it was before the path was read."""
 
 
-def note_state(path: str | os.PathLike, states: States) -> None:
+def note_state(path: str | os.PathLike, states: FileStates) -> None:
     """Adds the present state of a path to `states`. To be called before it is read."""
     if os.fspath(path) not in states:
         states[os.fspath(path)] = _settled(os.fspath(path))
 
 
-def states_of(paths: Iterable[str | os.PathLike]) -> States:
+def states_of(paths: Iterable[str | os.PathLike]) -> FileStates:
     """The present states of some paths."""
-    states: States = {}
+    states: FileStates = {}
     for path in paths:
         note_state(path, states)
     return states
@@ -192,7 +192,7 @@ class KeptListing:
             return folder / f"{self.name}.index"
         return None
 
-    def write(self, index: Index, states: States) -> Index:
+    def write(self, index: Index, states: FileStates) -> Index:
         """Keeps an index. Returns it as it is kept; itself where it is small, or cannot be written.
 
         states: those of all that decides its rows. Where the index is small, removes one of earlier.
@@ -230,7 +230,7 @@ class KeptListing:
         """Lets other processes keep what they list."""
         self._lock.close()
 
-    def _write(self, path: pathlib.Path, index: Index, states: States) -> None:
+    def _write(self, path: pathlib.Path, index: Index, states: FileStates) -> None:
         arrays: dict[str, np.ndarray] = {"hashes": index.id_hashes()}
         relative_to = ""
         for name in COLUMNS:
@@ -315,14 +315,14 @@ def _names(folder: str) -> set[str]:
         return set()
 
 
-def _state(path: str) -> State:
+def _state(path: str) -> FileState:
     try:
         return state_of(path)
     except OSError:
         return UNSETTLED
 
 
-def _settled(path: str) -> State:
+def _settled(path: str) -> FileState:
     """The state of a path, UNSETTLED where it may be changing."""
     state = _state(path)
     return UNSETTLED if state is not None and -AHEAD < time.time() - state[1] / 1e9 < SETTLED else state

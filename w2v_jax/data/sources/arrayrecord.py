@@ -16,13 +16,13 @@ from w2v_jax.data.index import ReadError, Skip, root_entries
 from w2v_jax.data.io.address import ARRAY_RECORD, numbered
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.listing import Candidate, list_parts
-from w2v_jax.data.kept.listings import States
+from w2v_jax.data.kept.listings import FileStates
 
 
 def make(data, root) -> AudioFiles:
     """The source of all records that `root` names. Uses data.min_seconds and data.workers. Raises UserError."""
     skipped: list[Skip] = []
-    states: States = {}
+    states: FileStates = {}
     files = archives(root, ARRAY_RECORD, skipped, what=".array_record", states=states)
     parts = (_candidates(file, skipped) for file in files)
     return list_parts(data, parts, kind="arrayrecord", where=root_entries(root), skipped=skipped, states=states)

@@ -24,7 +24,7 @@ from w2v_jax.data.io.listing import (
     read_transcripts,
     skip_without_audio,
 )
-from w2v_jax.data.kept.listings import States
+from w2v_jax.data.kept.listings import FileStates
 
 EXTENSIONS = frozenset(".flac .wav .wave .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .sph .w64 .rf64".split())
 TRANSCRIPTS = ".trans.txt"
@@ -41,12 +41,12 @@ def make(data, root) -> AudioFiles:
         if not path.is_dir():
             raise UserError(f"data.root: {str(path)!r} is a file; data.name=folder needs directories")
     skipped: list[Skip] = []
-    states: States = {}
+    states: FileStates = {}
     parts = [walk(paths, skipped, states)]
     return list_parts(data, parts, kind="folder", where=paths, skipped=skipped, states=states)
 
 
-def walk(paths: Sequence[pathlib.Path], skipped: list[Skip], states: States) -> Iterator[Candidate]:
+def walk(paths: Sequence[pathlib.Path], skipped: list[Skip], states: FileStates) -> Iterator[Candidate]:
     """The audio files below some folders, with ids, transcripts and speakers. All other files join `skipped`."""
     others: Counter[str] = Counter()
     for root, folder, files in folders_below(paths, skipped, states):
@@ -57,7 +57,7 @@ def walk(paths: Sequence[pathlib.Path], skipped: list[Skip], states: States) -> 
 
 
 def _candidates(
-    root: str, folder: str, *, files: list[str], others: Counter[str], skipped: list[Skip], states: States
+    root: str, folder: str, *, files: list[str], others: Counter[str], skipped: list[Skip], states: FileStates
 ) -> Iterator[Candidate]:
     """The audio files of a folder with their transcripts. Counts other files by extension in `others`."""
     transcripts: dict[str, Transcript] = {}

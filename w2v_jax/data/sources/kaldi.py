@@ -24,7 +24,7 @@ from w2v_jax.data.io.address import channel_of, in_file
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.containers import UNKNOWN_LENGTH
 from w2v_jax.data.io.listing import Candidate, Transcript, beside, list_parts, read_transcripts, skip_without_audio
-from w2v_jax.data.kept.listings import States, note_state, states_of
+from w2v_jax.data.kept.listings import FileStates, note_state, states_of
 
 PIPE = "a pipe, which is not run: write its output to a file, e.g. wav-copy scp:wav.scp ark,scp:wav.ark,new.scp"
 
@@ -41,7 +41,7 @@ def make(data, root) -> AudioFiles:
     return list_parts(data, parts, kind="kaldi", where=folders, skipped=skipped, states=states)
 
 
-def _candidates(folder: pathlib.Path, skipped: list[Skip], states: States) -> Iterator[Candidate]:
+def _candidates(folder: pathlib.Path, skipped: list[Skip], states: FileStates) -> Iterator[Candidate]:
     texts, speakers = (_table(folder / name, skipped, states) for name in ("text", "utt2spk"))
     used = set()
     read = _segments if (folder / "segments").is_file() else _recordings
@@ -52,14 +52,14 @@ def _candidates(folder: pathlib.Path, skipped: list[Skip], states: States) -> It
     skip_without_audio(texts, used, skipped)
 
 
-def _table(path: pathlib.Path, skipped: list[Skip], states: States) -> dict[str, Transcript]:
+def _table(path: pathlib.Path, skipped: list[Skip], states: FileStates) -> dict[str, Transcript]:
     table: dict[str, Transcript] = {}
     if path.is_file():
         read_transcripts(str(path), table, skipped=skipped, states=states)
     return table
 
 
-def _recordings(folder: pathlib.Path, skipped: list[Skip], states: States) -> Iterator[Candidate]:
+def _recordings(folder: pathlib.Path, skipped: list[Skip], states: FileStates) -> Iterator[Candidate]:
     """One for each line of wav.scp. Adds the archives to `states`."""
     for number, line in numbered_lines(folder / "wav.scp"):
         name, place = (*line.split(maxsplit=1), "", "")[:2]
@@ -73,7 +73,7 @@ def _recordings(folder: pathlib.Path, skipped: list[Skip], states: States) -> It
                 skipped.append(Skip(f"{where} ({name})", str(error)))
 
 
-def _address(folder: pathlib.Path, place: str, *, name: str, states: States) -> str:
+def _address(folder: pathlib.Path, place: str, *, name: str, states: FileStates) -> str:
     """Where a recording of wav.scp is. Raises ValueError with the reason where it cannot be read."""
     if place.endswith("|") or place == "-":
         raise ValueError(PIPE)
@@ -95,7 +95,7 @@ def _address(folder: pathlib.Path, place: str, *, name: str, states: States) -> 
     return in_file(path, start, size, name=name)
 
 
-def _segments(folder: pathlib.Path, skipped: list[Skip], states: States) -> Iterator[Candidate]:
+def _segments(folder: pathlib.Path, skipped: list[Skip], states: FileStates) -> Iterator[Candidate]:
     """One for each line of segments. Those of recordings that wav.scp lacks join `skipped`."""
     missing: list[Skip] = []
     recordings: dict[str, str] = {}

@@ -15,7 +15,7 @@ from w2v_jax.core.text import numbered_lines
 from w2v_jax.data.index import Skip, roots
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.listing import Candidate, list_parts
-from w2v_jax.data.kept.listings import States, states_of
+from w2v_jax.data.kept.listings import FileStates, states_of
 
 EXTENSIONS = (".flac", ".opus")
 
@@ -34,7 +34,7 @@ def make(data, root) -> AudioFiles:
     return list_parts(data, parts, kind="mls", where=folders, skipped=skipped, states=states)
 
 
-def _candidates(folder: pathlib.Path, skipped: list[Skip], states: States) -> Iterator[Candidate]:
+def _candidates(folder: pathlib.Path, skipped: list[Skip], states: FileStates) -> Iterator[Candidate]:
     extensions = list(EXTENSIONS)
     for number, line in numbered_lines(folder / "transcripts.txt"):
         id, _, text = line.partition("\t")

@@ -32,7 +32,7 @@ from w2v_jax.data.index import ReadError, Skip, root_entries, roots
 from w2v_jax.data.io.address import PARQUET, in_file, numbered
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.listing import Candidate, list_parts
-from w2v_jax.data.kept.listings import States
+from w2v_jax.data.kept.listings import FileStates
 
 LARGE_GROUP = 32 << 20
 """Bytes of a compressed row group, all of which are read for one recording, from which on a person is told."""
@@ -50,7 +50,7 @@ def make(data, root) -> AudioFiles:
     large: list[str] = []
     entries = root_entries(root) or map(str, roots(root))  # which raises
     places = [named_split(entry, data.split) for entry in entries]
-    states: States = {}
+    states: FileStates = {}
     files = [file for path, split in places for file in _files(path, split, skipped=skipped, states=states)]
     return list_parts(
         data,
@@ -72,7 +72,7 @@ def _notes(large: list[str]) -> Iterator[str]:
         )
 
 
-def _files(path: str, split: str, *, skipped: list[Skip], states: States) -> list[Archive]:
+def _files(path: str, split: str, *, skipped: list[Skip], states: FileStates) -> list[Archive]:
     """The files of a root that belong to the split. Raises UserError where none does."""
     files = archives(path, PARQUET, skipped, what=".parquet", states=states)
     splits = [_split(file) for file in files]

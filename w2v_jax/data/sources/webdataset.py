@@ -27,7 +27,7 @@ from w2v_jax.data.index import Skip, root_entries
 from w2v_jax.data.io.address import in_file
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.listing import SURROGATES, Candidate, list_parts
-from w2v_jax.data.kept.listings import States
+from w2v_jax.data.kept.listings import FileStates
 from w2v_jax.data.sources.folder import EXTENSIONS, MAC
 
 ENDING = r"\.(tar|tar\.\w+|tgz)"
@@ -55,7 +55,7 @@ class ShardFile(NamedTuple):
 def make(data, root) -> AudioFiles:
     """The source of the shards that `root` names. Uses data.min_seconds and data.workers. Raises UserError."""
     skipped: list[Skip] = []
-    states: States = {}
+    states: FileStates = {}
     shards = archives(root, ENDING, skipped, what=".tar", states=states)
     parts = (_candidates(shard.path, skipped) for shard in shards)
     return list_parts(data, parts, kind="webdataset", where=root_entries(root), skipped=skipped, states=states)
