@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import socket
 import sys
 from collections.abc import Iterable, Mapping
@@ -76,3 +77,16 @@ def varied(cases: Iterable[Any], *quick: Any) -> list[Any]:
         return pytest.param(*values, marks=() if is_quick else pytest.mark.slow)
 
     return [parameter(case) for case in cases]
+
+
+def with_a_damaged_file(recordings: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """A copy of a folder of recordings in `folder`, with one that is damaged and a file of another kind."""
+    shutil.copytree(recordings, folder)
+    (folder / "damaged.wav").write_bytes(b"nothing")
+    (folder / "notes.txt").write_text("no audio")
+    return folder
+
+
+def assert_only_the_damaged_is_named(report: str) -> None:
+    """Of `with_a_damaged_file`: files of other kinds are no recordings."""
+    assert "skipped 1:\n  1 x " in report and "damaged.wav" in report and "notes" not in report

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import shutil
 import weakref
 
 import numpy as np
 import pytest
-from commands import read_lines
+from commands import assert_only_the_damaged_is_named, read_lines, with_a_damaged_file
 
 from w2v_jax import evaluate
 from w2v_jax.core.cli import UserError
@@ -114,13 +113,9 @@ def test_recordings_without_a_transcript_are_left_out_of_the_rates(ctc_run, hear
 
 
 def test_recordings_that_cannot_be_listed_are_counted_and_named(ctc_run, heard, tmp_path, capsys):
-    """Files of other kinds are no recordings."""
-    some = pathlib.Path(shutil.copytree(heard, tmp_path / "some"))
-    (some / "damaged.wav").write_bytes(b"nothing")
-    (some / "notes.txt").write_text("no audio")
+    some = with_a_damaged_file(heard, tmp_path / "some")
     assert evaluate.main(["--run", str(ctc_run), "--root", str(some), "--out", str(tmp_path / "out")]) == 0
-    report = capsys.readouterr().out
-    assert "skipped 1:\n  1 x " in report and "damaged.wav" in report and "notes" not in report
+    assert_only_the_damaged_is_named(capsys.readouterr().out)
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["not_listed"] == 1
     last = read_lines(tmp_path / "out" / "hypotheses.jsonl")[-1]
     assert last["skipped"] and last["path"] == str(some / "damaged.wav") and last["reason"]

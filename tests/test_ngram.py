@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import shutil
 
 import pytest
+from commands import assert_only_the_damaged_is_named, with_a_damaged_file
 
 from w2v_jax import ngram
 from w2v_jax.core.cli import UserError
@@ -58,13 +58,9 @@ def test_language_models_learn_no_empty_sentences(tmp_path, capsys):
 
 
 def test_recordings_that_cannot_be_listed_are_named(ctc_run, heard, tmp_path, capsys):
-    """Files of other kinds are no recordings."""
-    some = pathlib.Path(shutil.copytree(heard, tmp_path / "some"))
-    (some / "damaged.wav").write_bytes(b"nothing")
-    (some / "notes.txt").write_text("no audio")
+    some = with_a_damaged_file(heard, tmp_path / "some")
     assert ngram.main(["--run", str(ctc_run), "--root", str(some), "--out", str(tmp_path / "lm.arpa")]) == 0
-    report = capsys.readouterr().out
-    assert "skipped 1:\n  1 x " in report and "damaged.wav" in report and "notes" not in report
+    assert_only_the_damaged_is_named(capsys.readouterr().out)
 
 
 def test_nothing_left_to_learn_tells_all_of_it(ctc_run, heard, tmp_path):

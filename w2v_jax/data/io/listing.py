@@ -71,6 +71,7 @@ def list_files(
     `where` names the data in messages. `workers` are threads (0: one per core). `skipped` may grow while `candidates`
     is iterated; the index takes all of it. Raises UserError where no row remains.
     """
+    _check_packages()
     index = _list_index(candidates, workers or os.cpu_count() or 1, skipped=skipped, states={}, kept=None)
     return AudioFiles(usable(index, where, min_seconds))
 
@@ -110,7 +111,6 @@ def _list_index(
     candidates: Iterable[Candidate], workers: int, *, skipped: list[Skip], states: FileStates, kept: KeptListing | None
 ) -> Index:
     """The index of all candidates that are readable. Adds the files of those that are not to `states`."""
-    _check_packages()
     notes: Notes = defaultdict(list)
     results = _rows(candidates, workers, notes=notes, states=states, kept=kept)
     index = make_index(usable_rows(results, skipped), skipped)
