@@ -201,8 +201,7 @@ def check_export(config: Config, head: str) -> None:
     if config.method == "hubert" and head != "encoder":
         raise UserError("transformers has no model for the heads of HuBERT: --encoder-only exports its encoder")
     exported = ("wav2vec2", "wavlm", "hubert", "ctc")
-    has_trunk = isinstance(methods.load(config).encoder, Wav2Vec2Encoder)
-    if config.method not in exported or not has_trunk:
+    if config.method not in exported or not isinstance(methods.load(config).encoder, Wav2Vec2Encoder):
         raise UserError(
             f"transformers has no model for method {config.method!r}; only wav2vec 2.0, WavLM, CTC on them, and HuBERT "
             "can be exported"

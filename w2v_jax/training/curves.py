@@ -23,9 +23,8 @@ def draw_curves(rows: Sequence[MetricsRow], path, levels: Levels | None = None) 
     levels = levels or {}
     figure = Figure(figsize=(12, 11), dpi=110)
     FigureCanvasAgg(figure)
-    place = dict(
-        left=0.07, right=0.93, top=0.965, bottom=0.05, hspace=0.34, wspace=0.3
-    )  # a solver would draw it thrice
+    # Fixed places: a layout solver would draw everything three times.
+    place = dict(left=0.07, right=0.93, top=0.965, bottom=0.05, hspace=0.34, wspace=0.3)
     axes = figure.subplots(3, 2, gridspec_kw=place)
     _draw_loss(axes[0, 0], rows, levels)
     _draw_accuracy(axes[0, 1], rows, levels)
