@@ -326,7 +326,7 @@ def evaluate(run: pathlib.Path, root: str, source: str) -> dict[str, Any]:
 def minutes_of(run: pathlib.Path) -> float:
     """What the updates of a run took, without start-up, compilation and evaluation, whether it was stopped or not."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    seconds = [row["step_seconds"] for row in rows if row["split"] == "train"]
+    seconds = [row["step_seconds"] for row in rows if row["split"] == "train" and "step_seconds" in row]
     return float(np.mean(seconds)) * rows[-1]["step"] / 60
 
 
