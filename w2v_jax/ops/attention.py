@@ -78,13 +78,18 @@ def attention(
         if platform() != "gpu":
             raise UserError("encoder.attention='cudnn' needs an NVIDIA GPU; 'auto' or 'xla' run without one")
         return _cudnn(query, key, value, num_frames=num_frames)
+    words = noises.bits(noise, query.shape[2]) if noise is not None and drops else None  # [B H]
+    if implementation == "kernel":
+        axes, scaled = ("batch", "frames", "heads", "kv"), query / math.sqrt(query.shape[-1])
+        names = (axes, axes, axes, axes[:1], words if words is None else axes[::2])
+        function = functools.partial(attention_kernel, dropout)
+        return on_each_device(function, names, scaled, key, value, num_frames, words)
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B H F K]: the products are faster so on CPU
-    if implementation in ("blocks", "kernel"):
-        words = noises.bits(noise, query.shape[1]) if noise is not None and drops else None
+    if implementation == "blocks":
         pair = None if bias is None else (bias.gates.swapaxes(1, 2), bias.by_distance)
         axes = ("batch", "heads", "frames", "kv")
         names = (axes, axes, axes, axes[:1], words if words is None else axes[:2], pair and (axes[:3], axes[1:3]))
-        function = functools.partial(_heads_of_device, dropout, implementation)
+        function = functools.partial(_blocks_of_heads, dropout)
         return on_each_device(function, names, query, key, value, num_frames, words, pair).swapaxes(1, 2)
     valid = valid_frames(num_frames, key.shape[2])[:, None, None]
     logits = jnp.einsum("bhqd,bhkd->bhqk", query / math.sqrt(query.shape[-1]), key, preferred_element_type=jnp.float32)
@@ -99,21 +104,6 @@ def _best(half: bool, *, drops: bool, biased: bool, frames: int) -> str:
     if platform() == "gpu" and not drops and not biased:
         return "cudnn" if half else "xla"
     return "kernel" if platform() == "tpu" and not biased and frames <= MOST_FRAMES else "blocks"
-
-
-def _heads_of_device(rate: float, implementation: str, query, key, value, num_frames, words, bias) -> jax.Array:
-    """query, key, value [B H F K], num_frames [B], words [B H] or None, bias (gates [B H F], by distance [H 2F-1])."""
-    batch, heads = query.shape[:2]
-    rows = [x.reshape(batch * heads, *x.shape[2:]) for x in (query, key, value)]
-    num_frames, words = jnp.repeat(num_frames, heads), words if words is None else words.reshape(-1)
-    if bias is not None:
-        bias = bias[0].reshape(-1, bias[0].shape[2]), jnp.tile(bias[1], (batch, 1))
-    out: jax.Array
-    if implementation == "kernel":
-        out = attention_kernel(rate, rows[0] / math.sqrt(query.shape[-1]), *rows[1:], num_frames, words)
-    else:
-        out = _blocks(rate, *rows, num_frames, words, bias)
-    return out.reshape(query.shape)
 
 
 def _cudnn(query, key, value, *, num_frames) -> jax.Array:
@@ -131,6 +121,17 @@ def _cudnn(query, key, value, *, num_frames) -> jax.Array:
 # exponentials, and computes scores and dropout anew (as FlashAttention does, Dao et al. 2022, section 3.1 and
 # appendix B.2); on CPU, where memory is the limit, that is also faster. Rows are the heads of all utterances: query,
 # key, value [R F K], num_frames [R].
+
+
+def _blocks_of_heads(rate: float, query, key, value, num_frames, words, bias) -> jax.Array:
+    """query, key, value [B H F K], num_frames [B], words [B H] or None, bias (gates [B H F], by distance [H 2F-1])."""
+    batch, heads = query.shape[:2]
+    rows = [x.reshape(batch * heads, *x.shape[2:]) for x in (query, key, value)]
+    num_frames, words = jnp.repeat(num_frames, heads), words if words is None else words.reshape(-1)
+    if bias is not None:
+        bias = bias[0].reshape(-1, bias[0].shape[2]), jnp.tile(bias[1], (batch, 1))
+    out: jax.Array = _blocks(rate, *rows, num_frames, words, bias)
+    return out.reshape(query.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
