@@ -27,6 +27,7 @@ FINE = ("PCM_32", "FLOAT", "DOUBLE")
 FLAC_CHANNELS, FLAC_RATE = 8, 655_350
 MOST_BYTES = 1 << 30
 """Of one record. A protocol buffer holds less than twice as much."""
+TOO_LONG = "too long for a record: more than 1 GiB of FLAC; cut it with --cut-seconds"
 BLOCK_SECONDS = 60
 
 
@@ -90,7 +91,7 @@ def stored(source: AudioFiles, row: int, options: Options) -> Stored:
     for piece, flac in zip(parts, encoded, strict=True):
         about = piece_row(index, row, piece)
         if len(flac.audio) > MOST_BYTES:
-            raise ReadError(f"too long for a record: {len(flac.audio):,} bytes of FLAC; cut it with --cut-seconds")
+            raise ReadError(TOO_LONG)
         records.append(Record(about.id, flac.audio, flac.frames, flac.rate, about.speaker, about.transcript))
     untold = len(parts) > 1 and bool(index.transcripts[row])
     return Stored(records, is_kept, is_silent(level.low, level.high), level.clipped, untold)
@@ -145,6 +146,8 @@ def _kept(source: AudioFiles, row: int, content: BinaryIO, *, level: _Level, dec
     frames, rate = int(source.index.frames[row]), int(source.index.rates[row])
     content.seek(0)
     audio = content.read(MOST_BYTES + 1)
+    if len(audio) > MOST_BYTES:
+        raise ReadError(TOO_LONG)
     if decode:
         for start in range(0, frames, BLOCK_SECONDS * rate):
             count = min(BLOCK_SECONDS * rate, frames - start)
@@ -163,11 +166,11 @@ def _exact(
     """
     import soundfile
 
-    recordings = find_parts(content)
-    if len(recordings.parts) > 1 or recordings.parts[0].is_mp3:
+    first, *others = find_parts(content).parts
+    if others or first.is_mp3:
         return None
     try:
-        file = soundfile.SoundFile(PartFile(content, recordings.parts[0]))  # type: ignore[arg-type]
+        file = soundfile.SoundFile(PartFile(content, first))  # type: ignore[arg-type]
     except (soundfile.SoundFileError, RuntimeError):
         return None  # FFmpeg has to read it
     with file:

@@ -60,9 +60,8 @@ def index_report(index: Index, language: str, *, recordings: int) -> dict[str, A
         sides = {"speakers": str(speaker), "languages": language_of(str(path), language), "rates": str(rate)}
         for name, value in sides.items():
             seconds[name][value] += duration
-    return _report(
-        {"recordings": recordings, "records": len(index)}, seconds, lengths, skipped=index.skipped, notes=index.notes
-    )
+    about = {"recordings": recordings, "records": len(index)}
+    return _report(about, seconds, lengths, skipped=index.skipped, notes=index.notes)
 
 
 _SIDES = ("rates", "languages", "speakers")
