@@ -165,6 +165,14 @@ def test_what_cannot_be_written_is_said_in_words(corpus):
         ["--source", "tfds", "--out", "m.jsonl"],
         ["--source", "codes", "--out", "m.jsonl"],
         ["--source", "codes", "--plot", "m.png"],
+        ["--shards", "a", "--out", "m.jsonl"],
+        ["--shards", "a", "--source", "tfds"],
+        ["--shards", "a", "--plot", "m.png"],
+        ["--shards", "a", "--rate", "8000"],
+        ["--report", "m.txt"],
+        ["--rate", "16000"],
+        ["--step", "1"],
+        ["--config", "a.py", "--run", "b", "--step", "1"],
     ],
 )
 def test_wrong_options_are_usage_errors(options, capsys):
@@ -172,6 +180,57 @@ def test_wrong_options_are_usage_errors(options, capsys):
         run("--root", "x", *options)
     assert stopped.value.code == 2
     assert options[-2] in capsys.readouterr().err
+
+
+def test_a_plot_is_written_where_it_is_asked_for(corpus, tmp_path):
+    pytest.importorskip("librosa")
+    assert run("--root", corpus, "--plot", tmp_path / "new" / "sheet.png", "--rows", 1) == 0
+    assert (tmp_path / "new" / "sheet.png").stat().st_size > 5000
+
+
+def test_shards_hold_what_is_usable_and_tell_what_is_not(corpus, tmp_path, capsys):
+    """One of three recordings is broken: more than the share that is allowed where nothing is said."""
+    out = tmp_path / "corpus"
+    options = ("--root", corpus, "--shards", out, "--workers", 1)
+    with pytest.raises(UserError, match=r"1 of 3 recordings \(33.3%\) cannot be used, more than --max-bad=0.01"):
+        run(*options)
+    assert run(*options, "--max-bad", 0.4) == 0
+    said = capsys.readouterr().out
+    assert "is there already" in said and "broken.wav" in said and "--config.data.name=arrayrecord" in said
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"dataset_info.json", "features.json", "report.json", "report.png", "shards.json", "skipped.jsonl"}
+    was, now = open_source("folder", corpus), open_source("arrayrecord", out)
+    assert now.index.fingerprint() == was.index.fingerprint() and not now.index.skipped
+    np.testing.assert_array_equal(now.read(1, 50, 4000), was.read(1, 50, 4000))
+    assert run("--verify", "--root", out) == 0
+    (shard,) = out.glob("*.array_record-*")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert run("--verify", "--root", out) == 1
+    assert "another size" in capsys.readouterr().out
+
+
+def test_an_index_of_pieces_has_every_sample_once(corpus, tmp_path):
+    report = tmp_path / "report.json"
+    options = ["--root", corpus, "--out", tmp_path / "m.jsonl", "--cut-seconds", 0.6, "--report", report]
+    assert run(*options, "--language", "fr") == 0
+    was, now = open_source("folder", corpus).index, open_source("jsonl", tmp_path / "m.jsonl").index
+    assert now.durations.max() <= 0.6 and sum(now.frames) == sum(was.frames)
+    told = json.loads(report.read_text())
+    assert told["recordings"] == 2 and told["records"] == len(now) and told["lost"] == 1
+    assert list(told["hours_of"]["languages"]) == ["fr"] and report.with_suffix(".png").is_file()
+
+
+def test_a_step_shows_what_a_model_is_given(tiny_corpus, tmp_path, capsys):
+    pytest.importorskip("librosa")
+    config = [
+        "--config",
+        "configs/w2v2_base.py:tiny",
+        f"--config.data.root={tiny_corpus}",
+        "--config.data.name=synthetic",
+    ]
+    assert run("--step", 5, *config, "--plot", tmp_path / "step.png", "--rows", 2) == 0
+    said = capsys.readouterr().out
+    assert "step" in said and "row 0" in said and (tmp_path / "step.png").stat().st_size > 5000
 
 
 def test_an_unknown_source_is_answered_with_the_known(tmp_path):

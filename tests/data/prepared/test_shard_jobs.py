@@ -22,6 +22,9 @@ soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("array_record")
 
 
+AS_THEY_ARE = Options()
+
+
 def in_turn(folder, numbers):
     """Makes shards in this process."""
     return ((number, write_shard(folder, number)) for number in numbers)
@@ -49,7 +52,7 @@ def recordings(tmp_path_factory):
     return folder
 
 
-def job_of(folder, options=Options(), shard_bytes=60_000, **about):
+def job_of(folder, options=AS_THEY_ARE, shard_bytes=60_000, **about):
     return ShardJob(folder, options, shard_bytes, language="", about={"source": "folder", **about})
 
 

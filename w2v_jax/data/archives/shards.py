@@ -11,7 +11,6 @@ from w2v_jax.data.index import Skip, root_entries, roots
 from w2v_jax.data.io.listing import folders_below, not_audio
 from w2v_jax.data.kept.listings import FileStates, states_of
 
-
 BESIDE = ("dataset_info.json", "features.json", "shards.json", "report.json", "report.png", "skipped.jsonl")
 """What `prepare` and TensorFlow Datasets write beside files of recordings. Nobody takes them for recordings."""
 
