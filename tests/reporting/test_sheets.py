@@ -75,8 +75,8 @@ def test_lengths_from_milliseconds_to_hours_are_one_histogram(tmp_path):
     assert pixels.shape == (360, 800, 3) and (np.abs(pixels - blue).max(axis=-1) < 0.02).sum() > 1000
 
 
-def test_a_normalised_recording_has_no_full_scale():
+def test_what_is_not_bounded_has_no_full_scale():
     figure = pytest.importorskip("matplotlib.figure").Figure()
     axes = figure.subplots()
-    assert sheets._draw_wave(axes, np.linspace(-4, 4, 9999, dtype=np.float32), 1.0, is_normalized=True) == []
+    assert sheets._draw_wave(axes, np.linspace(-4, 4, 9999, dtype=np.float32), 1.0, is_bounded=False) == []
     assert axes.get_ylim() == (-4, 4)

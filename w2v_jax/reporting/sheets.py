@@ -32,7 +32,8 @@ def pick_rows(durations: np.ndarray, count: int) -> np.ndarray:
 class Panel(NamedTuple):
     """A line of a page: a recording of `seconds` at 16 kHz, or why there is none, and what is said of it.
 
-    rate: that of its file. is_normalized: full scale means nothing, because the recording has unit variance.
+    rate: that of its file. is_bounded: whether samples beyond full scale, silence and an offset are faults. They are
+    none of a recording that was normalised, or made louder in training.
     """
 
     id: str
@@ -42,7 +43,7 @@ class Panel(NamedTuple):
     seconds: float
     rate: int = SAMPLE_RATE
     error: str = ""
-    is_normalized: bool = False
+    is_bounded: bool = True
 
 
 def draw_sheet(source: Source, rows: Sequence[int] | np.ndarray, path: pathlib.Path) -> None:
@@ -138,7 +139,7 @@ def _draw_panel(panel: Panel, *, wave_axes: Any, mel_axes: Any) -> Any:
 
     facts, wave = list(panel.facts), panel.wave
     if wave is not None and len(wave):
-        problems = _draw_wave(wave_axes, wave, panel.seconds, is_normalized=panel.is_normalized)
+        problems = _draw_wave(wave_axes, wave, panel.seconds, is_bounded=panel.is_bounded)
         image = _draw_mel(mel_axes, wave, seconds=panel.seconds, rate=panel.rate)
         facts.append(f"peak {_decibels(np.abs(wave).max())} dB, RMS {_decibels(np.sqrt(np.mean(wave**2)))} dB")
     else:
@@ -156,15 +157,15 @@ def _draw_panel(panel: Panel, *, wave_axes: Any, mel_axes: Any) -> Any:
     return image
 
 
-def _draw_wave(axes: Any, wave: np.ndarray, seconds: float, *, is_normalized: bool = False) -> list[str]:
-    """Plots the envelope of a wave. Returns what is wrong with its level, as text; nothing of a normalised one."""
+def _draw_wave(axes: Any, wave: np.ndarray, seconds: float, *, is_bounded: bool = True) -> list[str]:
+    """Plots the envelope of a wave. Returns what is wrong with its level, as text; nothing of an unbounded one."""
     step = max(1, len(wave) // 1500)
     blocks = np.pad(wave, (0, -len(wave) % step), mode="edge").reshape(-1, step)
     times = np.arange(len(blocks)) * step / SAMPLE_RATE
     axes.fill_between(times, blocks.min(axis=1), blocks.max(axis=1), color=BLUE, linewidth=0.4)
     axes.axhline(0, color=GREY, linewidth=0.4)
     _plain(axes)
-    if is_normalized:
+    if not is_bounded:
         peak = max(1.0, float(np.abs(wave).max()))
         axes.set(xlim=(0, seconds), ylim=(-peak, peak))
         return []

@@ -72,7 +72,10 @@ def step_text(planned: PlannedStep, config: Config) -> str:
         )
     ]
     for row in range(len(info.ids)):
-        lines.append("  ".join([f"row {planned.batch['row'][row]}", info.ids[row], *_facts(planned, row)]))
+        changes = _changes(info.changes[row]) if info.changes else ""
+        lines.append(
+            "  ".join([f"row {planned.batch['row'][row]}", info.ids[row], _crop(planned, row), changes]).rstrip()
+        )
     for name, failed in (("could not be read", info.failed), ("has noise or a room unread", info.no_noise)):
         lines += [f"{name}: {entry.path} ({entry.reason})" for entry in failed]
     for label, about in heard(planned.data, max(info.step, 1), languages=True).items():
@@ -100,27 +103,24 @@ def _panels(planned: PlannedStep, config: Config, shown: int) -> Iterator[Panel]
     info, reasons = planned.info, {failed.id: failed.reason for failed in planned.info.failed}
     for row in range(shown):
         count = int(planned.batch["num_samples"][row])
-        facts = _facts(planned, row)
         text = "no change" if not info.changes else (_changes(info.changes[row]) or "no change")
         if setting(config, "data.labels") and "num_tokens" in planned.batch:
             text += f", {planned.batch['num_tokens'][row]} tokens"
         yield Panel(
             info.ids[row],
             text,
-            facts,
+            [_crop(planned, row)],
             wave=planned.batch[WAVE.name][row, :count] if count else None,
             seconds=info.length / SAMPLE_RATE,
             error=f"cannot be read: {reasons.get(info.ids[row], 'no samples')}",
-            is_normalized=planned.is_normalized,
+            is_bounded=False,
         )
 
 
-def _facts(planned: PlannedStep, row: int) -> list[str]:
+def _crop(planned: PlannedStep, row: int) -> str:
+    """Which seconds of its recording a row holds."""
     start, count = planned.info.starts[row] / SAMPLE_RATE, planned.batch["num_samples"][row] / SAMPLE_RATE
-    facts = [f"{start:.2f} to {start + count:.2f} s" if start else f"{count:.2f} s"]
-    if planned.info.changes and (changes := _changes(planned.info.changes[row])):
-        facts.append(changes)
-    return facts
+    return f"{start:.2f} to {start + count:.2f} s" if start else f"{count:.2f} s"
 
 
 def _changes(changes: dict[str, Any]) -> str:
