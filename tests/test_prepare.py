@@ -171,6 +171,7 @@ def test_what_cannot_be_written_is_said_in_words(corpus):
         ["--shards", "a", "--rate", "8000"],
         ["--report", "m.txt"],
         ["--rate", "16000"],
+        ["--beam", "x"],
         ["--step", "1"],
         ["--config", "a.py", "--run", "b", "--step", "1"],
     ],

@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import pathlib
+import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,7 @@ from w2v_jax.data.io.audio import is_silent
 from w2v_jax.data.kept.columns import Column
 from w2v_jax.data.kept.listings import KeptListing
 from w2v_jax.data.prepared.cuts import PLACES, Cut, cut_source
+from w2v_jax.data.prepared.on_beam import on_beam
 from w2v_jax.data.prepared.records import Options
 from w2v_jax.data.prepared.shard_files import verify
 from w2v_jax.data.prepared.shard_jobs import ShardJob, in_processes, make_shards
@@ -135,7 +137,10 @@ def write_shards(args: argparse.Namespace) -> dict[str, Any]:
         language=args.language or "",
         about={**about, "min_seconds": args.min_seconds},
     )
-    report = make_shards(job, functools.partial(_listed, args), in_processes(args.workers or os.cpu_count() or 1))
+    run = (
+        on_beam(shlex.split(args.beam)) if args.beam is not None else in_processes(args.workers or os.cpu_count() or 1)
+    )
+    report = make_shards(job, functools.partial(_listed, args), run)
     print(report_text(report))
     write_reasons(args.skipped, [Skip(**skip) for skip in report["skipped"]])
     try:
@@ -217,6 +222,8 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str,
     add("--cut-seconds", type=positive, default=0.0, metavar="S", help=cut)
     cut_at = "end pieces at the quietest moments (default), or make them equally long"
     add("--cut-at", choices=PLACES, default=PLACES[0], help=cut_at)
+    beam = "with --shards: make them on Apache Beam, whose pipeline gets these arguments: '--runner=FlinkRunner'"
+    add("--beam", metavar="ARGS", help=beam)
     add("--verify", action="store_true", help="compare the shards in --root with the SHA-256 sums of their writing")
     add("--report", type=path_argument, metavar="FILE.json", help="write the report as JSON, a histogram beside it")
     add("--skipped", type=path_argument, metavar="FILE", help="write path and reason of everything skipped, as JSONL")
@@ -251,6 +258,8 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str,
         parser.error("--out lists the recordings where they are, and --shards stores them anew: give one of the two")
     if args.rate and not args.shards:
         parser.error("--rate needs --shards: training resamples what it reads anyway")
+    if args.beam is not None and not args.shards:
+        parser.error("--beam needs --shards")
     if args.plot and args.shards:
         parser.error("--plot: plot the shards when they are there, with --source arrayrecord --root FOLDER")
     if args.shards and args.source in WITHOUT_FILES:

@@ -23,7 +23,7 @@ def import_tensorflow() -> Any:
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[None]:
-    """Silences TFDS' warnings about its own parts and about unprepared datasets, for which `sources/tfds.py` raises errors."""
+    """Silences TFDS' warnings about its own parts and unprepared datasets, of which `sources/tfds.py` tells itself."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
