@@ -1,13 +1,19 @@
 """Laws of the preparing command: its manifest is the same data, its report names every loss, its sheet shows faults."""
 
 import json
+import random
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
+from commands import environment
 
 from w2v_jax import prepare
 from w2v_jax.core.cli import UserError
+from w2v_jax.core.config import load, run_json
 from w2v_jax.data import open_source
 from w2v_jax.data.index import Skip
 
@@ -232,6 +238,34 @@ def test_a_step_shows_what_a_model_is_given(tiny_corpus, tmp_path, capsys):
     assert run("--step", 5, *config, "--plot", tmp_path / "step.png", "--rows", 2) == 0
     said = capsys.readouterr().out
     assert "step" in said and "row 0" in said and (tmp_path / "step.png").stat().st_size > 5000
+    (tmp_path / "config.json").write_text(run_json(load(config[1], [arg[9:].split("=") for arg in config[2:]])))
+    assert run("--step", 5, "--run", tmp_path) == 0
+    assert capsys.readouterr().out.splitlines() == said.splitlines()[:-1], "the same step without the plot"
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
+    """Processes and all. Those of a killed command end, too."""
+    for number in range(40):
+        write(tmp_path / "a" / f"{number:02d}.wav", 30.0 + number / 10, rate=22050)
+    options = ["--root", tmp_path / "a", "--rate", 16000, "--cut-seconds", 8, "--shard-mb", 2, "--workers", 2]
+    command = [sys.executable, "-m", "w2v_jax.prepare", *map(str, options), "--shards"]
+    folder, partial, draw = tmp_path / "corpus", tmp_path / ".corpus.partial", random.Random(3)
+    killed = 0
+    for wanted in (0, 2, 5, 9):
+        child = subprocess.Popen([*command, str(folder)], env=environment(), stdout=subprocess.DEVNULL)
+        while child.poll() is None and len([*partial.glob("shard-*.json")]) < wanted:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 1))
+        killed += child.poll() is None
+        child.kill()
+        child.wait()
+    assert killed >= 3
+    for name in ("corpus", "whole"):
+        subprocess.run([*command, str(tmp_path / name)], env=environment(), check=True, stdout=subprocess.DEVNULL)
+    contents = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("corpus", "whole")]
+    assert contents[0] == contents[1] and len(contents[0]) > 20
+    assert not partial.exists()
 
 
 def test_an_unknown_source_is_answered_with_the_known(tmp_path):
