@@ -76,6 +76,7 @@ setup(
         "convert": CONVERT,
         "decode": DECODE,
         "features": FEATURES,
+        "beam": ["apache-beam>=2.65"],  # wants an older protobuf than constraints.txt has
         "gcs": GCS,
         "s3": S3,
         "test": TEST + DEMO + DECODE + CONVERT + FEATURES,
