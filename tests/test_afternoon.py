@@ -12,6 +12,7 @@ SMALL = {":demo": ":tiny", "--hours 0.5": "--hours 0.02", "--tune 16": "--tune 2
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # nine commands, a minute of two free cores
 def test_the_tutorial_runs_from_its_first_line_to_its_last(tmp_path, monkeypatch):
     page = (ROOT / "docs/afternoon.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^<!-- run by tests/test_afternoon\.py -->\n```bash\n(.*?)^```$", page, re.M | re.S)
