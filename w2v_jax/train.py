@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if not args.workdir:
         parser.error("--workdir is needed: the folder for checkpoints, metrics and plots")
-    trackers.check_installed(args.track)
+    trackers.check_tracker(args.track)
     join_processes(args.distributed)
     try:
         with workdir.local_workdir(args.workdir) as path:

@@ -73,7 +73,7 @@ def test_a_network_that_hangs_makes_nobody_wait(monkeypatch, capsys):
 
 def test_a_tracker_that_is_not_installed_is_named_before_anything_begins(monkeypatch, tmp_path):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
-    trackers.check_installed("")
+    trackers.check_tracker("")
     with pytest.raises(UserError, match=r"--track wandb needs the package wandb: pip install 'w2v-jax\[wandb\]'"):
         train.main(["--config=w2v2_base.py:tiny", f"--workdir={tmp_path / 'run'}", "--track", "wandb"])
     assert not (tmp_path / "run").exists()

@@ -31,7 +31,7 @@ class Tracker(Protocol):
         ...
 
 
-def check_installed(name: str) -> None:
+def check_tracker(name: str) -> None:
     """Raises UserError where the package of a tracker is not installed, which has the tracker's name."""
     if name and importlib.util.find_spec(name) is None:
         raise UserError(f"--track {name} needs the package {name}: pip install 'w2v-jax[{name}]'")
@@ -39,10 +39,10 @@ def check_installed(name: str) -> None:
 
 def open_tracker(name: str, workdir: pathlib.Path, config: Config) -> Tracker | None:
     """The tracker of a run; None for an empty name. The same workdir goes on with the same run of the tracker."""
-    return importlib.import_module(f"{__name__}.{name}").open_tracker(workdir, config) if name else None
+    return importlib.import_module(f"{__name__}.{name}").make(workdir, config) if name else None
 
 
-def numbers(row: MetricsRow) -> dict[str, float]:
+def scalars(row: MetricsRow) -> dict[str, float]:
     """The numbers of a row but its step, as NAME/SPLIT."""
     plain = {name: value for name, value in row.items() if name != "step" and isinstance(value, (int, float))}
     return {f"{name}/{row['split']}": value for name, value in plain.items()}

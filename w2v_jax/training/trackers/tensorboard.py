@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from w2v_jax.core.types import MetricsRow
-from w2v_jax.training.trackers import numbers, warn
+from w2v_jax.training.trackers import scalars, warn
 
 
 class Board:
@@ -31,7 +31,7 @@ class Board:
 
     def add(self, row: MetricsRow) -> None:
         """The numbers of a row, as NAME/SPLIT. Where the disk refuses, a warning says so, and this file ends."""
-        values = [{"tag": name, "simple_value": value} for name, value in numbers(row).items()]
+        values = [{"tag": name, "simple_value": value} for name, value in scalars(row).items()]
         self._write(step=row["step"], summary={"value": values})
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from w2v_jax.core import config as configs
 from w2v_jax.core.config import Config
 from w2v_jax.core.files import write_whole
 from w2v_jax.core.types import MetricsRow
-from w2v_jax.training.trackers import numbers, warn
+from w2v_jax.training.trackers import scalars, warn
 
 RUN_ID = "wandb_run_id.txt"
 """In the workdir: the id of the run at Weights & Biases, so that a training that goes on is one run there."""
@@ -68,7 +68,7 @@ class WandbRun:
         try:
             run = start()
             while (row := self._rows.get()) is not None:
-                run.log({"update": row["step"], **numbers(row)})
+                run.log({"update": row["step"], **scalars(row)})
             run.finish()
         except Exception as error:  # of any kind: the library's, the network's, the disk's
             self._ended = True
@@ -76,7 +76,7 @@ class WandbRun:
             warn(f"Weights & Biases has failed ({reason}); the training goes on without, metrics.jsonl has all rows")
 
 
-def open_tracker(workdir: pathlib.Path, config: Config) -> WandbRun:
+def make(workdir: pathlib.Path, config: Config) -> WandbRun:
     """The run of a workdir: a new one, or the one that an earlier start of the training has begun."""
 
     def start() -> Any:
