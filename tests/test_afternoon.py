@@ -28,4 +28,4 @@ def test_the_tutorial_runs_from_its_first_line_to_its_last(tmp_path, monkeypatch
         assert (python, option) == ("python", "-m")
         assert not importlib.import_module(module).main(words), line
     assert json.loads((tmp_path / "eval/dev-lm/scores.json").read_text())["recordings"] > 0
-    assert (tmp_path / "runs/language/report.html").is_file() and (tmp_path / "look.png").is_file()
+    assert (tmp_path / "report.html").is_file() and (tmp_path / "look.png").is_file()
