@@ -119,13 +119,14 @@ def key_rows() -> dict[str, tuple[str, str, str, dict[str, list[str]]]]:
     known, beside = values(), comments()
     rows = {}
     for key, (meaning, unit, limits) in about_keys().items():
-        common = collections.Counter(beside.get(key, {}).values()).most_common(1)
-        if "#" in meaning:
-            meaning = meaning.replace("#", common[0][0])
+        notes = beside.get(key, {})
+        usual, count = (collections.Counter(notes.values()).most_common(1) or [("", 0)])[0]
+        is_told = "#" in meaning or count > 1
+        meaning = meaning.replace("#", usual)
         by_value = collections.defaultdict(list)
         for config, value in known[key].items():
-            note = beside.get(key, {}).get(config, "")
-            is_own = note and (note != common[0][0] or common[0][1] == 1)
+            note = notes.get(config, "")
+            is_own = note and not (is_told and note == usual)
             by_value[shown(value)].append(f"{config} ({note})" if is_own else config)
         rows[key] = meaning, unit, limits or range_of(key, next(iter(known[key].values()))), dict(by_value)
     return rows
@@ -150,7 +151,8 @@ def keys() -> str:
         facts = [f"Unit: {unit}." if unit else "", f"Range: {limits}." if limits else ""]
         if len(by_value) == 1:
             ((value, names),) = by_value.items()
-            where = "all configs" if len(names) == len(CONFIGS) else f"{len(names)} configs"
+            few = f"{len(names)} configs" if len(names) > 3 else ", ".join(names)
+            where = "all configs" if len(names) == len(CONFIGS) else few
             facts.append(f"Value: `{value}` in {where}.")
             lines += [f"  {' '.join(filter(None, facts))}", ""]
             continue
