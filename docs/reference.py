@@ -114,21 +114,23 @@ def range_of(key: str, value: object) -> str:
 def key_rows() -> dict[str, tuple[str, str, str, dict[str, list[str]]]]:
     """{key: (meaning, unit, range, {a value as text: the configs that have it})} of every key, part by part.
 
-    A config is followed by the comment beside the key there, in brackets, where other configs have another one.
+    Configs are followed by their comment beside the key, in brackets, where configs have different ones.
     """
     known, beside = values(), comments()
     rows = {}
     for key, (meaning, unit, limits) in about_keys().items():
         notes = beside.get(key, {})
-        usual, count = (collections.Counter(notes.values()).most_common(1) or [("", 0)])[0]
-        is_told = "#" in meaning or count > 1
-        meaning = meaning.replace("#", usual)
-        by_value = collections.defaultdict(list)
+        usual = (collections.Counter(notes.values()).most_common(1) or [("", 0)])[0][0]
+        told = {"", usual} if "#" in meaning or len(set(notes.values())) == 1 < len(notes) else {""}
+        grouped = collections.defaultdict(lambda: collections.defaultdict(list))
         for config, value in known[key].items():
             note = notes.get(config, "")
-            is_own = note and not (is_told and note == usual)
-            by_value[shown(value)].append(f"{config} ({note})" if is_own else config)
-        rows[key] = meaning, unit, limits or range_of(key, next(iter(known[key].values()))), dict(by_value)
+            grouped[shown(value)]["" if note in told else f" ({note})"].append(config)
+        by_value = {
+            value: [", ".join(names) + note for note, names in by_note.items()] for value, by_note in grouped.items()
+        }
+        limits = limits or range_of(key, next(iter(known[key].values())))
+        rows[key] = meaning.replace("#", usual), unit, limits, by_value
     return rows
 
 
@@ -151,14 +153,15 @@ def keys() -> str:
         facts = [f"Unit: {unit}." if unit else "", f"Range: {limits}." if limits else ""]
         if len(by_value) == 1:
             ((value, names),) = by_value.items()
-            few = f"{len(names)} configs" if len(names) > 3 else ", ".join(names)
-            where = "all configs" if len(names) == len(CONFIGS) else few
+            count = names[0].count(",") + 1
+            is_listed = len(names) > 1 or count <= 3 or "(" in names[0]
+            where = "; ".join(names) if is_listed else "all configs" if count == len(CONFIGS) else f"{count} configs"
             facts.append(f"Value: `{value}` in {where}.")
             lines += [f"  {' '.join(filter(None, facts))}", ""]
             continue
         lines += [f"  {' '.join(filter(None, facts))} Values:", ""]
-        ordered = sorted(by_value.items(), key=lambda item: -len(item[1]))
-        lines += [f"  - `{value}`: {', '.join(names)}" for value, names in ordered] + [""]
+        ordered = sorted(by_value.items(), key=lambda item: -len(",".join(item[1])))
+        lines += [f"  - `{value}`: {'; '.join(names)}" for value, names in ordered] + [""]
     return "\n".join(lines)
 
 
