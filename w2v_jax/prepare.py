@@ -10,12 +10,11 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ from w2v_jax.data.index import WAVE, ReadError, Skip, Source, TooFew, subset, wr
 from w2v_jax.data.io.audio import is_silent
 from w2v_jax.data.kept.columns import Column
 from w2v_jax.data.kept.listings import KeptListing
+from w2v_jax.data.sources.jsonl import manifest_lines, path_from
 
 WITHOUT_FILES = ("tfds", "codes")
 """Sources whose rows are not files, so that a manifest cannot refer to them."""
@@ -248,31 +248,13 @@ def _check_skipped_share(usable: int, skipped: Sequence[Skip], max_share: float)
 # The manifest
 
 
-def manifest_lines(source: Source, out: pathlib.Path) -> Iterator[str]:
-    """JSON objects from which data.name=jsonl makes the same index. Paths below the manifest's folder are relative."""
-    index, folder = source.index, os.path.abspath(out.parent)
-    for row in range(len(index)):
-        path = _path_from(os.path.abspath(index.paths[row]), folder)
-        rate, frames, offset = int(index.rates[row]), int(index.frames[row]), int(index.offsets[row])
-        entry = {"id": index.ids[row], "audio_filepath": path}
-        entry |= {"duration": frames / rate, "frames": frames, "rate": rate}
-        optional = {"offset": offset / rate, "text": index.transcripts[row], "speaker": index.speakers[row]}
-        entry |= {key: value for key, value in optional.items() if value}
-        yield json.dumps(entry, ensure_ascii=False)
-
-
 def keep_index(source: Source, out: pathlib.Path) -> None:
     """Keeps the index of a manifest that has just been written, as data.name=jsonl would after reading it."""
     folder = os.path.abspath(out.parent)
-    paths = (os.path.join(out.parent, _path_from(os.path.abspath(path), folder)) for path in source.index.paths)
+    paths = (os.path.join(out.parent, path_from(os.path.abspath(path), folder)) for path in source.index.paths)
     index = dataclasses.replace(source.index, paths=Column.of(paths), skipped=[], notes=[])
     with contextlib.closing(KeptListing("jsonl", [out])) as kept:
         kept.write(index, {str(out): state_of(out)})
-
-
-def _path_from(path: str, folder: str) -> str:
-    below = path.removeprefix(os.path.join(folder, ""))
-    return f"./{below}" if below.startswith("~") else below
 
 
 # The plot
