@@ -74,7 +74,7 @@ def planned(args: argparse.Namespace, asked: dict[str, Any]) -> tuple[steps.Stat
     recordings = look.look_at_data(args.audio, args.labels, args.test)
     print(table(look.data_rows(recordings.facts), "recordings"), flush=True)
     init = start_model.described(args.source, recordings.facts.train_minutes / 60) if args.source else None
-    print("\nmeasuring this machine, half a minute ...", flush=True)
+    print("\nmeasuring this machine, half a minute where it is idle ...", flush=True)
     found = speed.measured(rules.candidates(recordings.facts, init))
     facts = rules.Facts(
         recordings.facts,
@@ -87,8 +87,15 @@ def planned(args: argparse.Namespace, asked: dict[str, Any]) -> tuple[steps.Stat
     plan = budget.make_plan(facts, str(args.out), args.test)
     budget.check_disk(plan, facts.machine.disk, args.out)
     text = plan_text(facts, plan)
-    about = {"text": text, "facts": json.loads(json.dumps(facts._asdict())), "recogniser": plan.recogniser}
+    about = {"text": text, "facts": by_name(facts), "recogniser": plan.recogniser}
     return steps.State.first(args.out, asked, plan, about=about), recordings
+
+
+def by_name(value: Any) -> Any:
+    """Records within records as dicts, for JSON."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    return {key: by_name(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def plan_text(facts: rules.Facts, plan: budget.Plan) -> str:

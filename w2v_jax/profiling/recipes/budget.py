@@ -19,8 +19,6 @@ STARTS = {"train": 2.5, "evaluate": 2.5, "report": 3.0, "convert": 2.0, "units":
 """How long a command takes to begin and end, in times of what a process takes to start JAX."""
 EACH_EVALUATION = 1.5
 """Seconds for curves and checkpoint of an evaluation, beside its forward passes."""
-READING = 1.15
-"""Updates in training take longer than those that are timed alone: recordings are read and changed beside them."""
 FORWARD = 0.4
 """The share of an update that its forward pass takes."""
 KEPT = 4
@@ -105,7 +103,7 @@ def _fixed(facts: Facts, training: Training) -> float:
 
 
 def _update(facts: Facts, training: Training) -> float:
-    return READING * facts.timings[training.candidate].update
+    return rules.READING * facts.timings[training.candidate].update
 
 
 def _fitting(facts: Facts, training: Training, left: float, *, passes: int = 1) -> int:
@@ -282,10 +280,10 @@ def _given(facts: Facts, out: str, left: float) -> Built:
 
 def _wav2vec2(facts: Facts, out: str, left: float) -> Built:
     share = 0.75 * left
-    updates = min(rules.BASE_MOST, int(share / (READING * facts.timings["base"].update)))
+    updates = min(rules.BASE_MOST, int(share / (rules.READING * facts.timings["base"].update)))
     changes = {"data.name": "jsonl", "data.root": f"{out}/lists/audio.jsonl", "optim.warmup": updates * 8 // 100}
     changes |= {"train.steps": updates} | ({"data.loader": "threads"} if facts.machine.loader == "threads" else {})
-    took = updates * READING * facts.timings["base"].update
+    took = updates * rules.READING * facts.timings["base"].update
     first = Step("pretraining", _train("w2v2_base.py", f"{out}/pretraining", changes), took)
     amount = rules.amount_of(facts.labelled_hours)
     second = _finetuned(
@@ -302,7 +300,7 @@ def _wav2vec2(facts: Facts, out: str, left: float) -> Built:
 
 def _hubert(facts: Facts, out: str, left: float) -> Built:
     """Two iterations: units of MFCC for two fifths of the updates, then of layer 6 of the first model."""
-    update = READING * facts.timings["hubert"].update
+    update = rules.READING * facts.timings["hubert"].update
     updates = min(rules.BASE_MOST + 250_000, int(0.75 * left / update))
     audio, steps = f"{out}/lists/audio.jsonl", []
     listed = ("--source", "jsonl", "--root", audio)

@@ -260,7 +260,7 @@ def data_rows(facts: DataFacts) -> dict[str, str]:
         f"{rate / 1000:g} kHz" + (f" ({count:,})" if len(facts.rates) > 1 else "") for rate, count in facts.rates
     )
     held = (
-        f"{facts.dev_speakers} whole speakers"
+        f"{facts.dev_speakers} whole speaker(s)"
         if facts.by_speaker
         else f"by recording, of the same {facts.speakers or 'unnamed'} speaker(s): errors on new voices will be higher"
     )
