@@ -3,7 +3,7 @@
 import pytest
 
 from w2v_jax.core.cli import UserError
-from w2v_jax.core.config import load
+from w2v_jax.core.config import load, run_json
 from w2v_jax.profiling.recipes.start_model import described, fine_tuning
 from w2v_jax.training.warm_start import encoder_changes
 
@@ -29,6 +29,12 @@ def test_what_no_recogniser_reads_and_what_is_not_there_are_told(tmp_path):
         fine_tuning("runs/x", load("bert_codes_small.py"), 1.0, is_run=True)
     with pytest.raises(UserError, match="--from .*nothing does not exist"):
         described(str(tmp_path / "nothing"), 1.0)
+
+
+def test_a_run_without_a_checkpoint_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(run_json(load("cpc.py:tiny")))
+    with pytest.raises(UserError, match="has saved no checkpoint yet"):
+        described(str(tmp_path), 0.2)
 
 
 def test_a_run_is_read_where_it_stands(random_run):

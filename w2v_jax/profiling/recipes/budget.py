@@ -260,6 +260,8 @@ def _finetuned(
         "data.device_seconds": max(unit, 160 // unit * unit if facts.accelerated else unit),
     }
     given |= {"encoder.frozen_steps": frozen, "train.patience": max(500, updates // 2)} | _common(facts, updates)
+    if facts.init is not None and facts.init.small:
+        given |= _recogniser_schedule(facts, updates)
     given |= {"train.dtype": "float32"} if facts.machine.slow_bfloat16 else {}
     took = _fixed(facts, training) + updates * units * unit * second
     return Step("recogniser", _train(config, f"{out}/recogniser", given), took)

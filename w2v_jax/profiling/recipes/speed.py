@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from w2v_jax.core.cli import UserError
 
-SECONDS, FEWEST = 4.0, 3
+SECONDS, FEWEST = 5.0, 4
 """For how long a candidate is timed after its first update, and how many updates at the least."""
 
 
