@@ -29,7 +29,7 @@ def corpus(shared_folder):
 @pytest.fixture
 def measured(monkeypatch):
     """A machine whose speed is known."""
-    monkeypatch.setattr(speed, "measured", lambda candidates: speed.Speeds(DEVICES, 4.0, SMALL))
+    monkeypatch.setattr(speed, "measured_speeds", lambda candidates: speed.Speeds(DEVICES, 4.0, SMALL))
 
 
 def arguments(corpus, out, *more, budget="30m"):

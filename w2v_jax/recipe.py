@@ -38,7 +38,7 @@ step that failed; 2 wrong usage; 3 done, and the recogniser writes next to nothi
 def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
     asked = {"audio": args.audio, "labels": args.labels, "test": args.test, "from": args.source, "budget": args.budget}
-    state = steps.State.read(args.out)
+    state = steps.RecipeState.read(args.out)
     recordings = None
     if state is None:
         state, recordings = planned(args, asked)
@@ -69,13 +69,13 @@ def agreed() -> bool:
     return input("run this plan? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def planned(args: argparse.Namespace, asked: dict[str, Any]) -> tuple[steps.State, look.Recordings]:
+def planned(args: argparse.Namespace, asked: dict[str, Any]) -> tuple[steps.RecipeState, look.Recordings]:
     """The state of a new plan, and the recordings whose lists it needs. Raises UserError."""
     recordings = look.look_at_data(args.audio, args.labels, args.test)
     print(table(look.data_rows(recordings.facts), "recordings"), flush=True)
     init = start_model.described(args.source, recordings.facts.train_minutes / 60) if args.source else None
     print("\nmeasuring this machine, half a minute where it is idle ...", flush=True)
-    found = speed.measured(rules.candidates(recordings.facts, init))
+    found = speed.measured_speeds(rules.candidates(recordings.facts, init))
     facts = rules.Facts(
         recordings.facts,
         look.look_at_machine(args.out, found.devices),
@@ -86,9 +86,9 @@ def planned(args: argparse.Namespace, asked: dict[str, Any]) -> tuple[steps.Stat
     )
     plan = budget.make_plan(facts, str(args.out), args.test)
     budget.check_disk(plan, facts.machine.disk, args.out)
-    text = plan_text(facts, plan)
+    text = recipe_text(facts, plan)
     about = {"text": text, "facts": by_name(facts), "recogniser": plan.recogniser}
-    return steps.State.first(args.out, asked, plan, about=about), recordings
+    return steps.RecipeState.first(args.out, asked, plan, about=about), recordings
 
 
 def by_name(value: Any) -> Any:
@@ -98,7 +98,7 @@ def by_name(value: Any) -> Any:
     return {key: by_name(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
-def plan_text(facts: rules.Facts, plan: budget.Plan) -> str:
+def recipe_text(facts: rules.Facts, plan: budget.Recipe) -> str:
     """The plan for people: machine, choices with reasons, commands with minutes."""
     timed = {
         name: f"{timing.update:.3g} s per update, {timing.parameters / 1e6:.3g} M parameters"
@@ -118,7 +118,7 @@ def plan_text(facts: rules.Facts, plan: budget.Plan) -> str:
     return "\n".join(lines)
 
 
-def ending(state: steps.State, args: argparse.Namespace) -> int:
+def ending(state: steps.RecipeState, args: argparse.Namespace) -> int:
     """Error rates, times, the report and the command that transcribes; the exit code."""
     run = pathlib.Path(state.content["recogniser"])
     rows = {}

@@ -11,16 +11,18 @@ from commands import ROOT, environment
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.profiling.recipes import steps
-from w2v_jax.profiling.recipes.budget import Plan, Step
-from w2v_jax.profiling.recipes.steps import State, run_steps, shown
+from w2v_jax.profiling.recipes.budget import PlannedCommand, Recipe
+from w2v_jax.profiling.recipes.steps import RecipeState, run_steps, shown
 
 ASKED = {"audio": "a", "labels": "a", "budget": 60.0}
 
 
 def state_of(out, *commands):
-    plan = Plan([], [Step(f"step {n}", command, 1.0) for n, command in enumerate(commands)], f"{out}/run", disk=0.0)
+    plan = Recipe(
+        [], [PlannedCommand(f"step {n}", command, 1.0) for n, command in enumerate(commands)], f"{out}/run", disk=0.0
+    )
     out.mkdir(exist_ok=True)
-    return State.first(out, ASKED, plan, about={"text": "the plan"})
+    return RecipeState.first(out, ASKED, plan, about={"text": "the plan"})
 
 
 def test_commands_are_shown_as_one_types_them():
@@ -36,7 +38,7 @@ def test_steps_run_in_order_once_and_their_output_is_kept(tmp_path, capfd):
     assert [step["done"] for step in state.steps] == [True, True]
     assert "Beautiful is better than ugly." in (out / "logs" / "step-1.log").read_text()
     assert "Beautiful is better than ugly." in capfd.readouterr().out
-    again = State.read(out)
+    again = RecipeState.read(out)
     assert again is not None and again.steps == state.steps
     run_steps(again)
     said = capfd.readouterr().out
@@ -50,7 +52,7 @@ def test_a_failing_step_shows_command_last_lines_and_what_to_do(tmp_path):
     text = str(failed.value)
     assert "'step 0' ended with exit code 1" in text and "python -m w2v_jax.evaluate --run nowhere" in text
     assert "nowhere does not exist" in text and "the same command goes on with this step" in text
-    assert [step["done"] for step in State.read(tmp_path / "out").steps] == [False, False]
+    assert [step["done"] for step in RecipeState.read(tmp_path / "out").steps] == [False, False]
 
 
 def test_another_recipe_in_the_folder_and_a_damaged_state_are_refused(tmp_path):
@@ -61,14 +63,14 @@ def test_another_recipe_in_the_folder_and_a_damaged_state_are_refused(tmp_path):
         state.check_asked(ASKED | {"labels": "b"}, tmp_path / "out")
     (tmp_path / "out" / steps.STATE).write_text("{")
     with pytest.raises(UserError, match="is not a plan of this version"):
-        State.read(tmp_path / "out")
-    assert State.read(tmp_path) is None
+        RecipeState.read(tmp_path / "out")
+    assert RecipeState.read(tmp_path) is None
 
 
 WAITS = """import sys
-from w2v_jax.profiling.recipes.steps import State, run_steps
+from w2v_jax.profiling.recipes.steps import RecipeState, run_steps
 import pathlib
-run_steps(State.read(pathlib.Path(sys.argv[1])))
+run_steps(RecipeState.read(pathlib.Path(sys.argv[1])))
 """
 
 
@@ -91,7 +93,7 @@ def test_a_stop_ends_the_step_and_keeps_its_time(tmp_path, number):
     pid = json.loads((tmp_path / "out" / steps.STATE).read_text())["pid"]
     process.send_signal(number)
     process.wait(timeout=30)
-    left = State.read(tmp_path / "out")
+    left = RecipeState.read(tmp_path / "out")
     assert not left.steps[0]["done"]
     if number == signal.SIGTERM:
         assert left.content["pid"] == 0 and left.steps[0]["took"] > 0

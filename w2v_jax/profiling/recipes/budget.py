@@ -21,11 +21,13 @@ EACH_EVALUATION = 1.5
 """Seconds for curves and checkpoint of an evaluation, beside its forward passes."""
 FORWARD = 0.4
 """The share of an update that its forward pass takes."""
+MFCC_SECONDS, LAYER_SECONDS = 36.0, 5.0
+"""Guesses of how long k-means takes for an hour of audio, by MFCC and by a layer of HuBERT on an accelerator."""
 KEPT = 4
 """Checkpoints that a run may hold for a moment, each with three numbers of four bytes for a parameter."""
 
 
-class Step(NamedTuple):
+class PlannedCommand(NamedTuple):
     """A command of the package, the name of the step, the seconds that it should take, and the run it makes, if any."""
 
     name: str
@@ -33,11 +35,11 @@ class Step(NamedTuple):
     seconds: float
 
 
-class Plan(NamedTuple):
+class Recipe(NamedTuple):
     """What was chosen, the steps, and the bytes that they leave on the disk at the most."""
 
     choices: list[Rule]
-    steps: list[Step]
+    steps: list[PlannedCommand]
     recogniser: str
     disk: float
 
@@ -46,7 +48,7 @@ class Plan(NamedTuple):
         return sum(step.seconds for step in self.steps)
 
 
-class Training(NamedTuple):
+class TrainingCost(NamedTuple):
     """What the time of a training depends on. shapes: static lengths; programs: compiled for each of them."""
 
     candidate: str
@@ -56,7 +58,7 @@ class Training(NamedTuple):
     batch: float
 
 
-def make_plan(facts: Facts, out: str, test: str = "") -> Plan:
+def make_plan(facts: Facts, out: str, test: str = "") -> Recipe:
     """The plan for the facts; all that it makes lies in the folder `out`. Raises UserError for too small a budget."""
     method, held = rules.choose(facts, "method"), rules.choose(facts, "held out")
     choices = [held, method, rules.choose(facts, "arithmetic")]
@@ -72,7 +74,7 @@ def make_plan(facts: Facts, out: str, test: str = "") -> Plan:
     left = rules.SAFE * facts.budget - sum(step.seconds for step in last)
     trainings, chosen, names = build(facts, out, left)
     parameters = sum(facts.timings[name].parameters for name in names)
-    return Plan([*choices, *chosen], [*trainings, *last], recogniser, disk=2e8 + KEPT * 12 * parameters)
+    return Recipe([*choices, *chosen], [*trainings, *last], recogniser, disk=2e8 + KEPT * 12 * parameters)
 
 
 def least_minutes(facts: Facts, test: str = "") -> float:
@@ -94,7 +96,7 @@ def _too_small(facts: Facts) -> UserError:
 # Time
 
 
-def _fixed(facts: Facts, training: Training) -> float:
+def _fixed(facts: Facts, training: TrainingCost) -> float:
     """Seconds of a training apart from its updates."""
     timing = facts.timings[training.candidate]
     compiled = timing.compile * training.shapes * training.programs
@@ -102,40 +104,42 @@ def _fixed(facts: Facts, training: Training) -> float:
     return STARTS["train"] * facts.start + compiled + EVALUATIONS * (EACH_EVALUATION + forward)
 
 
-def _update(facts: Facts, training: Training) -> float:
+def _update(facts: Facts, training: TrainingCost) -> float:
     return rules.READING * facts.timings[training.candidate].update
 
 
-def _fitting(facts: Facts, training: Training, left: float, *, passes: int = 1) -> int:
+def _fitting(facts: Facts, training: TrainingCost, left: float, *, passes: int = 1) -> int:
     """How many updates of `passes` passes fit into so many seconds."""
     return int((left - _fixed(facts, training)) / (_update(facts, training) * passes))
 
 
-def _recogniser_training(facts: Facts, candidate: str) -> Training:
+def _recogniser_training(facts: Facts, candidate: str) -> TrainingCost:
     scored = 60 * facts.data.dev_minutes
     scored = scored if facts.accelerated else min(SCORED, scored)
     shapes = len(rules.buckets_of(facts.data))
-    return Training(candidate, shapes, 3, scored, rules.recogniser_batch(facts.data)["data.device_seconds"])
+    return TrainingCost(
+        candidate, shapes, 3, scored=scored, batch=rules.recogniser_batch(facts.data)["data.device_seconds"]
+    )
 
 
-def _last_steps(facts: Facts, out: str, test: str) -> list[Step]:
+def _last_steps(facts: Facts, out: str, test: str) -> list[PlannedCommand]:
     """Scores and report."""
     name = next(n for n in ("given", "cpc_ctc", "logmel") if n in facts.timings)
     timing, batch = facts.timings[name], rules.recogniser_batch(facts.data)["data.device_seconds"]
     shapes = len(rules.buckets_of(facts.data))
 
-    def evaluate(part: str, source: Sequence[str], minutes: float) -> Step:
+    def evaluate(part: str, source: Sequence[str], minutes: float) -> PlannedCommand:
         seconds = STARTS["evaluate"] * facts.start + FORWARD * (
             timing.compile * shapes + timing.update * 60 * minutes / batch
         )
         command = ("w2v_jax.evaluate", "--run", f"{out}/recogniser", *source, "--out", f"{out}/scores/{part}")
-        return Step(f"score {part}", command, seconds)
+        return PlannedCommand(f"score {part}", command, seconds)
 
     steps = [evaluate("dev", ("--source", "jsonl", "--root", f"{out}/lists/dev.jsonl"), facts.data.dev_minutes)]
     if test:
         steps.append(evaluate("test", ("--root", test), facts.data.test_minutes))
     report = ("w2v_jax.report", f"{out}/recogniser", "--out", f"{out}/report.html")
-    return [*steps, Step("report", report, STARTS["report"] * facts.start + 2 * timing.compile)]
+    return [*steps, PlannedCommand("report", report, STARTS["report"] * facts.start + 2 * timing.compile)]
 
 
 # Commands
@@ -183,7 +187,7 @@ def _unlabelled(out: str) -> dict[str, Any]:
     }
 
 
-Built = tuple[list[Step], list[Rule], list[str]]
+Built = tuple[list[PlannedCommand], list[Rule], list[str]]
 
 
 def _logmel(facts: Facts, out: str, left: float) -> Built:
@@ -198,7 +202,7 @@ def _logmel(facts: Facts, out: str, left: float) -> Built:
     changes |= _recogniser_schedule(facts, updates)
     seconds = _fixed(facts, training) + passes * updates * _update(facts, training)
     command = _train("acoustic_logmel.py:ten_minutes", f"{out}/recogniser", changes)
-    return [Step("recogniser", command, seconds)], [models], ["logmel"]
+    return [PlannedCommand("recogniser", command, seconds)], [models], ["logmel"]
 
 
 def _recogniser_schedule(facts: Facts, updates: int) -> dict[str, Any]:
@@ -210,7 +214,7 @@ def _recogniser_schedule(facts: Facts, updates: int) -> dict[str, Any]:
 
 def _cpc(facts: Facts, out: str, left: float) -> Built:
     training = _recogniser_training(facts, "cpc_ctc")
-    pretraining = Training("cpc", 1, 2, 108.0, 15.36)
+    pretraining = TrainingCost("cpc", 1, 2, scored=108.0, batch=15.36)
     fixed = _fixed(facts, training) + _fixed(facts, pretraining)
     cost = rules.CPC_UPDATES * _update(facts, pretraining) + rules.CPC_RECOGNISER * _update(facts, training)
     rounds = min((left - fixed) / cost, rules.CPC_MOST / rules.CPC_UPDATES)
@@ -223,12 +227,12 @@ def _cpc(facts: Facts, out: str, left: float) -> Built:
     labelled |= rules.REGULARISED | rules.FINE_TUNED | {"encoder.frozen_steps": second // 3}
     labelled |= _recogniser_schedule(facts, second) | {"data.hours": 0.0}
     steps = [
-        Step(
+        PlannedCommand(
             "pretraining",
             _train("cpc.py:demo", f"{out}/pretraining", crops | {"data.hours": 0.0}),
             _fixed(facts, pretraining) + first * _update(facts, pretraining),
         ),
-        Step(
+        PlannedCommand(
             "recogniser",
             _train("acoustic_frozen.py:cpc_demo", f"{out}/recogniser", labelled),
             _fixed(facts, training) + second * _update(facts, training),
@@ -239,7 +243,7 @@ def _cpc(facts: Facts, out: str, left: float) -> Built:
 
 def _finetuned(
     facts: Facts, out: str, left: float, *, candidate: str, config: str, run: str, changes: Mapping[str, Any]
-) -> Step:
+) -> PlannedCommand:
     """The published recipe for so many labels, with a smaller batch where few of its updates would fit."""
     amount = rules.amount_of(facts.labelled_hours)
     training = _recogniser_training(facts, candidate)._replace(batch=rules.UPDATE_SECONDS)
@@ -264,7 +268,7 @@ def _finetuned(
         given |= _recogniser_schedule(facts, updates)
     given |= {"train.dtype": "float32"} if facts.machine.slow_bfloat16 else {}
     took = _fixed(facts, training) + updates * units * unit * second
-    return Step("recogniser", _train(config, f"{out}/recogniser", given), took)
+    return PlannedCommand("recogniser", _train(config, f"{out}/recogniser", given), took)
 
 
 def _given(facts: Facts, out: str, left: float) -> Built:
@@ -274,7 +278,7 @@ def _given(facts: Facts, out: str, left: float) -> Built:
     if not init.is_run:
         run = f"{out}/imported"
         convert = ("w2v_jax.convert", "--from", init.path, "--to", run)
-        steps.append(Step("convert", convert, STARTS["convert"] * facts.start + 10))
+        steps.append(PlannedCommand("convert", convert, STARTS["convert"] * facts.start + 10))
         left -= steps[0].seconds
     steps.append(_finetuned(facts, out, left, candidate="given", config=init.config, run=run, changes=init.changes))
     return steps, [], ["given"]
@@ -286,7 +290,7 @@ def _wav2vec2(facts: Facts, out: str, left: float) -> Built:
     changes = {"data.name": "jsonl", "data.root": f"{out}/lists/audio.jsonl", "optim.warmup": updates * 8 // 100}
     changes |= {"train.steps": updates} | ({"data.loader": "threads"} if facts.machine.loader == "threads" else {})
     took = updates * rules.READING * facts.timings["base"].update
-    first = Step("pretraining", _train("w2v2_base.py", f"{out}/pretraining", changes), took)
+    first = PlannedCommand("pretraining", _train("w2v2_base.py", f"{out}/pretraining", changes), took)
     amount = rules.amount_of(facts.labelled_hours)
     second = _finetuned(
         facts,
@@ -302,45 +306,60 @@ def _wav2vec2(facts: Facts, out: str, left: float) -> Built:
 
 def _hubert(facts: Facts, out: str, left: float) -> Built:
     """Two iterations: units of MFCC for two fifths of the updates, then of layer 6 of the first model."""
-    update = rules.READING * facts.timings["hubert"].update
-    updates = min(rules.BASE_MOST + 250_000, int(0.75 * left / update))
-    audio, steps = f"{out}/lists/audio.jsonl", []
-    listed = ("--source", "jsonl", "--root", audio)
-    for number, (share, clusters, features) in enumerate(
-        ((0.4, 100, ("--features", "mfcc")), (0.6, 500, ("--run", f"{out}/hubert1", "--layer", "6"))), 1
-    ):
-        model, units, run = f"{out}/units{number}", f"{out}/units{number}-audio", f"{out}/hubert{number}"
-        some = f"{min(1.0, 100 / facts.data.hours):.3g}"
-        fit = ("w2v_jax.units", "fit", *features, *listed, "--clusters", str(clusters), "--share", some, "--out", model)
-        label = (
-            "w2v_jax.units",
-            "label",
-            "--model",
-            model,
-            *(features[:2] if number == 2 else ()),
-            *listed,
-            "--out",
-            units,
-        )
-        per_hour = 36.0 if number == 1 else 5.0
-        steps.append(
-            Step(f"units {number}", fit, STARTS["units"] * facts.start + per_hour * min(100.0, facts.data.hours))
-        )
-        steps.append(Step(f"label {number}", label, STARTS["units"] * facts.start + per_hour * facts.data.hours))
-        changes: dict[str, Any] = {"data.name": "jsonl", "data.root": audio, "data.targets": units}
-        changes |= {"data.targets_hop": 160 if number == 1 else 320, "loss.classes": clusters}
-        changes |= {"train.steps": int(share * updates), "optim.warmup": int(share * updates) * 8 // 100}
-        changes |= {"data.loader": "threads"} if facts.machine.loader == "threads" else {}
-        steps.append(Step(f"hubert {number}", _train("hubert_base.py", run, changes), share * updates * update))
-    left -= sum(step.seconds for step in steps)
-    amount = rules.amount_of(facts.labelled_hours)
-    last = _finetuned(
-        facts, out, left, candidate="finetune", config=f"finetune.py:{amount}", run=f"{out}/hubert2", changes={}
+    cost = rules.READING * facts.timings["hubert"].update
+    updates = min(rules.BASE_MOST + 250_000, int(0.75 * left / cost))
+    first = _iteration(facts, out, 1, updates=int(0.4 * updates))
+    second = _iteration(facts, out, 2, updates=int(0.6 * updates))
+    left -= sum(step.seconds for step in (*first, *second))
+    config = f"finetune.py:{rules.amount_of(facts.labelled_hours)}"
+    last = _finetuned(facts, out, left, candidate="finetune", config=config, run=f"{out}/hubert2", changes={})
+    return [*first, *second, last], [], ["hubert", "finetune"]
+
+
+def _iteration(facts: Facts, out: str, number: int, *, updates: int) -> list[PlannedCommand]:
+    """The commands of an iteration of HuBERT: k-means on at most 100 h of audio, units of all of it, training."""
+    audio, model, units, run = (
+        f"{out}/lists/audio.jsonl",
+        f"{out}/units{number}",
+        f"{out}/targets{number}",
+        f"{out}/hubert{number}",
     )
-    return [*steps, last], [], ["hubert", "finetune"]
+    features, layer, hop, clusters, per_hour = ("--features", "mfcc"), (), 160, 100, MFCC_SECONDS
+    given: tuple[str, ...] = ()
+    if number > 1:
+        given, layer = ("--run", f"{out}/hubert{number - 1}"), ("--layer", "6")
+        features, hop, clusters, per_hour = given, 320, 500, LAYER_SECONDS
+    listed, some = ("--source", "jsonl", "--root", audio), f"{min(1.0, 100 / facts.data.hours):.3g}"
+    fit = (
+        "w2v_jax.units",
+        "fit",
+        *features,
+        *layer,
+        *listed,
+        "--clusters",
+        str(clusters),
+        "--share",
+        some,
+        "--out",
+        model,
+    )
+    label = ("w2v_jax.units", "label", "--model", model, *given, *listed, "--out", units)
+    changes: dict[str, Any] = {"data.name": "jsonl", "data.root": audio, "data.targets": units, "data.targets_hop": hop}
+    changes |= {"loss.classes": clusters, "train.steps": updates, "optim.warmup": updates * 8 // 100}
+    changes |= {"data.loader": "threads"} if facts.machine.loader == "threads" else {}
+    begin = STARTS["units"] * facts.start
+    return [
+        PlannedCommand(f"units {number}", fit, begin + per_hour * min(100.0, facts.data.hours)),
+        PlannedCommand(f"label {number}", label, begin + per_hour * facts.data.hours),
+        PlannedCommand(
+            f"hubert {number}",
+            _train("hubert_base.py", run, changes),
+            updates * rules.READING * facts.timings["hubert"].update,
+        ),
+    ]
 
 
-def check_disk(plan: Plan, free: float, out: pathlib.Path) -> None:
+def check_disk(plan: Recipe, free: float, out: pathlib.Path) -> None:
     """Raises UserError where the disk has no room for the plan."""
     if plan.disk > free:
         raise UserError(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from w2v_jax.profiling.recipes.look import DataFacts, MachineFacts
-from w2v_jax.profiling.recipes.speed import Candidate, Timing
+from w2v_jax.profiling.recipes.speed import TimedConfig, Timing
 
 UNMEASURED = "not measured here"
 
@@ -111,89 +111,92 @@ RULES = (
         "held out",
         "whole speakers",
         lambda f: f.data.by_speaker,
-        "there are five speakers or more: errors are those of voices that were never heard",
-        "results.md, The claims",
+        because="there are five speakers or more: errors are those of voices that were never heard",
+        rests_on="results.md, The claims",
     ),
     Rule(
         "held out",
         "recordings",
         always,
-        "with fewer than five speakers, to hold one out would cost too much of the labels",
-        "ten_minutes.md, What to expect",
+        because="with fewer than five speakers, to hold one out would cost too much of the labels",
+        rests_on="ten_minutes.md, What to expect",
     ),
     Rule(
         "method",
         "the given model",
         lambda f: f.init is not None,
-        "its encoder is ahead of what this budget could pretrain: from ten labelled minutes, a pretrained one makes a "
-        "third of the errors of a fresh one",
-        "results.md, A pretrained model needs few labels",
+        because="its encoder is ahead of what this budget could pretrain: from ten labelled minutes, a pretrained one "
+        "makes a third of the errors of a fresh one",
+        rests_on="results.md, A pretrained model needs few labels",
     ),
     Rule(
         "method",
         "wav2vec 2.0 Base",
         lambda f: f.accelerated and f.data.hours >= 100 and f.updates("base", 0.75) >= BASE_FEWEST,
-        f"there are 100 h of audio or more, and {BASE_FEWEST:,} updates of 1.6 h fit into three quarters of the budget",
-        f"the paper (960 h); {UNMEASURED}",
+        because=f"there are 100 h of audio or more, and {BASE_FEWEST:,} updates of 1.6 h fit into three quarters of "
+        "the budget",
+        rests_on=f"the paper (960 h); {UNMEASURED}",
     ),
     Rule(
         "method",
         "HuBERT Base",
         lambda f: f.accelerated and f.data.hours >= 10 and f.updates("hubert", 0.75) >= BASE_FEWEST,
-        "of less than 100 h, wav2vec 2.0 may use a handful of codes (6 of 128 on an hour), which given units cannot",
-        f"results.md, Units, on an hour of Mboshi; the paper; {UNMEASURED} at this size",
+        because="of less than 100 h, wav2vec 2.0 may use a handful of codes (6 of 128 on an hour), which given units "
+        "cannot",
+        rests_on=f"results.md, Units, on an hour of Mboshi; the paper; {UNMEASURED} at this size",
     ),
     Rule(
         "method",
         "CPC",
-        lambda f: (
-            f.data.train_minutes <= 20
-            and f.data.hours >= 0.4
-            and 60 * f.data.hours >= 2 * f.data.train_minutes
-            and f.cpc_rounds >= CPC_FEWEST / CPC_UPDATES
-        ),
-        f"labels are few, audio is at least twice as long, and {CPC_FEWEST:,} updates of CPC fit: after 3,000 it makes "
-        "11 points fewer character errors than log-mel from ten minutes of commands, after 600 none fewer",
-        "results.md, Learned features beat log-mel",
+        lambda f: cpc_may_help(f.data) and f.cpc_rounds >= CPC_FEWEST / CPC_UPDATES,
+        because=f"labels are few, audio is at least twice as long, and {CPC_FEWEST:,} updates of CPC fit: after 3,000 "
+        "it makes 11 points fewer character errors than log-mel from ten minutes of commands, after 600 none fewer",
+        rests_on="results.md, Learned features beat log-mel",
     ),
     Rule(
         "method",
         "log-mel",
         lambda f: not few_labels(f.data),
-        "there are more than twenty minutes of labels, or most audio has them: log-mel then uses all of the time "
-        "(44 % of characters wrong with 40 minutes of Mboshi, 49 with nine)",
-        "ten_minutes.md, What to expect",
+        because="there are more than twenty minutes of labels, or most audio has them: log-mel then uses all of the "
+        "time (44 % of characters wrong with 40 minutes of Mboshi, 49 with nine)",
+        rests_on="ten_minutes.md, What to expect",
     ),
     Rule(
         "method",
         "log-mel",
         always,
-        f"time or unlabelled audio is too little for {CPC_FEWEST:,} updates of CPC: after 600, CPC is no better than "
-        "log-mel, and wav2vec 2.0 of this size is worse",
-        "results.md, Learned features beat log-mel",
+        because=f"time or unlabelled audio is too little for {CPC_FEWEST:,} updates of CPC: after 600, CPC is no "
+        "better than log-mel, and wav2vec 2.0 of this size is worse",
+        rests_on="results.md, Learned features beat log-mel",
     ),
     Rule(
         "recogniser",
         "log-mel, two models that must agree",
         lambda f: f.updates("logmel") >= 2 * logmel_updates(f.data.train_minutes),
-        "twice the updates of one model fit: two make a point of character errors fewer, at twice the cost",
-        "ten_minutes.md, Several models, and models that must agree",
+        because="twice the updates of one model fit: two make a point of character errors fewer, at twice the cost",
+        rests_on="ten_minutes.md, Several models, and models that must agree",
     ),
     Rule(
         "recogniser",
         "log-mel, one model",
         always,
-        "two models at half of the updates each would be stopped early",
-        "ten_minutes.md, Several models, and models that must agree",
+        because="two models at half of the updates each would be stopped early",
+        rests_on="ten_minutes.md, Several models, and models that must agree",
     ),
     Rule(
         "arithmetic",
         "float32",
         lambda f: f.machine.slow_bfloat16,
-        "this processor has no units for bfloat16",
-        "performance.md, Base, 2 x 10 s",
+        because="this processor has no units for bfloat16",
+        rests_on="performance.md, Base, 2 x 10 s",
     ),
-    Rule("arithmetic", "as the config says", always, "float32 for small models, else bfloat16", "performance.md"),
+    Rule(
+        "arithmetic",
+        "as the config says",
+        always,
+        because="float32 for small models, else bfloat16",
+        rests_on="performance.md",
+    ),
 )
 
 
@@ -251,7 +254,7 @@ def crop_of(data: DataFacts) -> float:
     return min(1.28, max(0.5, data.crop // 0.1 * 0.1))
 
 
-def candidates(data: DataFacts, init: Init | None) -> dict[str, Candidate]:
+def candidates(data: DataFacts, init: Init | None) -> dict[str, TimedConfig]:
     """What is timed: a model of each size that may be chosen."""
     batch = recogniser_batch(data)
     length = batch["data.bucket_seconds"][0]
@@ -261,24 +264,24 @@ def candidates(data: DataFacts, init: Init | None) -> dict[str, Candidate]:
     if init is not None:
         units = {"data.unit_seconds": max(UPDATE_SECONDS, buckets_of(data)[-1])}
         rows = max(1, int(UPDATE_SECONDS // length))
-        return {"given": Candidate(init.config, {**init.changes, **units}, rows, length)}
-    found = {"logmel": Candidate("acoustic_logmel.py:ten_minutes", {**batch, **ONE_MODEL}, rows, length)}
+        return {"given": TimedConfig(init.config, {**init.changes, **units}, rows, seconds=length)}
+    found = {"logmel": TimedConfig("acoustic_logmel.py:ten_minutes", {**batch, **ONE_MODEL}, rows, seconds=length)}
     if not cpc_may_help(data):
         return found | _large(data, length)
     crop = crop_of(data)
     crops = {"data.bucket_seconds": (crop,), "data.min_seconds": 0.5}
-    found["cpc"] = Candidate("cpc.py:demo", crops, 3 * max(1, int(5.12 // crop)), crop)
+    found["cpc"] = TimedConfig("cpc.py:demo", crops, 3 * max(1, int(5.12 // crop)), seconds=crop)
     changes = {**batch, **REGULARISED, **FINE_TUNED}
-    found["cpc_ctc"] = Candidate("acoustic_frozen.py:cpc_demo", changes, rows, length)
+    found["cpc_ctc"] = TimedConfig("acoustic_frozen.py:cpc_demo", changes, rows, seconds=length)
     return found | _large(data, length)
 
 
-def _large(data: DataFacts, length: float) -> dict[str, Candidate]:
+def _large(data: DataFacts, length: float) -> dict[str, TimedConfig]:
     """The candidates of accelerators, with the batches of the papers. length: seconds of most labelled recordings."""
     rows, crop = 5, 15.625
     found = {
-        name: Candidate(config, {}, rows, crop, parts=gpus * 87.5 / (rows * crop), on_accelerator=True)
+        name: TimedConfig(config, {}, rows, seconds=crop, parts=gpus * 87.5 / (rows * crop), on_accelerator=True)
         for name, config, gpus in (("base", "w2v2_base.py", 64), ("hubert", "hubert_base.py", 32))
     }
     config, rows = f"finetune.py:{amount_of(data.train_minutes / 60)}", max(1, int(UPDATE_SECONDS // length))
-    return found | {"finetune": Candidate(config, {}, rows, length, on_accelerator=True)}
+    return found | {"finetune": TimedConfig(config, {}, rows, seconds=length, on_accelerator=True)}

@@ -1,7 +1,7 @@
 """How fast this machine updates models of several sizes, really timed, in a process of its own.
 
-`measured` starts this file with the candidates on its standard input, and reads what it prints. A process of its own
-gives the devices back when it ends: trainings follow, which need all of their memory.
+`measured_speeds` starts this file with the candidates on its standard input, and reads what it prints. A process of its
+own gives the devices back when it ends: trainings follow, which need all of their memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SECONDS, FEWEST = 5.0, 4
 """For how long a candidate is timed after its first update, and how many updates at the least."""
 
 
-class Candidate(NamedTuple):
+class TimedConfig(NamedTuple):
     """A config (as `--config` names it) with changed keys, and its batch on one device: rows of so many seconds.
 
     parts: such batches in an update, which all devices share. on_accelerator: it is not timed on a processor, where it
@@ -54,7 +54,7 @@ class Speeds(NamedTuple):
     timings: dict[str, Timing]
 
 
-def measured(candidates: Mapping[str, Candidate]) -> Speeds:
+def measured_speeds(candidates: Mapping[str, TimedConfig]) -> Speeds:
     """Times the candidates, some ten seconds each. Raises UserError where an update cannot be made here."""
     given = {"spawned": time.time(), "candidates": {name: each._asdict() for name, each in candidates.items()}}
     command = [sys.executable, "-m", __name__]
@@ -78,7 +78,7 @@ def _devices() -> dict[str, Any]:
     return found | {"slow_bfloat16": bool(dtype_advice("bfloat16"))}
 
 
-def _timing(candidate: Candidate, devices: int) -> Timing:
+def _timing(candidate: TimedConfig, devices: int) -> Timing:
     """Updates on noise with random labels, as many as fit into SECONDS."""
     from w2v_jax.core.config import changed, load
     from w2v_jax.core.units import SAMPLE_RATE
@@ -102,11 +102,11 @@ def _timing(candidate: Candidate, devices: int) -> Timing:
 
 
 def times(text: Sequence[str]) -> str:
-    """The answer to what `measured` asks, both as JSON."""
+    """The answer to what `measured_speeds` asks, both as JSON."""
     given = json.loads("".join(text))
     devices = _devices()
     start = time.time() - given["spawned"]
-    candidates = {name: Candidate(**each) for name, each in given["candidates"].items()}
+    candidates = {name: TimedConfig(**each) for name, each in given["candidates"].items()}
     wanted = {name: c for name, c in candidates.items() if devices["platform"] != "cpu" or not c.on_accelerator}
     timings = {name: _timing(candidate, devices["devices"])._asdict() for name, candidate in wanted.items()}
     return json.dumps({"devices": devices, "start": start, "timings": timings})

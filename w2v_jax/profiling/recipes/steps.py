@@ -23,7 +23,7 @@ from typing import Any
 from w2v_jax.core.cli import UserError, cannot_write, duration
 from w2v_jax.core.files import write_whole
 from w2v_jax.core.text import json_object
-from w2v_jax.profiling.recipes.budget import Plan, Step
+from w2v_jax.profiling.recipes.budget import PlannedCommand, Recipe
 
 STATE = "recipe.json"
 VERSION = 1
@@ -41,14 +41,14 @@ def shown(command: Sequence[str]) -> str:
     return shlex.join(["python", "-m", *command])
 
 
-class State:
+class RecipeState:
     """What recipe.json holds: what was asked, the texts and steps of the plan, and how far they are."""
 
     def __init__(self, path: pathlib.Path, content: dict[str, Any]):
         self.path, self.content = path, content
 
     @classmethod
-    def read(cls, out: pathlib.Path) -> State | None:
+    def read(cls, out: pathlib.Path) -> RecipeState | None:
         """The state in a folder, None where there is none. Raises UserError where it is damaged."""
         path = out / STATE
         if not path.exists():
@@ -59,7 +59,9 @@ class State:
         return cls(path, content)
 
     @classmethod
-    def first(cls, out: pathlib.Path, asked: Mapping[str, Any], plan: Plan, *, about: Mapping[str, Any]) -> State:
+    def first(
+        cls, out: pathlib.Path, asked: Mapping[str, Any], plan: Recipe, *, about: Mapping[str, Any]
+    ) -> RecipeState:
         """The state of a plan of which nothing is done. about: facts and choices, for whoever reads the file."""
         steps = [
             {"name": s.name, "command": list(s.command), "predicted": round(s.seconds, 1), "took": 0.0, "done": False}
@@ -72,8 +74,8 @@ class State:
     def steps(self) -> list[dict[str, Any]]:
         return self.content["steps"]
 
-    def planned(self) -> list[Step]:
-        return [Step(s["name"], tuple(s["command"]), s["predicted"]) for s in self.steps]
+    def planned(self) -> list[PlannedCommand]:
+        return [PlannedCommand(s["name"], tuple(s["command"]), s["predicted"]) for s in self.steps]
 
     def save(self) -> None:
         try:
@@ -104,7 +106,7 @@ def stopped_by_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run_steps(state: State, say: Callable[[str], None] = print) -> None:
+def run_steps(state: RecipeState, say: Callable[[str], None] = print) -> None:
     """Runs what is not done. Raises UserError for a step that fails, and KeyboardInterrupt after a stop."""
     wait_for_leftover(state, say)
     count = len(state.steps)
@@ -120,7 +122,7 @@ def run_steps(state: State, say: Callable[[str], None] = print) -> None:
             say(f"{head}: done in {duration(step['took'])}, {duration(step['predicted'])} predicted")
 
 
-def run_step(state: State, step: dict[str, Any]) -> None:
+def run_step(state: RecipeState, step: dict[str, Any]) -> None:
     """One step to its end, with its output on the screen and in its log."""
     log = state.path.parent / "logs" / f"{step['name'].replace(' ', '-')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +179,7 @@ def run_step(state: State, step: dict[str, Any]) -> None:
     state.save()
 
 
-def wait_for_leftover(state: State, say: Callable[[str], None]) -> None:
+def wait_for_leftover(state: RecipeState, say: Callable[[str], None]) -> None:
     """Waits for the step of a recipe that was killed: it ends when it next writes to the screen that is gone."""
     pid, until = state.content["pid"], time.monotonic() + PATIENCE
     if not pid or not _is_step(pid, state.path.parent):
