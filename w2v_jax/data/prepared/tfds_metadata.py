@@ -45,7 +45,7 @@ def write_dataset_info(folder: pathlib.Path, shards: Sequence[dict[str, Any]]) -
             "speaker": tfds.features.Text(),
             "language": tfds.features.Text(),
         }
-        tfds.folder_dataset.write_dataset_info(
+        tfds.folder_dataset.write_metadata(
             data_dir=folder,
             features=tfds.features.FeaturesDict(features),
             split_infos=[split],
