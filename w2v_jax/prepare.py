@@ -43,7 +43,7 @@ from w2v_jax.data.kept.listings import KeptListing
 from w2v_jax.data.prepared.cuts import PLACES, Cut, cut_source
 from w2v_jax.data.prepared.on_beam import on_beam
 from w2v_jax.data.prepared.records import Options
-from w2v_jax.data.prepared.shard_files import verify
+from w2v_jax.data.prepared.shard_files import damaged_shards
 from w2v_jax.data.prepared.shard_jobs import ShardJob, in_processes, make_shards
 from w2v_jax.data.prepared.summaries import index_report, report_text
 from w2v_jax.data.sources.jsonl import manifest_lines, path_from
@@ -166,7 +166,7 @@ def write_report(path: pathlib.Path, report: dict[str, Any]) -> None:
 
 def check_shards(roots: Sequence[str], workers: int) -> int:
     """Compares the shards of corpora with the sums of their bytes: 0 where all are as they were written, else 1."""
-    damaged = [skip for root in roots for skip in verify(pathlib.Path(root), workers)]
+    damaged = [skip for root in roots for skip in damaged_shards(pathlib.Path(root), workers)]
     print("\n".join(skipped_by_kind(damaged)) or f"every shard of {', '.join(roots)} is as it was written")
     return 1 if damaged else 0
 

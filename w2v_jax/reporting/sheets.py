@@ -29,7 +29,7 @@ def pick_rows(durations: np.ndarray, count: int) -> np.ndarray:
     return order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]
 
 
-class Panel(NamedTuple):
+class SheetLine(NamedTuple):
     """A line of a page: a recording of `seconds` at 16 kHz, or why there is none, and what is said of it.
 
     rate: that of its file. is_bounded: whether samples beyond full scale, silence and an offset are faults. They are
@@ -54,7 +54,7 @@ def draw_sheet(source: Source, rows: Sequence[int] | np.ndarray, path: pathlib.P
     draw_page((_panel(source, int(row)) for row in rows), path, lines=len(rows))
 
 
-def _panel(source: Source, row: int) -> Panel:
+def _panel(source: Source, row: int) -> SheetLine:
     index = source.index
     seconds, rate = float(index.durations[row]), int(index.rates[row])
     shown = min(seconds, SHEET_SECONDS)
@@ -65,12 +65,12 @@ def _panel(source: Source, row: int) -> Panel:
         facts.append(f"first {shown:g} s")
     about = (str(index.ids[row]), str(index.transcripts[row]) or "(no transcript)", facts)
     try:
-        return Panel(*about, wave=source.read(row, 0, SHEET_SECONDS * SAMPLE_RATE), seconds=shown, rate=rate)
+        return SheetLine(*about, wave=source.read(row, 0, SHEET_SECONDS * SAMPLE_RATE), seconds=shown, rate=rate)
     except ReadError as error:
-        return Panel(*about, wave=None, seconds=shown, rate=rate, error=f"cannot be read: {error}")
+        return SheetLine(*about, wave=None, seconds=shown, rate=rate, error=f"cannot be read: {error}")
 
 
-def draw_page(panels: Iterable[Panel], path: pathlib.Path, *, lines: int, heading: str = "") -> None:
+def draw_page(panels: Iterable[SheetLine], path: pathlib.Path, *, lines: int, heading: str = "") -> None:
     """Writes a PNG of so many panels, one in each line, below a heading. Raises UserError and OSError."""
     try:
         import librosa  # noqa: F401
@@ -133,7 +133,7 @@ def draw_lengths(lengths: Mapping[str, int], path: pathlib.Path) -> None:
     save_png(figure, path)
 
 
-def _draw_panel(panel: Panel, *, wave_axes: Any, mel_axes: Any) -> Any:
+def _draw_panel(panel: SheetLine, *, wave_axes: Any, mel_axes: Any) -> Any:
     """Plots one recording. Returns the image of its spectrum; None where there is none."""
     from matplotlib.patches import Rectangle
 

@@ -15,7 +15,7 @@ from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import SAMPLE_RATE, batch_units
 from w2v_jax.data.index import WAVE
 from w2v_jax.data.pipeline import Info, batches
-from w2v_jax.reporting.sheets import Panel, draw_page
+from w2v_jax.reporting.sheets import SheetLine, draw_page
 from w2v_jax.training.dataset import Data, heard, open_data
 
 
@@ -99,14 +99,14 @@ def draw_step(planned: PlannedStep, config: Config, path: pathlib.Path, *, rows:
     draw_page(_panels(planned, config, shown), path, lines=shown, heading=heading)
 
 
-def _panels(planned: PlannedStep, config: Config, shown: int) -> Iterator[Panel]:
+def _panels(planned: PlannedStep, config: Config, shown: int) -> Iterator[SheetLine]:
     info, reasons = planned.info, {failed.id: failed.reason for failed in planned.info.failed}
     for row in range(shown):
         count = int(planned.batch["num_samples"][row])
         text = "no change" if not info.changes else (_changes(info.changes[row]) or "no change")
         if setting(config, "data.labels") and "num_tokens" in planned.batch:
             text += f", {planned.batch['num_tokens'][row]} tokens"
-        yield Panel(
+        yield SheetLine(
             info.ids[row],
             text,
             [_crop(planned, row)],

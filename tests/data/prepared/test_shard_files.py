@@ -12,7 +12,16 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.data.archives.array_record import open_records, parsed
 from w2v_jax.data.index import Row
 from w2v_jax.data.prepared import shard_files
-from w2v_jax.data.prepared.shard_files import CONTENTS, JOB, ROWS, SHARD, is_finished, row_line, verify, write_shard
+from w2v_jax.data.prepared.shard_files import (
+    CONTENTS,
+    JOB,
+    ROWS,
+    SHARD,
+    damaged_shards,
+    is_finished,
+    row_line,
+    write_shard,
+)
 
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("array_record")
@@ -83,7 +92,7 @@ def test_shards_that_were_cut_flipped_or_lost_are_named(job):
     about = write_shard(job, 0)
     path, content = job / SHARD.format(0), (job / SHARD.format(0)).read_bytes()
     (job / CONTENTS).write_text(json.dumps({"shards": [{"file": path.name, **about}]}))
-    reason = lambda: [skip.reason for skip in verify(job, 1)]
+    reason = lambda: [skip.reason for skip in damaged_shards(job, 1)]
     assert reason() == []
     flipped = bytearray(content)
     flipped[len(content) // 2] ^= 1
@@ -94,7 +103,7 @@ def test_shards_that_were_cut_flipped_or_lost_are_named(job):
     path.unlink()
     assert reason() == ["shard does not exist"]
     with pytest.raises(UserError, match="no corpus of `prepare --shards`"):
-        verify(job / "nowhere", 1)
+        damaged_shards(job / "nowhere", 1)
 
 
 def test_records_are_stored_one_by_one_and_uncompressed():

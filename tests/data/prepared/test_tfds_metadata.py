@@ -2,12 +2,12 @@
 
 import sys
 
-from w2v_jax.data.prepared.tfds_metadata import SHARD_NAME, write_metadata
+from w2v_jax.data.prepared.tfds_metadata import SHARD_NAME, write_dataset_info
 
 
 def test_without_the_package_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    assert not write_metadata(tmp_path, [{"records": 1, "bytes": 1}])
+    assert not write_dataset_info(tmp_path, [{"records": 1, "bytes": 1}])
     assert not list(tmp_path.iterdir())
 
 

@@ -42,7 +42,7 @@ class Options(NamedTuple):
     decode: bool = True
 
 
-class Record(NamedTuple):
+class StoredRecord(NamedTuple):
     """A recording or a piece of one, as FLAC. frames: its length in samples at its `rate`."""
 
     id: str
@@ -60,7 +60,7 @@ class Stored(NamedTuple):
     FLAC does not hold. untold: whether it was cut, and a transcript left out.
     """
 
-    records: list[Record]
+    records: list[StoredRecord]
     is_kept: bool
     is_silent: bool
     clipped: int
@@ -92,9 +92,18 @@ def stored(source: AudioFiles, row: int, options: Options) -> Stored:
         about = piece_row(index, row, piece)
         if len(flac.audio) > MOST_BYTES:
             raise ReadError(TOO_LONG)
-        records.append(Record(about.id, flac.audio, flac.frames, flac.rate, about.speaker, about.transcript))
+        record = StoredRecord(
+            about.id,
+            flac.audio,
+            frames=flac.frames,
+            rate=flac.rate,
+            speaker=about.speaker,
+            transcript=about.transcript,
+        )
+        records.append(record)
     untold = len(parts) > 1 and bool(index.transcripts[row])
-    return Stored(records, is_kept, is_silent(level.low, level.high), level.clipped, untold)
+    silent = is_silent(level.low, level.high)
+    return Stored(records, is_kept, is_silent=silent, clipped=level.clipped, untold=untold)
 
 
 class _Flac(NamedTuple):

@@ -22,7 +22,7 @@ from w2v_jax.data.archives.array_record import open_records, serialized
 from w2v_jax.data.index import ReadError, Row, Skip, make_index
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.prepared.cuts import Cut
-from w2v_jax.data.prepared.records import Options, Record, stored
+from w2v_jax.data.prepared.records import Options, StoredRecord, stored
 
 JOB, ROWS, SHARD, SUMMARY = "job.json", "rows-{:05d}.jsonl", "shard-{:05d}.array_record", "shard-{:05d}.json"
 CONTENTS = "shards.json"
@@ -86,7 +86,7 @@ def write_shard(folder: pathlib.Path, number: int, check: Callable[[], None] = l
     return about
 
 
-def example_of(record: Record, language: str) -> bytes:
+def example_of(record: StoredRecord, language: str) -> bytes:
     """A record as a serialized tf.train.Example of the features that dataset_info.json declares."""
     return serialized(
         {
@@ -110,7 +110,7 @@ class _Summary:
         self.silent: list[str] = []
         self.skipped: list[Skip] = []
 
-    def add(self, record: Record, language: str) -> None:
+    def add(self, record: StoredRecord, language: str) -> None:
         seconds = record.frames / record.rate
         self.counts["records"] += 1
         self.lengths[f"{seconds:.1f}"] += 1
@@ -176,7 +176,7 @@ def _disk_errors(path: pathlib.Path) -> Iterator[None]:
 # Finished shards
 
 
-def verify(folder: pathlib.Path, workers: int) -> list[Skip]:
+def damaged_shards(folder: pathlib.Path, workers: int) -> list[Skip]:
     """(path, reason) of every shard of a corpus that is missing, or is not the one that was written.
 
     Raises UserError where the folder holds no corpus of `prepare`.

@@ -44,7 +44,7 @@ from w2v_jax.data.prepared.shard_files import (
     write_shard,
 )
 from w2v_jax.data.prepared.summaries import language_of, merged, shards_report
-from w2v_jax.data.prepared.tfds_metadata import SHARD_NAME, write_metadata
+from w2v_jax.data.prepared.tfds_metadata import SHARD_NAME, write_dataset_info
 
 REPORT = "report.json"
 FEWEST_SHARDS, SMALLEST_SHARD = 64, 16 << 20
@@ -310,7 +310,7 @@ def _finish(job: ShardJob, about: dict[str, Any]) -> dict[str, Any]:
         summary = summaries[number]
         shards.append({"file": name, **{key: summary[key] for key in ("records", "bytes", "sha256")}})
     notes = [*about["notes"]]
-    if not write_metadata(partial, shards):
+    if not write_dataset_info(partial, shards):
         notes.append("TensorFlow Datasets is missing here, so that the corpus cannot be opened as one of its datasets")
     report = shards_report(merged(summaries), skipped, notes)
     write_whole(partial / REPORT, json.dumps(report, ensure_ascii=False, indent=1))

@@ -15,7 +15,7 @@ SHARD_NAME = f"{NAME}-{SPLIT}.array_record-{{:05d}}-of-{{:05d}}"
 """The name of a shard, by its number and by how many there are, as TensorFlow Datasets wants it."""
 
 
-def write_metadata(folder: pathlib.Path, shards: Sequence[dict[str, Any]]) -> bool:
+def write_dataset_info(folder: pathlib.Path, shards: Sequence[dict[str, Any]]) -> bool:
     """Writes both files by TensorFlow Datasets. Returns whether it is installed.
 
     shards: "records" and "bytes" of each, in the order of their numbers.
