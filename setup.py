@@ -78,6 +78,7 @@ setup(
         "convert": CONVERT,
         "decode": DECODE,
         "features": FEATURES,
+        "beam": ["apache-beam>=2.65"],  # wants an older protobuf than constraints.txt has
         "gcs": GCS,
         "s3": S3,
         "wandb": WANDB,
