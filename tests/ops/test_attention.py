@@ -53,21 +53,6 @@ def test_attention_without_any_valid_key_is_finite(heads):
     assert all(np.isfinite(g).all() for g in gradients)
 
 
-def test_the_kernel_equals_the_whole_with_its_gradients(monkeypatch):
-    """Interpreted: frames that fill no tile, tiles of queries, a row without keys, the same dropout."""
-    monkeypatch.setattr("w2v_jax.ops.attention_kernel.SCORES", 1)
-    frames, lengths = 300, jnp.asarray([0, 290])
-    noise, words = noises.row_noise(jax.random.key(0), jnp.arange(B)), dict(num_frames=lengths, dropout=0.3)
-    query, key, value, target = jax.random.normal(jax.random.key(1), (4, B, frames, H, 8))
-
-    def found(name):
-        out, back = jax.vjp(lambda *x: attention(*x, **words, noise=noise, implementation=name), query, key, value)
-        return out, *back(target)
-
-    for kernel, whole in zip(found("kernel"), found("xla"), strict=True):
-        np.testing.assert_allclose(kernel, whole, atol=4e-6)
-
-
 BLOCKS = [(block, dropout, False) for block in (1, 2 * F * F, 2**21) for dropout in (0.0, 0.3)]
 
 
