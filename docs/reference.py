@@ -20,9 +20,10 @@ HERE = pathlib.Path(__file__).parent
 CONFIGS = sorted(HERE.parent.glob("configs/*.py"))
 
 CONTENTS = {
-    "Begin": ["README", "docs/afternoon", "docs/how/choose"],
+    "Begin": ["README", "docs/afternoon", "docs/recipe", "docs/how/choose"],
     "Do": [
         "docs/data",
+        "docs/prepare",
         "docs/mixing",
         "docs/training",
         "docs/report",

@@ -13,7 +13,7 @@ from w2v_jax import doctor
 
 def test_every_optional_part_of_the_package_is_looked_for():
     declared = set(re.findall(r'^        "(\w+)": ', (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE))
-    assert doctor.EXTRAS.keys() == declared - {"gpu", "tpu", "test", "stores", "dev"}
+    assert doctor.EXTRAS.keys() == declared - {"gpu", "tpu", "test", "stores", "dev", "docs"}
 
 
 def test_what_is_installed_is_named_with_its_version(capsys):

@@ -35,7 +35,9 @@ EXTRAS = {
     "demo": (("espeakng_loader",), "corpora spoken by eSpeak NG"),
     "features": (("pyarrow", "h5py"), "recordings in Parquet; features in Parquet and HDF5"),
     "gcs": (("gcsfs",), "runs in gs://"),
+    "hub": (("huggingface_hub",), "models to the Hub of Hugging Face"),
     "s3": (("s3fs",), "runs in s3://"),
+    "wandb": (("wandb",), "metrics to Weights & Biases"),
     "parity": (("torch", "transformers"), "comparisons with PyTorch"),
 }
 """The optional parts of the package: the modules that each needs, and what it is for."""
