@@ -12,7 +12,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from w2v_jax.core import storage
+from w2v_jax.core import storage, stores
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.storage import Seals, StoreError
 
@@ -23,7 +23,7 @@ URL = "memory://lab/runs/a"
 @pytest.fixture(autouse=True)
 def empty_store(tmp_path, monkeypatch):
     monkeypatch.setenv("W2V_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(stores, "FIRST_WAIT", 0.0)
     monkeypatch.setattr(storage, "LEASE", 0.6)
     monkeypatch.setattr(storage, "SETTLE", 0.0)
     yield

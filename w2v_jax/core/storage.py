@@ -20,18 +20,14 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from w2v_jax.core.cli import UserError, duration
 from w2v_jax.core.files import locked_file, whole_file, write_whole
+from w2v_jax.core.stores import TRIES, Folder, StoreError, connect, listing, tried, version_of
 from w2v_jax.core.text import json_object
 
-T = TypeVar("T")
-EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
-"""The extra that installs the client of a scheme."""
-TRIES, FIRST_WAIT = 6, 1.0
-"""A request is tried so often; each wait is twice the one before: half a minute in all."""
 EVERY = 60.0
 """Seconds between two sendings of a folder that is being written."""
 LEASE = 120.0
@@ -45,21 +41,6 @@ WHOLE = 64 << 20
 MARK, LOCK, SENT, FETCHED = ".run.json", ".lock", ".sent.json", ".fetched.json"
 UNSENT = (LOCK, SENT, FETCHED, "compile_cache")
 """Names in a folder that stay on this machine."""
-
-
-class StoreError(UserError):
-    """A store that does not answer, or refuses, after all tries."""
-
-
-class Folder(NamedTuple):
-    """A folder of a store: its URL, fsspec's file system and the path there."""
-
-    url: str
-    fs: Any
-    path: str
-
-    def at(self, name: str) -> str:
-        return f"{self.path}/{name}"
 
 
 class Seals(NamedTuple):
@@ -78,100 +59,36 @@ UNSEALED = Seals("", "")
 """Of folders whose files are whole each by itself."""
 
 
-def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path is the URL of a store."""
-    return "://" in os.fspath(path)
-
-
 def cache_folder() -> pathlib.Path:
     """Where local copies lie: the environment's W2V_JAX_CACHE, else ~/.cache/w2v_jax."""
     return pathlib.Path(os.environ.get("W2V_JAX_CACHE") or "~/.cache/w2v_jax").expanduser().absolute()
 
 
 def local_copy(url: str, kind: str) -> pathlib.Path:
-    """The folder of the cache for a URL. kind: "read", or "runs" that go on, which reading leaves alone."""
+    """The folder of the cache for a URL.
+
+    kind: "read", "runs" that go on, which reading leaves alone, or "shards", which `make_room` removes.
+    """
     url = url.rstrip("/")
     return cache_folder() / kind / f"{url.rsplit('/', 1)[-1]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
-
-
-def connect(url: str) -> Folder:
-    """The folder at a URL; nothing is read yet. Raises UserError for an unknown scheme and without its client."""
-    import fsspec
-
-    scheme = url.partition("://")[0]
-    try:
-        fs, path = fsspec.url_to_fs(url.rstrip("/"), use_listings_cache=False)
-    except ImportError as error:
-        hint = f'pip install "w2v-jax[{EXTRAS[scheme]}]"' if scheme in EXTRAS else str(error)
-        raise UserError(f"{url}: the client of {scheme}:// is not installed: {hint}") from None
-    except ValueError as error:
-        raise UserError(f"{url}: {error}") from None
-    return Folder(url.rstrip("/"), fs, path.rstrip("/"))
-
-
-def tried(what: str, do: Callable[[], T]) -> T:
-    """The result of `do`, which is tried again after a while where the store fails.
-
-    An object that is missing, a folder that is forbidden and a request that makes no sense are raised at once. Raises
-    StoreError after the last try.
-    """
-    wait = FIRST_WAIT
-    for attempt in range(1, TRIES + 1):
-        try:
-            return do()
-        except (FileNotFoundError, FileExistsError, NotImplementedError):
-            raise
-        except PermissionError as error:
-            hint = "Are the credentials right, and still valid?"
-            raise StoreError(f"{what}: the store refuses ({error}). {hint}") from None
-        except Exception as error:
-            if attempt == TRIES:
-                raise StoreError(f"{what}: failed {TRIES} times, at last by {type(error).__name__}: {error}") from None
-        time.sleep(wait * random.uniform(0.75, 1.25))  # many hosts must not come back together
-        wait *= 2
-    raise AssertionError("the last try returns or raises")
-
-
-def listing(folder: Folder) -> dict[str, str]:
-    """Each file beneath a folder, by its name relative to it, with what changes when it changes: size and version."""
-
-    def find() -> Mapping[str, Mapping[str, Any]]:
-        folder.fs.invalidate_cache()
-        return folder.fs.find(folder.path, detail=True)
-
-    try:
-        found = tried(f"{folder.url}: listing", find)
-    except FileNotFoundError:
-        return {}
-    prefix = folder.path.lstrip("/") + "/"
-    names = {path.lstrip("/")[len(prefix) :]: _version(info) for path, info in found.items() if info["type"] == "file"}
-    for name in names:
-        if name.startswith("/") or not {"", ".", ".."}.isdisjoint(name.split("/")):
-            raise UserError(f"{folder.url}: the object {name!r} has no name that a file can have; remove or rename it")
-    return names
-
-
-def _version(info: Mapping[str, Any]) -> str:
-    """Size, and the first of what stores call the version of an object."""
-    names = ("etag", "ETag", "generation", "md5Hash", "mtime", "LastModified", "updated", "created")
-    return f"{info['size']} {next((str(info[name]) for name in names if info.get(name)), '')}"
 
 
 # Reading
 
 
-def fetched(url: str, seals: Seals = UNSEALED) -> pathlib.Path:
+def fetched(url: str, seals: Seals = UNSEALED, kind: str = "read") -> pathlib.Path:
     """A local folder, or file, with what lies at the URL now. What has been fetched before is not fetched again.
 
-    Sub-folders without their seal are left out. Raises UserError where nothing lies at the URL.
+    Sub-folders without their seal are left out. kind: that of `local_copy`. Raises UserError where nothing lies at the
+    URL.
     """
-    folder, local = connect(url), local_copy(url, "read")
+    folder, local = connect(url), local_copy(url, kind)
     local.parent.mkdir(parents=True, exist_ok=True)
     with locked_file(local.with_name(f".{local.name}.lock"), lambda: None):
         if tried(url, lambda: folder.fs.isfile(folder.path)):
             info = tried(url, lambda: folder.fs.info(folder.path))
             above, _, name = folder.path.rpartition("/")
-            _fetch(Folder(folder.url.rpartition("/")[0], folder.fs, above), {name: _version(info)}, local)
+            _fetch(Folder(folder.url.rpartition("/")[0], folder.fs, above), {name: version_of(info)}, local)
             return local / name
         for attempt in range(1, TRIES + 1):
             names = _whole(listing(folder), seals)
@@ -184,6 +101,18 @@ def fetched(url: str, seals: Seals = UNSEALED) -> pathlib.Path:
                 if attempt == TRIES:
                     raise StoreError(f"{url} changes faster than it can be fetched: {error}") from None
     return local
+
+
+def make_room(urls: Sequence[str], size: int, limit: int) -> None:
+    """Removes the shards that were fetched longest ago, but for those of `urls`, to leave room for `size` bytes."""
+    ours = {local_copy(url, "shards") for url in urls}
+    others = {path: path.stat().st_mtime for path in (cache_folder() / "shards").glob("*") if path not in ours}
+    sizes = {path: sum(stat[0] for file in _files(path).values() if (stat := _stat(file))) for path in others}
+    excess = sum(sizes.values()) + size - limit
+    for path in sorted(others, key=others.__getitem__):
+        if excess > 0 and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+            excess -= sizes[path]
 
 
 def _whole(names: Mapping[str, str], seals: Seals) -> dict[str, str]:

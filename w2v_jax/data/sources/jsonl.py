@@ -2,7 +2,8 @@
 
 `audio_filepath` is required. `duration` and `offset` in seconds (for a segment of a longer file), `text`, `speaker` and
 `id` are optional. `prepare` also writes `frames` (the length of the recording or segment in samples) and `rate` (of the
-file). Listing trusts a line that has both and does not open its file. Relative paths are relative to the manifest.
+file). Listing trusts a line that has both and does not open its file. Relative paths are relative to the manifest,
+and a URL is that of an object in a store.
 Other keys are ignored.
 """
 
@@ -15,6 +16,7 @@ import re
 from collections.abc import Iterator
 
 from w2v_jax.core.cli import UserError
+from w2v_jax.core.stores import joined
 from w2v_jax.core.text import json_lines
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.listing import SURROGATES, Candidate, list_parts
@@ -40,7 +42,7 @@ def _read(manifest: pathlib.Path) -> Iterator[Candidate]:
         default = os.path.splitext(name)[0] + (f":{offset:g}" if offset else "")
         yield Candidate(
             id=_text(entry, "id", where) or default,
-            path=os.path.join(manifest.parent, os.path.expanduser(name)),
+            path=joined(manifest.parent, name),
             offset=offset,
             duration=duration,
             speaker=_text(entry, "speaker", where),
