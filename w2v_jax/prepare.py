@@ -21,9 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError, cannot_write, count_argument, expand_home, path_argument, run_command, some_of
-from w2v_jax.core.files import state_of, whole_file, write_whole
+from w2v_jax.core.cli import UserError, cannot_write, count_argument, expand_home, run_command, some_of
+from w2v_jax.core.files import absolute, state_of, whole_file, write_whole
 from w2v_jax.core.progress import ProgressBar
+from w2v_jax.core.storage import output_file
+from w2v_jax.core.stores import joined, place_argument
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data import open_source, source_names
 from w2v_jax.data.index import WAVE, ReadError, Skip, Source, TooFew, subset, write_skipped
@@ -77,12 +79,13 @@ def main(argv: Sequence[str]) -> int:
     write_reasons(args.skipped, index.skipped)
     try:
         if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(args.out, manifest_lines(source, args.out))
+            with output_file(args.out) as file:
+                write_whole(file, manifest_lines(source, args.out))
             keep_index(source, args.out)
             print(f"manifest: {args.out}; train on it with --config.data.name=jsonl --config.data.root={args.out}")
         if args.plot:
-            draw_sheet(source, pick_rows(index.durations, args.rows), args.plot)
+            with output_file(args.plot) as file:
+                draw_sheet(source, pick_rows(index.durations, args.rows), file)
             print(f"plot: {args.plot}")
     except OSError as error:
         raise cannot_write(error.filename or "output", error) from None
@@ -108,11 +111,13 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="PATH",
         help="where the recordings are or will be made",
     )
-    add("--out", type=path_argument, metavar="FILE.jsonl", help="write a manifest of the usable recordings")
-    add("--skipped", type=path_argument, metavar="FILE", help="write path and reason of everything skipped, as JSONL")
+    add("--out", type=place_argument, metavar="FILE.jsonl", help="write a manifest of the usable recordings")
+    add("--skipped", type=place_argument, metavar="FILE", help="write path and reason of everything skipped, as JSONL")
     add("--max-skipped-share", type=_share, default=1.0, metavar="0..1", help="exit with 1 if more are unusable")
     add("--min-seconds", type=float, default=0.0, metavar="S", help="skip shorter recordings (training skips them too)")
-    add("--plot", type=path_argument, metavar="FILE.png", help="plot waveform and log-mel spectrum of a few recordings")
+    add(
+        "--plot", type=place_argument, metavar="FILE.png", help="plot waveform and log-mel spectrum of a few recordings"
+    )
     add("--rows", type=int, default=6, metavar="N", help="how many recordings to plot (default: 6)")
     decode = "read every recording to its end (default), which finds damage in the middle, silence, wrong scales"
     add("--decode", action=argparse.BooleanOptionalAction, default=True, help=decode)
@@ -158,8 +163,8 @@ def write_reasons(path: pathlib.Path | None, skipped: Sequence[Skip]) -> None:
     if path is None:
         return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_skipped(path, skipped)
+        with output_file(path) as file:
+            write_skipped(file, skipped)
     except OSError as error:
         raise cannot_write(f"--skipped {path}", error) from None
     print(f"skipped files and reasons: {path}")
@@ -250,9 +255,9 @@ def _check_skipped_share(usable: int, skipped: Sequence[Skip], max_share: float)
 
 def manifest_lines(source: Source, out: pathlib.Path) -> Iterator[str]:
     """JSON objects from which data.name=jsonl makes the same index. Paths below the manifest's folder are relative."""
-    index, folder = source.index, os.path.abspath(out.parent)
+    index, folder = source.index, absolute(out.parent)
     for row in range(len(index)):
-        path = _path_from(os.path.abspath(index.paths[row]), folder)
+        path = _path_from(absolute(index.paths[row]), folder)
         rate, frames, offset = int(index.rates[row]), int(index.frames[row]), int(index.offsets[row])
         entry = {"id": index.ids[row], "audio_filepath": path}
         entry |= {"duration": frames / rate, "frames": frames, "rate": rate}
@@ -263,8 +268,8 @@ def manifest_lines(source: Source, out: pathlib.Path) -> Iterator[str]:
 
 def keep_index(source: Source, out: pathlib.Path) -> None:
     """Keeps the index of a manifest that has just been written, as data.name=jsonl would after reading it."""
-    folder = os.path.abspath(out.parent)
-    paths = (os.path.join(out.parent, _path_from(os.path.abspath(path), folder)) for path in source.index.paths)
+    folder = absolute(out.parent)
+    paths = (joined(out.parent, _path_from(absolute(path), folder)) for path in source.index.paths)
     index = dataclasses.replace(source.index, paths=Column.of(paths), skipped=[], notes=[])
     with contextlib.closing(KeptListing("jsonl", [out])) as kept:
         kept.write(index, {str(out): state_of(out)})

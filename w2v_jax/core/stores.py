@@ -22,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from w2v_jax.core.cli import UserError
+from w2v_jax.core.cli import UserError, expand_home
 
 T = TypeVar("T")
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
@@ -159,6 +159,11 @@ def path_of(text: str | os.PathLike) -> pathlib.Path:
     if text.startswith("file:///"):
         return pathlib.Path(text.removeprefix("file://"))
     return StorePath(text) if is_remote(text) else pathlib.Path(text)
+
+
+def place_argument(text: str | os.PathLike) -> pathlib.Path:
+    """A path of a disk or a store as a person names it. Raises UserError as `expand_home` does."""
+    return path_of(expand_home(text))
 
 
 def joined(folder: str | os.PathLike, name: str) -> str:

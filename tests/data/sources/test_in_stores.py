@@ -9,6 +9,7 @@ import pytest
 from formats import WRITERS, Item, content, write_librispeech
 from poor_store import Poor
 
+from w2v_jax import prepare
 from w2v_jax.core import stores
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.stores import StoreError
@@ -178,6 +179,20 @@ def test_batches_are_those_of_a_disk_and_a_store_that_is_lost_ends_them(tmp_path
     Poor.every, Poor.error = 1, PermissionError("ExpiredToken")
     with pytest.raises(StoreError, match=rf"{URL}/9/book/.*flac: the store refuses .* A credential has expired"):
         list(read(sources[1]))
+
+
+def test_a_manifest_that_prepare_writes_into_a_store_leads_to_its_recordings(tmp_path, capsys):
+    folder = write_librispeech(tmp_path / "data", ITEMS)
+    root, out = in_store(folder, folder), "poor://lab/lists/a.jsonl"
+    assert prepare.main(["--root", root, "--out", out, "--skipped", "poor://lab/lists/skipped.jsonl"]) == 0
+    lines = Poor().cat_file("/lab/lists/a.jsonl").decode().splitlines()
+    assert json.loads(lines[0])["audio_filepath"] == f"{root}/9/book/9-1-0000.flac"
+    source, local = open_source("jsonl", out), open_source("folder", folder)
+    assert source.index.fingerprint() == local.index.fingerprint()
+    np.testing.assert_array_equal(source.read(3, 0, 10**6), local.read(3, 0, 10**6))
+    assert prepare.main(["--root", root, "--out", f"{root}/a.jsonl"]) == 0
+    first = Poor().cat_file("/lab/speech/a.jsonl").decode().splitlines()[0]
+    assert json.loads(first)["audio_filepath"] == "9/book/9-1-0000.flac"
 
 
 def test_a_corpus_is_not_made_in_a_store(tmp_path):

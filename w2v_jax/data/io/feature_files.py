@@ -37,6 +37,8 @@ from w2v_jax.data.io import feature_tables
 METADATA = "extract.json"
 FORMATS = {"numpy": ".npy", "parquet": ".parquet", "hdf5": ".h5"}
 """Formats of features, and the suffixes of their parts."""
+SENT_LAST = (*(f"*{suffix}" for suffix in FORMATS.values()), METADATA)
+"""Each says that what was written before it is complete: the arrays of parts, and then the metadata."""
 
 
 class Utterance(NamedTuple):
