@@ -1,4 +1,4 @@
-"""Runs in the folders of object stores: the real protocols, by servers on this machine."""
+"""Runs and recordings in object stores: the real protocols, by servers on this machine."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import fsspec
 import pytest
 from commands import environment, free_port, training
 
+from w2v_jax import extract
 from w2v_jax.inference.run import open_run
 
 S3 = """
@@ -108,16 +109,24 @@ def losses(text: str) -> dict[int, float]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_in_a_store_that_is_killed_twice_ends_as_one_on_a_disk(store, tiny_corpus, tmp_path, monkeypatch):
-    """Each life is on another machine, which has the store alone. Then the run is read from there."""
+    """Each life is on another machine, which has the store alone: the recordings lie there, too.
+
+    Then the run is read from there, and what is extracted by it is written there.
+    """
     url, found = store
-    overrides = {"data.root": str(tiny_corpus), "data.loader": "threads", "optim.warmup": "1", "train.steps": "12"}
+    fs = fsspec.filesystem(url.partition(":")[0], skip_instance_cache=True, use_listings_cache=False)
+    speech = tiny_corpus / "train"
+    for file in sorted(path for path in speech.rglob("*") if path.is_file()):
+        fs.pipe_file(f"lab/speech/{file.relative_to(speech).as_posix()}", file.read_bytes())
+    overrides = {"data.name": "folder", "data.root": str(speech), "data.hours": "0", "data.loader": "threads"}
+    overrides |= {"optim.warmup": "1", "train.steps": "12"}
     overrides |= {"train.checkpoint_every": "2", "train.log_every": "1"}
     alone = training("w2v2_base.py:tiny", tmp_path / "alone", overrides)
     settings = environment(**found)
     assert subprocess.run(alone, env=settings).returncode == 0
-    flags = [f"--workdir={url}/run" if flag.startswith("--workdir") else flag for flag in alone[3:]]
+    command = training("w2v2_base.py:tiny", tmp_path, overrides | {"data.root": f"{url}/speech"})
+    flags = [f"--workdir={url}/run" if flag.startswith("--workdir") else flag for flag in command[3:]]
     command = [sys.executable, "-c", UNHURRIED, *flags]
-    fs = fsspec.filesystem(url.partition(":")[0], skip_instance_cache=True, use_listings_cache=False)
     for life, step in enumerate((2, 6)):
         process = subprocess.Popen(command, env=settings | {"W2V_JAX_CACHE": str(tmp_path / f"{life}")})
         while newest_sealed(fs) < step:
@@ -133,3 +142,15 @@ def test_a_run_in_a_store_that_is_killed_twice_ends_as_one_on_a_disk(store, tiny
     assert not fs.exists("lab/run/.lock")
     monkeypatch.setenv("W2V_JAX_CACHE", str(tmp_path / "reader"))
     assert open_run(f"{url}/run").digest == open_run(tmp_path / "alone").digest
+    assert not list(tmp_path.rglob("*.flac")), "no recording was on the disk"
+    for run, root, out in (
+        (f"{url}/run", f"{url}/speech", f"{url}/codes"),
+        (tmp_path / "alone", speech, tmp_path / "codes"),
+    ):
+        flags = ["--what", "context", "--min-seconds", "8", "--part-hours", "0.004"]
+        assert extract.main(["--run", str(run), "--root", str(root), "--out", str(out), *flags]) == 0
+    there = {path.removeprefix("lab/codes/"): fs.cat_file(path) for path in fs.find("lab/codes")}
+    names = {file.name for file in (tmp_path / "codes").iterdir()} - {".lock"}
+    assert there.keys() == names and json.loads(there["extract.json"])["complete"]
+    for name in names - {"extract.json", "skipped.jsonl"}:
+        assert there[name] == (tmp_path / "codes" / name).read_bytes()

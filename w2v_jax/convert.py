@@ -26,6 +26,8 @@ from w2v_jax.core import config as configs
 from w2v_jax.core.cli import STEP, STEP_HELP, UserError, path_argument, run_command, step_argument
 from w2v_jax.core.config import Config, changed
 from w2v_jax.core.files import file_digest, whole_folder, write_whole
+from w2v_jax.core.storage import output_folder
+from w2v_jax.core.stores import place_argument
 from w2v_jax.data.transcripts import ALPHABET_FILE, Alphabet
 from w2v_jax.interop import fairseq, hub, huggingface, huggingface_config, huggingface_tokenizer
 from w2v_jax.interop.tensor_mapping import Imported, write_run
@@ -41,6 +43,12 @@ SPECIAL = re.compile(r"<.+>|\[.+\]|madeupword\d+")
 def main(argv: Sequence[str]) -> int:
     """The command: exit code 0, or UserError."""
     args = _arguments(argv)
+    with output_folder(args.to, last=["config.json"]) as args.to:
+        return convert(args)
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Writes the model into a new folder args.to. Raises UserError."""
     source, target, dictionary = args.source, args.to, args.dictionary
     if not source.exists():
         raise UserError(f"--from {source} does not exist")
@@ -116,7 +124,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="PATH",
         help="run, .pt file, or folder or weights of a model",
     )
-    add("--to", required=True, type=path_argument, metavar="FOLDER", help="folder to create; it must not exist")
+    add("--to", required=True, type=place_argument, metavar="FOLDER", help="folder to create; it must not exist")
     add("--step", type=step_argument, metavar=STEP, help=f"of a run: {STEP_HELP}")
     add("--encoder-only", action="store_true", help="leave out the quantizer and the heads (not for fairseq)")
     add("--dictionary", type=path_argument, metavar="FILE", help="the dict.ltr.txt of a fine-tuned model of fairseq")

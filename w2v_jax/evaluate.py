@@ -18,9 +18,11 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError, cannot_write, expand_home, path_argument, run_command, some_of, table
+from w2v_jax.core.cli import UserError, cannot_write, expand_home, run_command, some_of, table
 from w2v_jax.core.files import write_whole
 from w2v_jax.core.progress import ProgressBar
+from w2v_jax.core.storage import output_folder
+from w2v_jax.core.stores import place_argument
 from w2v_jax.data import open_source, source_names
 from w2v_jax.data.index import Source, TooFew, skipped_by_kind, subset
 from w2v_jax.data.transcripts import NO_TRANSCRIPT, Alphabet, is_missing
@@ -56,6 +58,12 @@ class Scored(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
+    with output_folder(args.out, last=["scores.json"]) as args.out:
+        return evaluate(args)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Transcribes and scores the recordings, and writes the results to the folder args.out. Raises UserError."""
     recognizer, search, decoder = recognizers.open_with_decoder(args)
     alphabet = recognizer.alphabet
     if args.tune < 0:
@@ -109,7 +117,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--source", default="folder", metavar="NAME", help=f"one of {', '.join(source_names())} (default: folder)")
     add("--root", nargs="+", type=expand_home, required=True, metavar="PATH", help="recordings with their transcripts")
     add("--split", default="", help="split of a TensorFlow dataset, e.g. test")
-    add("--out", required=True, type=path_argument, metavar="DIR", help="folder for the results; made if missing")
+    add("--out", required=True, type=place_argument, metavar="DIR", help="folder for the results; made if missing")
     add("--tune", type=int, default=0, metavar="N", help="try N pairs of --lm-weight and --word-score, use the best")
     return parser.parse_args(argv)
 

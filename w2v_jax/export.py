@@ -27,9 +27,11 @@ import numpy as np
 from jax.export import Exported
 
 from w2v_jax import __version__, methods
-from w2v_jax.core.cli import STEP, STEP_HELP, UserError, expand_home, path_argument, run_command, step_argument
+from w2v_jax.core.cli import STEP, STEP_HELP, UserError, expand_home, run_command, step_argument
 from w2v_jax.core.config import portable
 from w2v_jax.core.files import whole_folder
+from w2v_jax.core.storage import output_folder
+from w2v_jax.core.stores import place_argument
 from w2v_jax.core.tree import by_path, nest
 from w2v_jax.core.units import FIRST_CODE, SAMPLE_RATE, whole_batch
 from w2v_jax.data.index import WAVE
@@ -63,6 +65,12 @@ ExportedWeights = dict[str, np.ndarray]
 
 def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
+    with output_folder(args.out, last=[METADATA]) as args.out:
+        return export_run(args)
+
+
+def export_run(args: argparse.Namespace) -> int:
+    """Writes the program and its weights into a new folder args.out. Raises UserError."""
     run = exportable(open_run(args.run, step=args.step), args.platforms)
     layer = layer_of(run, args)
     check_keys(run, (args.what,), layer)
@@ -108,7 +116,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="P,P,...",
         help=f"platforms, of {', '.join(PLATFORMS)} (default: cpu)",
     )
-    add("--out", required=True, type=path_argument, metavar="DIR", help="the folder to write; it is created if missing")
+    add(
+        "--out", required=True, type=place_argument, metavar="DIR", help="the folder to write; it is created if missing"
+    )
     args = parser.parse_args(argv)
     if args.what != "hidden" and (args.layer is not None or args.layers):
         parser.error("--layer and --layers belong to --what hidden")

@@ -21,18 +21,19 @@ from w2v_jax.core.cli import (
     cannot_write,
     count_argument,
     expand_home,
-    path_argument,
     positive,
     run_command,
     step_argument,
 )
 from w2v_jax.core.display import short_repr
+from w2v_jax.core.storage import output_folder
+from w2v_jax.core.stores import place_argument
 from w2v_jax.core.units import CODE_UNKNOWN
 from w2v_jax.data import open_source, source_names
 from w2v_jax.data.code_vocabulary import VOCABULARY_FILE, CodeCounter, Vocabulary
 from w2v_jax.data.index import Source
 from w2v_jax.data.io import feature_tables
-from w2v_jax.data.io.feature_files import FORMATS, part_size, read_parts, write_metadata, write_part
+from w2v_jax.data.io.feature_files import FORMATS, SENT_LAST, part_size, read_parts, write_metadata, write_part
 from w2v_jax.data.io.part_jobs import PartJob, cut_into_parts
 from w2v_jax.inference.encode import BATCH_SECONDS, MAX_SECONDS, check_keys, encode, vocabulary_of
 from w2v_jax.inference.run import FEATURES, Run, add_layer_arguments, layer_of, open_run
@@ -105,15 +106,16 @@ def main(argv: Sequence[str]) -> int:
         vocabulary_of(run)
     root = tuple(args.root)
     source = open_source(args.source, root, min_seconds=args.min_seconds, workers=args.workers, split=args.split)
-    job = make_job(args, run, quantizer, source=source)
-    try:
-        with workdir.locked(job.folder, "extraction", "--out"):
-            extract(job, build_vocabulary=args.build_vocabulary)
-    except OSError as error:
-        raise UserError(
-            f"{cannot_write(error.filename or job.folder, error)}; finished parts stay, and the same command goes on "
-            "from there"
-        ) from None
+    with output_folder(args.out, last=SENT_LAST) as args.out:
+        job = make_job(args, run, quantizer, source=source)
+        try:
+            with workdir.locked(job.folder, "extraction", "--out"):
+                extract(job, build_vocabulary=args.build_vocabulary)
+        except OSError as error:
+            raise UserError(
+                f"{cannot_write(error.filename or job.folder, error)}; finished parts stay, and the same command goes "
+                "on from there"
+            ) from None
     return 0
 
 
@@ -141,7 +143,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--source", default="folder", metavar="NAME", help=f"one of {', '.join(source_names())} (default: folder)")
     add("--root", nargs="+", type=expand_home, required=True, metavar="PATH", help="where the recordings are")
     add("--split", default="", help="split of a TensorFlow dataset, e.g. train[:10%%]")
-    add("--out", required=True, type=path_argument, metavar="DIR", help="folder to write; made if missing")
+    add("--out", required=True, type=place_argument, metavar="DIR", help="folder to write; made if missing")
     add("--format", choices=FORMATS, default="numpy", help="of features: .npy with .jsonl (default), Parquet or HDF5")
     add("--dtype", choices=("float16", "float32"), help="of features (default: float32)")
     add("--text", action="store_true", help="of codes: also write the tokens as text, one line per recording")

@@ -26,14 +26,15 @@ from w2v_jax.core.cli import (
     cannot_write,
     count_argument,
     expand_home,
-    path_argument,
     positive,
     run_command,
     some_of,
 )
 from w2v_jax.core.config import load, split_overrides
-from w2v_jax.core.files import state_of, write_whole
+from w2v_jax.core.files import absolute, state_of, write_whole
 from w2v_jax.core.progress import ProgressBar
+from w2v_jax.core.storage import output_file
+from w2v_jax.core.stores import is_remote, joined, place_argument
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data import open_source, source_names
 from w2v_jax.data.index import WAVE, ReadError, Skip, Source, TooFew, skipped_by_kind, subset, write_skipped
@@ -113,14 +114,15 @@ def write_index(args: argparse.Namespace) -> dict[str, Any]:
     report = index_report(index, args.language or "", recordings=recordings)
     try:
         if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(args.out, manifest_lines(source, args.out))
+            with output_file(args.out) as file:
+                write_whole(file, manifest_lines(source, args.out))
             keep_index(source, args.out)
             print(f"manifest: {args.out}; train on it with --config.data.name=jsonl --config.data.root={args.out}")
         if args.report:
             write_report(args.report, report)
         if args.plot:
-            draw_sheet(source, pick_rows(index.durations, args.rows), args.plot)
+            with output_file(args.plot) as file:
+                draw_sheet(source, pick_rows(index.durations, args.rows), file)
             print(f"plot: {args.plot}")
     except OSError as error:
         raise cannot_write(error.filename or "output", error) from None
@@ -130,7 +132,7 @@ def write_index(args: argparse.Namespace) -> dict[str, Any]:
 def write_shards(args: argparse.Namespace) -> dict[str, Any]:
     """Makes the corpus of --shards, or goes on with it. Returns its report, which it also writes and prints."""
     cut = Cut(args.cut_seconds, args.cut_at) if args.cut_seconds else None
-    about = {"source": args.source, "root": [os.path.abspath(root) for root in args.root], "split": args.split}
+    about = {"source": args.source, "root": [absolute(root) for root in args.root], "split": args.split}
     job = ShardJob(
         args.shards,
         Options(args.rate, cut, decode=args.decode),
@@ -157,10 +159,10 @@ def write_shards(args: argparse.Namespace) -> dict[str, Any]:
 
 def write_report(path: pathlib.Path, report: dict[str, Any]) -> None:
     """Writes the report as JSON, and a histogram beside it. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, ensure_ascii=False, indent=1)
-    write_whole(path, text.encode("utf-8", "backslashreplace").decode())
-    draw_lengths(report["lengths"], path.with_suffix(".png"))
+    with output_file(path) as file, output_file(path.with_suffix(".png")) as plot:
+        write_whole(file, text.encode("utf-8", "backslashreplace").decode())
+        draw_lengths(report["lengths"], plot)
     print(f"report: {path}, {path.with_suffix('.png').name}")
 
 
@@ -183,7 +185,8 @@ def show_step(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
     print(step_text(planned, config))
     if args.plot:
         try:
-            draw_step(planned, config, args.plot, rows=args.rows)
+            with output_file(args.plot) as file:
+                draw_step(planned, config, file, rows=args.rows)
         except OSError as error:
             raise cannot_write(error.filename or args.plot, error) from None
         print(f"plot: {args.plot}")
@@ -208,10 +211,10 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str,
         metavar="PATH",
         help="where the recordings are or will be made",
     )
-    add("--out", type=path_argument, metavar="FILE.jsonl", help="write a manifest of the usable recordings")
+    add("--out", type=place_argument, metavar="FILE.jsonl", help="write a manifest of the usable recordings")
     add(
         "--shards",
-        type=path_argument,
+        type=place_argument,
         metavar="FOLDER",
         help="store what is usable as FLAC in ArrayRecord files",
     )
@@ -226,12 +229,12 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str,
     beam = "with --shards: make them on Apache Beam, whose pipeline gets these arguments: '--runner=FlinkRunner'"
     add("--beam", metavar="ARGS", help=beam)
     add("--verify", action="store_true", help="compare the shards in --root with the SHA-256 sums of their writing")
-    add("--report", type=path_argument, metavar="FILE.json", help="write the report as JSON, a histogram beside it")
-    add("--skipped", type=path_argument, metavar="FILE", help="write path and reason of everything skipped, as JSONL")
+    add("--report", type=place_argument, metavar="FILE.json", help="write the report as JSON, a histogram beside it")
+    add("--skipped", type=place_argument, metavar="FILE", help="write path and reason of everything skipped, as JSONL")
     max_bad = f"exit with 1 if more are bad (default: {MAX_BAD_IN_SHARDS:g} with --shards, otherwise 1)"
     add("--max-bad", "--max-skipped-share", type=_share, metavar="0..1", help=max_bad)
     add("--min-seconds", type=float, default=0.0, metavar="S", help="skip shorter recordings (training skips them too)")
-    add("--plot", type=path_argument, metavar="FILE.png", help="plot waveform and log-mel spectrum of a few recordings")
+    add("--plot", type=place_argument, metavar="FILE.png", help="plot waveform and log-mel spectrum of a few of them")
     add("--rows", type=int, default=6, metavar="N", help="how many recordings to plot (default: 6)")
     add("--step", type=int, metavar="K", help="show the batch of step K of a --config or --run instead, from 0")
     add(
@@ -257,6 +260,8 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str,
         parser.error("--root is needed: where the recordings are")
     if args.out and args.shards:
         parser.error("--out lists the recordings where they are, and --shards stores them anew: give one of the two")
+    if args.shards and is_remote(args.shards):
+        parser.error(f"--shards {args.shards}: shards are made on a disk, or a mounted bucket; copy the folder then")
     if args.rate and not args.shards:
         parser.error("--rate needs --shards: training resamples what it reads anyway")
     if args.beam is not None and not args.shards:
@@ -317,8 +322,8 @@ def write_reasons(path: pathlib.Path | None, skipped: Sequence[Skip]) -> None:
     if path is None:
         return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_skipped(path, skipped)
+        with output_file(path) as file:
+            write_skipped(file, skipped)
     except OSError as error:
         raise cannot_write(f"--skipped {path}", error) from None
     print(f"skipped files and reasons: {path}")
@@ -410,8 +415,8 @@ def _check_bad_share(report: dict[str, Any], max_bad: float) -> None:
 
 def keep_index(source: Source, out: pathlib.Path) -> None:
     """Keeps the index of a manifest that has just been written, as data.name=jsonl would after reading it."""
-    folder = os.path.abspath(out.parent)
-    paths = (os.path.join(out.parent, path_from(os.path.abspath(path), folder)) for path in source.index.paths)
+    folder = absolute(out.parent)
+    paths = (joined(out.parent, path_from(absolute(path), folder)) for path in source.index.paths)
     index = dataclasses.replace(source.index, paths=Column.of(paths), skipped=[], notes=[])
     with contextlib.closing(KeptListing("jsonl", [out])) as kept:
         kept.write(index, {str(out): state_of(out)})

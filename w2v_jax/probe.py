@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax.core.cli import count_argument, expand_home, path_argument, positive, run_command, table
+from w2v_jax.core.cli import count_argument, expand_home, positive, run_command, table
 from w2v_jax.core.files import write_whole
+from w2v_jax.core.storage import output_folder
+from w2v_jax.core.stores import place_argument
 from w2v_jax.data import source_names
 from w2v_jax.data.index import WAVE
 from w2v_jax.inference.encode import BATCH_SECONDS, MAX_SECONDS, check_keys
@@ -41,7 +43,7 @@ TITLES = {0: "frame by frame", 1: "statistics of the recording"}
 
 def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
-    with locked(args.out, "probe", "--out"):
+    with output_folder(args.out, last=["probe.json"]) as args.out, locked(args.out, "probe", "--out"):
         return compare_inputs(args)
 
 
@@ -107,7 +109,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--segments", type=int, nargs="+", default=[1, 4], metavar="N", help=segments)
     add("--hours", type=float, default=0.0, metavar="H", help="use at most H hours of each part (default: all)")
     add("--no-random", action="store_true", help="leave out the models before training")
-    add("--out", required=True, type=path_argument, metavar="DIR", help="folder for probe.json and probe.png")
+    add("--out", required=True, type=place_argument, metavar="DIR", help="folder for probe.json and probe.png")
     add("--max-seconds", type=positive, default=MAX_SECONDS, metavar="S", help="cut longer recordings (default: 80)")
     add("--batch-seconds", type=positive, default=BATCH_SECONDS, metavar="S", help="audio at once (default: 160)")
     add("--workers", type=count_argument, default=0, metavar="N", help="threads that read (default: one per core)")

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError, cannot_write, one_line, path_argument, run_command
+from w2v_jax.core.cli import UserError, cannot_write, one_line, run_command
 from w2v_jax.core.files import write_whole
 from w2v_jax.core.progress import ProgressBar
+from w2v_jax.core.storage import output_file
+from w2v_jax.core.stores import place_argument
 from w2v_jax.data.index import Skip, Source
 from w2v_jax.data.io.listing import Candidate, list_files
 from w2v_jax.data.sources import folder
@@ -57,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
     progress.close()
     if args.out:
         try:
-            write_whole(args.out, (lines[row] for row in sorted(lines)))
+            with output_file(args.out) as file:
+                write_whole(file, (lines[row] for row in sorted(lines)))
         except OSError as error:
             raise cannot_write(f"--out {args.out}", error) from None
     for path, reason in failed:
@@ -76,11 +79,11 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
-    parser.add_argument("files", nargs="+", type=path_argument, metavar="FILE", help="recordings, or folders of them")
+    parser.add_argument("files", nargs="+", type=place_argument, metavar="FILE", help="recordings, or folders of them")
     out = "also write path, seconds, text and n best as JSONL"
     sure = "how sure the model is of each word, from 0 to 1: a third column, and with its times in --out"
     parser.add_argument("--confidence", action="store_true", help=sure)
-    parser.add_argument("--out", type=path_argument, metavar="FILE.jsonl", help=out)
+    parser.add_argument("--out", type=place_argument, metavar="FILE.jsonl", help=out)
     return parser.parse_args(argv)
 
 

@@ -44,10 +44,12 @@ from w2v_jax.core.distributed import (
 )
 from w2v_jax.core.files import file_digest, whole_file, write_whole
 from w2v_jax.core.progress import LOG_SECONDS, ProgressBar
+from w2v_jax.core.storage import output_file, output_folder
+from w2v_jax.core.stores import is_remote, place_argument
 from w2v_jax.data import open_source, source_names
 from w2v_jax.data.index import SKIPPED, Skip, Source, write_skipped
 from w2v_jax.data.io import feature_tables
-from w2v_jax.data.io.feature_files import write_metadata
+from w2v_jax.data.io.feature_files import SENT_LAST, write_metadata
 from w2v_jax.data.io.part_jobs import changed_settings
 from w2v_jax.data.io.unit_files import UNIT_FORMATS, read_units, units_size
 from w2v_jax.discrete import fit as fits
@@ -93,7 +95,12 @@ def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
     try:
         join_processes(args.distributed)
-        return {"fit": fit, "label": label, "measure": measure}[args.command](args)
+        if args.command == "measure":
+            return measure(args)
+        if is_remote(args.out) and jax.process_count() > 1:
+            raise UserError(f"--out {args.out}: several processes need a folder that all of them see: mount the bucket")
+        with output_folder(args.out, last=[ABOUT] if args.command == "fit" else SENT_LAST) as args.out:
+            return {"fit": fit, "label": label}[args.command](args)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() > 1:
             remedy = "The same command, in all processes, goes on from what is finished"
@@ -142,7 +149,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     add("--codebooks", type=_at_least_one, default=1, metavar="G", help=codebooks)
     add("--share", type=_share, default=1.0, metavar="S", help="a random share of the recordings (default: 1.0)")
     add("--seed", type=count_argument, default=0, metavar="N", help="of the share, the starts and the batches")
-    add("--out", required=True, type=path_argument, metavar="DIR", help="folder for the model; made if missing")
+    add("--out", required=True, type=place_argument, metavar="DIR", help="folder for the model; made if missing")
     d = fits.Settings(1)
     add("--starts", type=_at_least_one, default=d.starts, metavar="N", help="k-means++ starts (default: %(default)s)")
     add("--batch", type=_at_least_one, default=d.batch, metavar="N", help="frames of a batch (default: %(default)s)")
@@ -157,10 +164,10 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
 
 def _add_label(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", required=True, type=path_argument, metavar="DIR", help="the folder that fit has written")
+    add("--model", required=True, type=place_argument, metavar="DIR", help="the folder that fit has written")
     _add_run(parser, "that the model was fitted to; MFCC need none")
     _add_source(parser)
-    add("--out", required=True, type=path_argument, metavar="DIR", help="folder to write; made if missing")
+    add("--out", required=True, type=place_argument, metavar="DIR", help="folder to write; made if missing")
     forms = "numpy, which training reads (default), or for other programs text, jsonl or parquet"
     add("--format", choices=tuple(UNIT_FORMATS), default="numpy", help=forms)
     add("--collapse", action="store_true", help="leave repeats out and write durations, in frames")
@@ -171,12 +178,12 @@ def _add_label(parser: argparse.ArgumentParser) -> None:
 
 def _add_measure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--units", required=True, type=path_argument, metavar="DIR", help="the folder that label has written")
+    add("--units", required=True, type=place_argument, metavar="DIR", help="the folder that label has written")
     alignment = "letters: those of a self-made corpus; or a file with id, start, end (seconds), label between tabs"
     add("--alignment", required=True, type=expand_home, metavar="letters|FILE", help=alignment)
     _add_source(parser, required=False)
     add("--abx", action="store_true", help="also the ABX error within and across speakers, on a random part")
-    add("--out", type=path_argument, metavar="FILE", help="also write the figures there, as JSON")
+    add("--out", type=place_argument, metavar="FILE", help="also write the figures there, as JSON")
     add("--workers", type=count_argument, default=0, metavar="N", help="threads that read (default: one per core)")
     parser.set_defaults(distributed=None)
 
@@ -426,7 +433,7 @@ def _use(about: dict[str, Any], codes: int) -> str:
 
 def label(args: argparse.Namespace) -> int:
     """Writes the units of all recordings. Raises UserError."""
-    model = UnitModel.load(args.model)
+    model = UnitModel.load(workdir.run_folder(args.model))
     feature_tables.check_installed(args.format)
     run = open_run(args.run, step=args.step) if args.run else None
     features = model.features(run, cut=args.cut).over(row_mesh(jax.local_devices()))
@@ -480,7 +487,7 @@ def write_labels(labelling: Labelling, features: FrameFeatures) -> None:
 
 def measure(args: argparse.Namespace) -> int:
     """Prints how well the units of a folder go with labels in time. Raises UserError."""
-    metadata, rows = read_units(args.units)
+    metadata, rows = read_units(workdir.run_folder(args.units))
     utterances, units = map(list, zip(*rows))
     if args.alignment == "letters":
         if not args.root:
@@ -501,7 +508,8 @@ def measure(args: argparse.Namespace) -> int:
         figures = dict(units=str(args.units), model=metadata["model"], alignment=args.alignment)
         figures |= dict(recordings=len(utterances) - len(without), codebooks=[result._asdict() for result in results])
         figures |= dict(zip(("abx_within", "abx_across"), abx)) if abx else {}
-        write_whole(args.out, json.dumps(figures, indent=2) + "\n")
+        with output_file(args.out) as file:
+            write_whole(file, json.dumps(figures, indent=2) + "\n")
     return 0
 
 

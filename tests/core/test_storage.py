@@ -12,9 +12,11 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from w2v_jax.core import storage
+from w2v_jax.core import storage, stores
 from w2v_jax.core.cli import UserError
+from w2v_jax.core.files import whole_file, write_whole
 from w2v_jax.core.storage import Seals, StoreError
+from w2v_jax.core.stores import StorePath
 
 SEALS = Seals("checkpoints", "seal.json")
 URL = "memory://lab/runs/a"
@@ -23,7 +25,7 @@ URL = "memory://lab/runs/a"
 @pytest.fixture(autouse=True)
 def empty_store(tmp_path, monkeypatch):
     monkeypatch.setenv("W2V_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(stores, "FIRST_WAIT", 0.0)
     monkeypatch.setattr(storage, "LEASE", 0.6)
     monkeypatch.setattr(storage, "SETTLE", 0.0)
     yield
@@ -371,7 +373,7 @@ def test_a_store_that_fails_for_long_stops_the_run_as_a_signal_does(flaky, monke
         while not signals and time.monotonic() < end:
             time.sleep(0.02)
     assert signals == [(os.getpid(), storage.signal.SIGTERM)]
-    assert "training goes on, and it is tried again" in capsys.readouterr().err
+    assert "the work goes on, and it is tried again" in capsys.readouterr().err
 
 
 def test_only_one_run_holds_a_folder(capsys):
@@ -414,3 +416,87 @@ def test_a_run_whose_lock_was_taken_stops_and_sends_nothing_more(monkeypatch):
             write(path, {"b": "2"})
     assert signals == [storage.signal.SIGTERM]
     assert "b" not in stored() and json.loads(stored()[storage.LOCK])["token"] == "x", "the other one keeps its lock"
+
+
+OUT = StorePath("memory://lab/out")
+LAST = ["*.npy", "about.json"]
+
+
+def part(folder: pathlib.Path, number: int) -> None:
+    """Writes a part as commands do: its text is there before its array has its name."""
+    with whole_file(folder / f"{number}.npy") as partial:
+        partial.write_text("array")
+        write_whole(folder / f"{number}.txt", "text")
+
+
+def test_an_output_is_sent_whole_and_the_copy_goes(tmp_path, capsys):
+    with storage.output_folder(OUT, LAST) as folder:
+        write(folder, {"about.json": "{}"})
+        part(folder, 0)
+        write(folder, {"state": "x"})
+        (folder / "state").unlink()
+        write(folder, {"about.json": '{"complete": true}'})
+    assert stored(str(OUT)) == {"about.json": '{"complete": true}', "0.npy": "array", "0.txt": "text"}
+    assert "sent to memory://lab/out" in capsys.readouterr().err and not content(tmp_path / "cache")
+    with storage.output_folder(tmp_path / "disk", LAST) as folder, storage.output_file(tmp_path / "x" / "f") as file:
+        assert folder == tmp_path / "disk" and file == tmp_path / "x" / "f" and file.parent.is_dir()
+    with storage.output_file(OUT / "plot.png") as file:
+        file.write_text("png")
+    assert stored(str(OUT))["plot.png"] == "png"
+
+
+def test_a_command_that_was_stopped_goes_on_on_another_machine(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt), storage.output_folder(OUT, LAST) as folder:
+        write(folder, {"about.json": "{}"})
+        part(folder, 0)
+        raise KeyboardInterrupt
+    for machine in ("other", "cache"):
+        monkeypatch.setenv("W2V_JAX_CACHE", str(tmp_path / machine))
+        with pytest.raises(KeyboardInterrupt), storage.output_folder(OUT, LAST) as folder:
+            assert (folder / "about.json").exists() and not any(path.name[0] == "." for path in folder.iterdir())
+            part(folder, len(list(folder.glob("*.npy"))))
+            raise KeyboardInterrupt
+    with storage.output_folder(OUT, LAST) as folder:
+        assert len(list(folder.glob("*.npy"))) == 3
+    assert set(stored(str(OUT))) == {"about.json", *(f"{n}.{kind}" for n in range(3) for kind in ("npy", "txt"))}
+
+
+def test_what_an_earlier_output_has_left_here_goes_where_the_store_has_nothing_of_it(tmp_path):
+    with pytest.raises(KeyboardInterrupt), storage.output_folder(OUT, LAST) as folder:
+        part(folder, 0)
+        raise KeyboardInterrupt
+    fsspec.filesystem("memory").rm("/lab/out", recursive=True)
+    with storage.output_folder(OUT, LAST) as folder:
+        assert not list(folder.iterdir())
+
+
+def test_no_file_is_in_the_store_before_those_that_it_says_are_complete(tmp_path, monkeypatch):
+    """Whatever is written while a sending is on its way."""
+    fs, order, real = MemoryFileSystem, [], MemoryFileSystem.pipe_file
+
+    def pipe(self, path, *rest, **named):
+        order.append(path.rsplit("/", 1)[-1])
+        if order[-1] == "0.txt":
+            part(tmp_path, 1)
+            write(tmp_path, {"about.json": '{"complete": true}'})
+        real(self, path, *rest, **named)
+
+    monkeypatch.setattr(fs, "pipe_file", pipe)
+    write(tmp_path, {"about.json": "{}"})
+    part(tmp_path, 0)
+    folder, sent = storage.connect(str(OUT)), {}
+    storage.send(tmp_path, folder, sent, last=LAST)
+    assert order == ["0.txt", "0.npy"]
+    order.clear()
+    storage.send(tmp_path, folder, sent, last=LAST)
+    assert order == ["1.txt", "1.npy", "about.json"]
+
+
+def test_shards_that_were_fetched_longest_ago_make_room(tmp_path):
+    for number in range(3):
+        put({"s": "x" * 100}, f"memory://lab/{number}")
+        local = storage.fetched(f"memory://lab/{number}/s", kind="shards").parent
+        os.utime(local, (number, number))
+    storage.make_room(["memory://lab/0/s"], 150, 400)
+    left = [storage.local_copy(f"memory://lab/{number}/s", "shards").exists() for number in range(3)]
+    assert left == [True, False, True]

@@ -1,10 +1,14 @@
-"""Files and folders that are written whole or not at all, and locks that keep other processes out."""
+"""Files and folders: read where they lie, on a disk or in a store; written whole or not at all; and locks.
+
+What opens and finds recordings and texts goes through `open_binary`, `state_of`, `exists`, `is_file` and `is_folder`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import pathlib
 import shutil
@@ -14,7 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import filelock
 
+from w2v_jax.core import stores
 from w2v_jax.core.cli import UserError, cannot_write
+from w2v_jax.core.stores import is_remote
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 """What the system answers where a file system has no locks."""
@@ -127,15 +133,53 @@ def file_digest(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-FileState = tuple[int, int] | tuple[int, int, int, int] | None
+# Files on disks and in stores
+
+
+def open_binary(path: str | os.PathLike, *, ahead: int = stores.BLOCK) -> io.BufferedReader:
+    """A file that is open for reading. ahead: bytes of an object in a store to read at once at least.
+
+    Raises OSError and, where a store does not answer, StoreError.
+    """
+    if is_remote(path):
+        return io.BufferedReader(stores.open_object(os.fspath(path), ahead=ahead), stores.BLOCK)
+    return open(path, "rb")
+
+
+def exists(path: str | os.PathLike) -> bool:
+    return stores.exists(os.fspath(path)) if is_remote(path) else os.path.exists(path)
+
+
+def is_file(path: str | os.PathLike) -> bool:
+    return stores.is_object(os.fspath(path)) if is_remote(path) else os.path.isfile(path)
+
+
+def is_folder(path: str | os.PathLike) -> bool:
+    return stores.is_folder(os.fspath(path)) if is_remote(path) else os.path.isdir(path)
+
+
+def absolute(path: str | os.PathLike) -> str:
+    """A path that means the same in every folder; a URL does."""
+    return os.fspath(path) if is_remote(path) else os.path.abspath(path)
+
+
+FileState = stores.State
+
+
+def present_state_of(path: str | os.PathLike) -> FileState:
+    """`state_of` by a look at the store itself, whatever was listed there before."""
+    return stores.present_state(os.fspath(path)) if is_remote(path) else state_of(path)
 
 
 def state_of(path: str | os.PathLike) -> FileState:
     """(bytes, time of change in nanoseconds) of a file; None where there is none.
 
     Of a folder (-1, time of change, inode, time of change of the inode): who sets the first time, as tar does, changes
-    the last one. Raises OSError where nobody can tell.
+    the last one. In stores, numbers that change with the version take the place of times, and those of a folder change
+    with anything below it. Raises OSError where nobody can tell.
     """
+    if is_remote(path):
+        return stores.state_of(os.fspath(path))
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have

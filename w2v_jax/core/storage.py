@@ -8,6 +8,7 @@ nothing half-written is ever read.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
 import json
 import os
@@ -17,21 +18,18 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from w2v_jax.core.cli import UserError, duration
 from w2v_jax.core.files import locked_file, whole_file, write_whole
+from w2v_jax.core.stores import TRIES, Folder, StoreError, connect, is_remote, listing, tried, version_of
 from w2v_jax.core.text import json_object
 
-T = TypeVar("T")
-EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
-"""The extra that installs the client of a scheme."""
-TRIES, FIRST_WAIT = 6, 1.0
-"""A request is tried so often; each wait is twice the one before: half a minute in all."""
 EVERY = 60.0
 """Seconds between two sendings of a folder that is being written."""
 LEASE = 120.0
@@ -45,21 +43,6 @@ WHOLE = 64 << 20
 MARK, LOCK, SENT, FETCHED = ".run.json", ".lock", ".sent.json", ".fetched.json"
 UNSENT = (LOCK, SENT, FETCHED, "compile_cache")
 """Names in a folder that stay on this machine."""
-
-
-class StoreError(UserError):
-    """A store that does not answer, or refuses, after all tries."""
-
-
-class Folder(NamedTuple):
-    """A folder of a store: its URL, fsspec's file system and the path there."""
-
-    url: str
-    fs: Any
-    path: str
-
-    def at(self, name: str) -> str:
-        return f"{self.path}/{name}"
 
 
 class Seals(NamedTuple):
@@ -78,100 +61,36 @@ UNSEALED = Seals("", "")
 """Of folders whose files are whole each by itself."""
 
 
-def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path is the URL of a store."""
-    return "://" in os.fspath(path)
-
-
 def cache_folder() -> pathlib.Path:
     """Where local copies lie: the environment's W2V_JAX_CACHE, else ~/.cache/w2v_jax."""
     return pathlib.Path(os.environ.get("W2V_JAX_CACHE") or "~/.cache/w2v_jax").expanduser().absolute()
 
 
 def local_copy(url: str, kind: str) -> pathlib.Path:
-    """The folder of the cache for a URL. kind: "read", or "runs" that go on, which reading leaves alone."""
+    """The folder of the cache for a URL.
+
+    kind: "read", "runs" that go on, which reading leaves alone, "out", or "shards", which `make_room` removes.
+    """
     url = url.rstrip("/")
     return cache_folder() / kind / f"{url.rsplit('/', 1)[-1]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
-
-
-def connect(url: str) -> Folder:
-    """The folder at a URL; nothing is read yet. Raises UserError for an unknown scheme and without its client."""
-    import fsspec
-
-    scheme = url.partition("://")[0]
-    try:
-        fs, path = fsspec.url_to_fs(url.rstrip("/"), use_listings_cache=False)
-    except ImportError as error:
-        hint = f'pip install "w2v-jax[{EXTRAS[scheme]}]"' if scheme in EXTRAS else str(error)
-        raise UserError(f"{url}: the client of {scheme}:// is not installed: {hint}") from None
-    except ValueError as error:
-        raise UserError(f"{url}: {error}") from None
-    return Folder(url.rstrip("/"), fs, path.rstrip("/"))
-
-
-def tried(what: str, do: Callable[[], T]) -> T:
-    """The result of `do`, which is tried again after a while where the store fails.
-
-    An object that is missing, a folder that is forbidden and a request that makes no sense are raised at once. Raises
-    StoreError after the last try.
-    """
-    wait = FIRST_WAIT
-    for attempt in range(1, TRIES + 1):
-        try:
-            return do()
-        except (FileNotFoundError, FileExistsError, NotImplementedError):
-            raise
-        except PermissionError as error:
-            hint = "Are the credentials right, and still valid?"
-            raise StoreError(f"{what}: the store refuses ({error}). {hint}") from None
-        except Exception as error:
-            if attempt == TRIES:
-                raise StoreError(f"{what}: failed {TRIES} times, at last by {type(error).__name__}: {error}") from None
-        time.sleep(wait * random.uniform(0.75, 1.25))  # many hosts must not come back together
-        wait *= 2
-    raise AssertionError("the last try returns or raises")
-
-
-def listing(folder: Folder) -> dict[str, str]:
-    """Each file beneath a folder, by its name relative to it, with what changes when it changes: size and version."""
-
-    def find() -> Mapping[str, Mapping[str, Any]]:
-        folder.fs.invalidate_cache()
-        return folder.fs.find(folder.path, detail=True)
-
-    try:
-        found = tried(f"{folder.url}: listing", find)
-    except FileNotFoundError:
-        return {}
-    prefix = folder.path.lstrip("/") + "/"
-    names = {path.lstrip("/")[len(prefix) :]: _version(info) for path, info in found.items() if info["type"] == "file"}
-    for name in names:
-        if name.startswith("/") or not {"", ".", ".."}.isdisjoint(name.split("/")):
-            raise UserError(f"{folder.url}: the object {name!r} has no name that a file can have; remove or rename it")
-    return names
-
-
-def _version(info: Mapping[str, Any]) -> str:
-    """Size, and the first of what stores call the version of an object."""
-    names = ("etag", "ETag", "generation", "md5Hash", "mtime", "LastModified", "updated", "created")
-    return f"{info['size']} {next((str(info[name]) for name in names if info.get(name)), '')}"
 
 
 # Reading
 
 
-def fetched(url: str, seals: Seals = UNSEALED) -> pathlib.Path:
+def fetched(url: str, seals: Seals = UNSEALED, kind: str = "read") -> pathlib.Path:
     """A local folder, or file, with what lies at the URL now. What has been fetched before is not fetched again.
 
-    Sub-folders without their seal are left out. Raises UserError where nothing lies at the URL.
+    Sub-folders without their seal are left out. kind: that of `local_copy`. Raises UserError where nothing lies at the
+    URL.
     """
-    folder, local = connect(url), local_copy(url, "read")
+    folder, local = connect(url), local_copy(url, kind)
     local.parent.mkdir(parents=True, exist_ok=True)
     with locked_file(local.with_name(f".{local.name}.lock"), lambda: None):
         if tried(url, lambda: folder.fs.isfile(folder.path)):
             info = tried(url, lambda: folder.fs.info(folder.path))
             above, _, name = folder.path.rpartition("/")
-            _fetch(Folder(folder.url.rpartition("/")[0], folder.fs, above), {name: _version(info)}, local)
+            _fetch(Folder(folder.url.rpartition("/")[0], folder.fs, above), {name: version_of(info)}, local)
             return local / name
         for attempt in range(1, TRIES + 1):
             names = _whole(listing(folder), seals)
@@ -184,6 +103,18 @@ def fetched(url: str, seals: Seals = UNSEALED) -> pathlib.Path:
                 if attempt == TRIES:
                     raise StoreError(f"{url} changes faster than it can be fetched: {error}") from None
     return local
+
+
+def make_room(urls: Sequence[str], size: int, limit: int) -> None:
+    """Removes the shards that were fetched longest ago, but for those of `urls`, to leave room for `size` bytes."""
+    ours = {local_copy(url, "shards") for url in urls}
+    others = {path: path.stat().st_mtime for path in (cache_folder() / "shards").glob("*") if path not in ours}
+    sizes = {path: sum(stat[0] for file in _files(path).values() if (stat := _stat(file))) for path in others}
+    excess = sum(sizes.values()) + size - limit
+    for path in sorted(others, key=others.__getitem__):
+        if excess > 0 and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+            excess -= sizes[path]
 
 
 def _whole(names: Mapping[str, str], seals: Seals) -> dict[str, str]:
@@ -244,27 +175,31 @@ def send(
     sent: dict[str, Any],
     *,
     seals: Seals = UNSEALED,
+    last: Sequence[str] = (),
     may_go_on: Callable[[], bool] = lambda: True,
 ) -> None:
     """Makes the store's folder hold what the local one holds. `sent` says what it holds, and is brought up to date.
 
     What appears under its name half-written (`.partial`), and sub-folders without their seal, are left out. A seal is
-    the last of its sub-folder to be sent and the first to be removed. `may_go_on` is asked before each step that others
-    see, and ends the sending. Raises StoreError, before it removes anything where the local folder has vanished.
+    the last of its sub-folder to be sent and the first to be removed. last: patterns of files, each of which says that
+    those before it are complete, and which are sent in this order after all others. `may_go_on` is asked before each
+    step that others see, and ends the sending. Raises StoreError, before it removes anything where the local folder has
+    vanished.
     """
     found = _files(local)
     stats = {name: _stat(file) for name, file in found.items()}
     names = _whole({name: "" for name, stat in stats.items() if stat and _is_sent(name)}, seals)
     is_seal = lambda name: name == f"{seals.unit(name)}/{seals.name}"
     is_seen = lambda name: is_seal(name) or seals.unit(name) is None
-    for name in sorted(names, key=lambda name: (is_seal(name), name)):
+    rank = lambda name: max((n for n, pattern in enumerate(last, 1) if fnmatch.fnmatchcase(name, pattern)), default=0)
+    for name in sorted(names, key=lambda name: (is_seal(name), rank(name), name)):
         if sent.get(name) != stats[name]:
             if is_seen(name) and not may_go_on():
                 return
-            if _put(found[name], folder, name):
+            if _put(found[name], folder, name, only=stats[name] if rank(name) else None):
                 sent[name] = stats[name]
     gone = sent.keys() - names.keys()
-    if gone and not (local / MARK).exists():
+    if gone and not ((local / MARK).exists() or (local.parent / MARK).exists() and local.exists()):
         raise StoreError(f"{local} was removed while the run used it; nothing was removed from {folder.url}")
     for name in sorted(gone, key=lambda name: (not is_seal(name), name)):
         if not may_go_on():
@@ -286,22 +221,28 @@ def _stat(file: pathlib.Path) -> list[int] | None:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _put(file: pathlib.Path, folder: Folder, name: str) -> bool:
-    """Sends a file; False where it is gone, as a checkpoint is that training has just removed."""
+def _put(file: pathlib.Path, folder: Folder, name: str, only: list[int] | None = None) -> bool:
+    """Sends a file; False where it is gone, as a checkpoint is that training has just removed.
 
-    def put() -> None:
+    only: what `_stat` must give for it; False for one that has changed since.
+    """
+
+    def put() -> bool:
         if file.stat().st_size <= WHOLE:
-            folder.fs.pipe_file(folder.at(name), file.read_bytes())
+            content = file.read_bytes()
+            if only is not None and _stat(file) != only:
+                return False
+            folder.fs.pipe_file(folder.at(name), content)
         else:
             folder.fs.put_file(str(file), folder.at(name))
+        return True
 
     try:
-        tried(f"{folder.url}/{name}", put)
+        return tried(f"{folder.url}/{name}", put)
     except FileNotFoundError as error:
         if file.exists():
             raise StoreError(f"{folder.url}/{name}: cannot be written. Is there such a bucket? ({error})") from None
         return False
-    return True
 
 
 def _remove(folder: Folder, name: str) -> None:
@@ -334,6 +275,74 @@ def working_copy(url: str, seals: Seals) -> Iterator[pathlib.Path]:
                 print(f"warning: {error}", file=sys.stderr, flush=True)
             raise
         sender.close()
+
+
+@contextlib.contextmanager
+def output_folder(path: pathlib.Path, last: Sequence[str]) -> Iterator[pathlib.Path]:
+    """The folder to write for one at `path`: that or, where it lies in a store, a local copy that is sent.
+
+    It is sent every minute, and at the end; then the copy goes. last: that of `send`. A command that was stopped finds
+    what was sent, on this machine or another. One process at a time holds the folder. Raises UserError.
+    """
+    if not is_remote(path):
+        yield path
+        return
+    folder, home = connect(str(path)), local_copy(str(path), "out")
+    local = home / (path.name or "out")
+    with Lease(folder) as lease:
+        sender = Sender(local, folder, UNSEALED, lease=lease, sent=_fetch_output(folder, local), last=last)
+        try:
+            yield local
+        except BaseException:
+            try:
+                sender.close()
+            except UserError as error:  # what ended the command is the error to show
+                print(f"warning: {error}", file=sys.stderr, flush=True)
+            raise
+        sender.close()
+        _remove(folder, MARK)
+        shutil.rmtree(home, ignore_errors=True)
+        print(f"sent to {path}", file=sys.stderr, flush=True)
+
+
+def _fetch_output(folder: Folder, local: pathlib.Path) -> dict[str, Any]:
+    """Fetches what a command has left in the store and not here. Returns `sent` of `send`.
+
+    The mark beside the local folder, and the one in the store until the output is complete, say that both are of one
+    command: without it, what is here goes.
+    """
+    listed, home = listing(folder), local.parent
+    mark = _read_mark(folder) if MARK in listed else {}
+    if not mark or _read_json(home / MARK) != mark:
+        shutil.rmtree(home, ignore_errors=True)
+        mark = mark or {"run": uuid.uuid4().hex}
+    local.mkdir(parents=True, exist_ok=True)
+    names = [name for name in listed if _is_sent(name) and name != MARK]
+    sent = _read_json(home / SENT)
+    sent = {name: sent.get(name) for name in names}
+    for name in names:
+        if not (local / name).exists():
+            _get(folder, name, local / name)
+            sent[name] = _stat(local / name)
+    write_whole(home / MARK, json.dumps(mark))
+    _put(home / MARK, folder, MARK)
+    return sent
+
+
+@contextlib.contextmanager
+def output_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The file to write for one at `path`: that or, where it lies in a store, a local one that is sent whole.
+
+    Its folder is made. Raises StoreError.
+    """
+    if not is_remote(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as place:
+        local = pathlib.Path(place) / path.name
+        yield local
+        _put(local, connect(str(path.parent)), path.name)
 
 
 def _bring_up_to_date(folder: Folder, local: pathlib.Path, seals: Seals) -> dict[str, Any]:
@@ -484,8 +493,18 @@ def _stop(reason: str) -> None:
 class Sender:
     """Sends a local folder every `EVERY` seconds from a thread of its own, and a last time when it is closed."""
 
-    def __init__(self, local: pathlib.Path, folder: Folder, seals: Seals, *, lease: Lease, sent: dict[str, Any]):
-        self.local, self.folder, self.seals, self.lease, self.sent = local, folder, seals, lease, sent
+    def __init__(
+        self,
+        local: pathlib.Path,
+        folder: Folder,
+        seals: Seals,
+        *,
+        lease: Lease,
+        sent: dict[str, Any],
+        last: Sequence[str] = (),
+    ):
+        self.local, self.folder, self.seals, self.lease, self.sent, self.last = local, folder, seals, lease, sent, last
+        self.sent_file = (local.parent if last else local) / SENT
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
         self._thread.start()
@@ -504,8 +523,9 @@ class Sender:
 
     def _send(self) -> None:
         try:
-            send(self.local, self.folder, self.sent, seals=self.seals, may_go_on=self.lease.is_held)
-            write_whole(self.local / SENT, json.dumps(self.sent))
+            held = self.lease.is_held
+            send(self.local, self.folder, self.sent, seals=self.seals, last=self.last, may_go_on=held)
+            write_whole(self.sent_file, json.dumps(self.sent))
         except OSError as error:
             raise StoreError(f"{self.local} cannot be read or written ({error})") from None
 
@@ -517,6 +537,6 @@ class Sender:
                 failing_since = 0.0
             except StoreError as error:
                 failing_since = failing_since or time.monotonic()
-                print(f"warning: {error}; training goes on, and it is tried again", file=sys.stderr, flush=True)
+                print(f"warning: {error}; the work goes on, and it is tried again", file=sys.stderr, flush=True)
                 if time.monotonic() - failing_since > GIVE_UP:
                     return _stop(f"nothing could be sent to {self.folder.url} for {duration(GIVE_UP)}")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from w2v_jax.core.cli import UserError, cannot_read
+from w2v_jax.core.files import open_binary
 
 GZIP = b"\x1f\x8b"
 TO_UTF8 = "save it as UTF-8, e.g. iconv -f {} -t UTF-8 OLD > NEW"
@@ -73,7 +74,7 @@ def numbered_lines(path: str | os.PathLike, what: str = "", *, gzipped: bool = F
     """
     what = what or os.fspath(path)
     try:
-        with open(path, "rb") as raw:
+        with open_binary(path) as raw:
             is_gzip = gzipped and raw.peek(len(GZIP)).startswith(GZIP)
             with io.BufferedReader(gzip.GzipFile(fileobj=raw)) if is_gzip else raw as file:
                 _refuse_other_kinds(file.peek(), what)

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 import os
-import pathlib
 import re
 import tomllib
 import types
@@ -33,6 +32,8 @@ import numpy as np
 
 from w2v_jax.core.cli import UserError, did_you_mean, expand_home, os_error_text
 from w2v_jax.core.display import short_repr
+from w2v_jax.core.files import open_binary
+from w2v_jax.core.stores import path_of
 from w2v_jax.data import source_module
 from w2v_jax.data.index import Index, Source, TooFew, join_indexes, root_entries
 from w2v_jax.data.mixture import temperature_shares
@@ -111,7 +112,7 @@ def read_corpora(path: str | os.PathLike, data: Mapping[str, Any]) -> list[Group
     """
     where = f"data.corpora: {os.fspath(path)}"
     try:
-        with open(path, "rb") as file:
+        with open_binary(path) as file:
             tables = tomllib.load(file)
     except OSError as error:
         raise UserError(f"{where} cannot be read: {os_error_text(error)}") from None
@@ -155,7 +156,7 @@ def _check_table(table: Mapping[str, Any], where: str) -> None:
 def _languages(folder: str, where: str) -> dict[str, str]:
     """{language: folder} of the folders in a folder. Raises UserError where there is none, or two are of one
     language."""
-    place = pathlib.Path(expand_home(folder))
+    place = path_of(expand_home(folder))
     found = sorted(path for path in place.glob("*") if path.is_dir() and not path.name.startswith("."))
     if not found:
         raise UserError(f"{where}: languages={folder!r} is no folder with one folder for each language")
@@ -163,7 +164,7 @@ def _languages(folder: str, where: str) -> dict[str, str]:
     for path in found:
         language = path.name.removeprefix("language=")
         if language in languages:
-            other = pathlib.Path(languages[language]).name
+            other = os.path.basename(languages[language])
             raise UserError(
                 f"{where}: languages={folder!r}: {other!r} and {path.name!r} are both {language!r}; keep one of them, "
                 "or list both as the roots of one language"

@@ -22,6 +22,7 @@ import numpy as np
 from w2v_jax.core.cli import UserError, expand_home
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.files import write_whole
+from w2v_jax.core.stores import forget_listings, is_remote, path_of
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.kept.columns import AT_ONCE, Builder, Column, Joined, Store
 
@@ -383,9 +384,13 @@ def hash_ids(ids: Iterable[str]) -> np.ndarray:
 
 
 def root_entries(root: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
-    """The entries of a `root`, which is one path or several, as text, with `~` expanded and without empty ones."""
+    """The entries of a `root`, which is one path or several, as text, without empty ones.
+
+    `~` is expanded, and a URL has no slash at its end.
+    """
     entries = (root,) if isinstance(root, (str, os.PathLike)) else root
-    return [expand_home(entry) for entry in entries if os.fspath(entry)]
+    texts = [expand_home(entry) for entry in entries if os.fspath(entry)]
+    return [str(path_of(text)) if is_remote(text) else text for text in texts]
 
 
 def roots(root: str | os.PathLike | Sequence[str | os.PathLike], key: str = "data.root") -> tuple[pathlib.Path, ...]:
@@ -393,15 +398,17 @@ def roots(root: str | os.PathLike | Sequence[str | os.PathLike], key: str = "dat
 
     `key` is the config key that the message names.
     """
-    paths = tuple(map(pathlib.Path, root_entries(root)))
+    paths = tuple(map(path_of, root_entries(root)))
     if not paths:
         raise UserError(f"{key} is empty: set it to where the audio is, e.g. --config.{key}=/path/to/audio")
     for path in paths:
         if not path.exists():
+            forget_listings()  # the next try looks anew
             several = (
                 f" (one of {len(paths)} paths: a comma in --config.{key} separates them)" if len(paths) > 1 else ""
             )
-            raise UserError(f"{key}: {str(path)!r} does not exist{several}; correct the path or mount the disk")
+            remedy = "correct the URL" if is_remote(path) else "correct the path or mount the disk"
+            raise UserError(f"{key}: {str(path)!r} does not exist{several}; {remedy}")
     return paths
 
 

@@ -12,7 +12,6 @@ import collections
 import contextlib
 import functools
 import itertools
-import os
 import weakref
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ import numpy as np
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
+from w2v_jax.core.stores import threads
 from w2v_jax.core.units import NO_TARGET
 from w2v_jax.data.augment import at_speed, babble, by_telephone, in_room, louder_by, mixed
 from w2v_jax.data.batch_plan import FILLER, Plan, Step
@@ -108,7 +108,7 @@ def batches(
     stop = plan.steps if stop is None else stop
     reader = _Reader(normalized(source) if normalize else source, plan, targets, noise=noise, rooms=rooms)
     run = _tfdata if loader == "tfdata" else _threads
-    parts = run(reader, start, stop, units=units, workers=workers or os.cpu_count() or 1)
+    parts = run(reader, start, stop, units=units, workers=threads(workers, str(source.index.paths[0])))
     iterator = _assemble(reader, parts, start=start, units=units, labels=labels)
     _open_iterators.add(iterator)
     atexit.unregister(_close_all)
@@ -164,6 +164,7 @@ class _Reader:
     ):
         self.source, self.plan, self.targets, self.noise, self.rooms = source, plan, targets, noise, rooms
         self._response = functools.lru_cache(maxsize=256)(self._read_response)
+        self.lost: UserError | None = None  # why nothing more can be read, of a store that does not answer for example
 
     def unit(self, step: int, unit: int) -> tuple[np.ndarray, ...]:
         """elements [R *form.shape(T)], num_samples [R], targets [R S U], reasons, silent, no_noise, no_room, each [R].
@@ -197,7 +198,7 @@ class _Reader:
                 elements[i, : len(content)] = content
                 num_samples[i] = len(content) * form.hop
             except Exception as error:  # whatever a codec raises, one row must not end the run
-                reasons[i] = _reason(error)
+                reasons[i] = self._reason(error)
         return elements, num_samples, targets, reasons, silent, no_noise, no_room
 
     def _is_silent(self, content: np.ndarray) -> bool:
@@ -223,12 +224,14 @@ class _Reader:
             try:
                 part = _read(self.noise, noise, start=int(mix.noise_starts[number]), length=planned.length)
             except Exception as error:
-                return content, _reason(error)
+                return content, self._reason(error)
         else:
             parts = []
             for other in voices:
-                with contextlib.suppress(Exception):  # it is named where its own row is read
+                try:
                     parts.append(self._played(planned, other))
+                except Exception as error:  # it is named where its own row is read
+                    self._reason(error)
             if not parts:
                 return content, b""
             part = babble(parts)
@@ -245,7 +248,13 @@ class _Reader:
         try:
             return in_room(content, self._response(room)), b""
         except Exception as error:
-            return content, _reason(error)
+            return content, self._reason(error)
+
+    def _reason(self, error: Exception) -> bytes:
+        """Why a row could not be read. What a person must put right ends the run."""
+        if isinstance(error, UserError):
+            self.lost = error
+        return (str(error) if isinstance(error, ReadError) else f"{type(error).__name__}: {error}").encode()
 
     def _read_response(self, room: int) -> np.ndarray:
         assert self.rooms is not None
@@ -267,10 +276,6 @@ def _read(source: Source, row: int, *, start: int, length: int) -> np.ndarray:
         raise ReadError("no samples")
     check_finite(content)
     return content
-
-
-def _reason(error: Exception) -> bytes:
-    return (str(error) if isinstance(error, ReadError) else f"{type(error).__name__}: {error}").encode()
 
 
 def _threads(
@@ -319,10 +324,15 @@ def _tfdata(
 def _assemble(
     reader: _Reader, parts: Generator[tuple, None, None], *, start: int, units: tuple[int, ...], labels: Labels | None
 ) -> Generator[tuple[dict[str, np.ndarray], Info], None, None]:
-    """Adds weights, labels and ids to the arrays of each step. Raises UserError where every row fails for long."""
+    """Adds weights, labels and ids to the arrays of each step.
+
+    Raises UserError where every row fails for long, or nothing more can be read.
+    """
     index, plan, consecutive_failures = reader.source.index, reader.plan, 0
     with contextlib.closing(parts):
         for step, (elements, num_samples, targets, reasons, silent, no_noise, no_room) in enumerate(parts, start):
+            if reader.lost is not None:
+                raise reader.lost
             planned = plan.step(step)
             count = len(planned.rows) // plan.units
             row = np.concatenate([np.arange(unit * count, (unit + 1) * count, dtype=np.int32) for unit in units])

@@ -15,6 +15,7 @@ import numpy as np
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
+from w2v_jax.core.stores import path_of
 from w2v_jax.core.units import NO_TARGET, SAMPLE_RATE
 from w2v_jax.data.index import Index, Skip, Source, TooFew, hash_ids, root_entries, subset
 from w2v_jax.data.io import corpus
@@ -77,7 +78,7 @@ def open_targets(data: Any, classes: Sequence[int]) -> tuple[Units, ...]:
     A self-made corpus (data.hours above 0, data.name=synthetic) has its letters for units: without data.targets they
     are beside it, and a missing folder is made. Raises UserError where the folders are not what the config needs.
     """
-    paths = [pathlib.Path(path) for path in root_entries(data.targets)]
+    paths = [path_of(path) for path in root_entries(data.targets)]
     homes = corpus.homes(data.root, data.eval_root) if data.name == "synthetic" and data.hours > 0 else []
     if homes and not paths:
         paths = [homes[0].with_name(f"{homes[0].name}-letters")]

@@ -18,6 +18,7 @@ from w2v_jax.core import environment, storage
 from w2v_jax.core.cli import UserError, cannot_write, path_argument
 from w2v_jax.core.config import Config, changed_keys, from_json, keys_of, run_json, setting
 from w2v_jax.core.files import append_lines, locked_file, write_whole
+from w2v_jax.core.stores import is_remote
 from w2v_jax.core.text import json_object
 from w2v_jax.training.checkpoint import SEAL, Weights, restore_params
 
@@ -41,7 +42,7 @@ SEALS = storage.Seals("checkpoints", SEAL)
 @contextlib.contextmanager
 def local_workdir(name: str) -> Iterator[pathlib.Path]:
     """The folder that `--workdir` names or, for a URL, the local copy that is sent to it. Raises UserError."""
-    if not storage.is_remote(name):
+    if not is_remote(name):
         yield pathlib.Path(name).absolute()
         return
     if jax.process_count() > 1:
@@ -55,7 +56,7 @@ def local_workdir(name: str) -> Iterator[pathlib.Path]:
 
 def run_folder(name: str | os.PathLike) -> pathlib.Path:
     """The folder of a run as a person names it; that at a URL is fetched first. Raises UserError."""
-    return storage.fetched(os.fspath(name), SEALS) if storage.is_remote(name) else path_argument(name)
+    return storage.fetched(os.fspath(name), SEALS) if is_remote(name) else path_argument(name)
 
 
 @contextlib.contextmanager

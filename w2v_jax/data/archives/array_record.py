@@ -1,18 +1,23 @@
 """ArrayRecord files whose records are serialized tf.train.Example: a recording and its texts by number.
 
 `array_record` checks the checksum of each record, and reads one without the others where the file was written with
-group_size:1. The examples are parsed here, so that reading needs no TensorFlow.
+group_size:1. The examples are parsed here, so that reading needs no TensorFlow. It reads files of a disk alone: of
+files in a store there are whole copies in W2V_JAX_CACHE/shards, up to a limit that all of them together must keep.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from w2v_jax.core.cli import UserError
+from w2v_jax.core.files import is_file, state_of
+from w2v_jax.core.storage import cache_folder, fetched, make_room
+from w2v_jax.core.stores import is_remote
 from w2v_jax.data.index import ReadError
 
 AUDIO = ("audio", "speech", "audio_bytes")
@@ -22,6 +27,10 @@ OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 """Of readers, for random access."""
 
 FILES_OPEN = 256
+
+COPIES = "W2V_JAX_SHARDS"
+"""The variable of the environment that says how many GB of copies there may be."""
+DEFAULT_COPIES = 50
 
 Example = dict[str, list[bytes] | list[int] | None]
 """The features of a tf.train.Example: bytes or integers. A feature of floats is None."""
@@ -35,8 +44,9 @@ class ArrayRecords:
             from array_record.python.array_record_module import ArrayRecordReader
         except ImportError:
             raise UserError("ArrayRecord files need a package that is missing: pip install array_record") from None
-        if not os.path.isfile(path):
+        if not is_file(path):
             raise ReadError("file does not exist")
+        path = str(fetched(path, kind="shards")) if is_remote(path) else path
         self._lock = threading.Lock()
         self._reader: Any = ArrayRecordReader(path, OPTIONS)
         if not self._reader.ok():
@@ -62,15 +72,37 @@ class ArrayRecords:
 def open_records(path: str) -> ArrayRecords:
     """The records of a file; of the files opened last, the same object. Raises ReadError."""
     try:
-        status = os.stat(path)
+        state = state_of(path)
     except OSError:
-        raise ReadError("file does not exist") from None
-    return _open(path, status.st_size, status.st_mtime_ns)
+        state = None
+    if state is None:
+        raise ReadError("file does not exist")
+    return _open(path, *state[:2])
 
 
 @functools.lru_cache(FILES_OPEN)
 def _open(path: str, size: int, changed: int) -> ArrayRecords:
     return ArrayRecords(path)
+
+
+def check_copies(paths: Sequence[str]) -> None:
+    """Makes room for copies of the files in stores, and tells how much. Raises UserError where they are too large."""
+    remote = {path: state for path in paths if is_remote(path) and (state := state_of(path))}
+    if not remote:
+        return
+    text, size = os.environ.get(COPIES) or str(DEFAULT_COPIES), sum(state[0] for state in remote.values())
+    if not text.isdecimal():
+        raise UserError(f"{COPIES}={text!r}: needs a whole number of GB")
+    limit = int(text) * 10**9
+    what = f"{len(remote):,} ArrayRecord files of {size / 1e9:,.1f} GB in a store"
+    if size > limit:
+        raise UserError(
+            f"{what}, {next(iter(remote))} for example: their reader needs whole copies on this disk, and there may be "
+            f"{text} GB of them. Give it more by {COPIES}=GB, or store the recordings as WebDataset or Parquet, which "
+            "are read where they lie"
+        )
+    print(f"{what} are copied whole to {cache_folder() / 'shards'}, which holds at most {text} GB", file=sys.stderr)
+    make_room(list(remote), size, limit)
 
 
 def record_content(path: str, number: int) -> bytes:

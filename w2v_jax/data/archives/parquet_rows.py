@@ -13,7 +13,6 @@ import contextlib
 import functools
 import itertools
 import mmap
-import os
 import re
 import threading
 from collections import OrderedDict
@@ -22,6 +21,8 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from w2v_jax.core.cli import UserError, os_error_text
+from w2v_jax.core.files import open_binary, state_of
+from w2v_jax.core.stores import is_remote
 from w2v_jax.data.index import ReadError
 
 BYTES_KEPT = 512 << 20
@@ -58,11 +59,17 @@ class Table(NamedTuple):
 def open_table(path: str) -> Table:
     """The table of a file. Raises ReadError where it is damaged or has no audio, UserError where pyarrow is missing."""
     try:
-        status = os.stat(path)
+        state = state_of(path)
     except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        raise ReadError("file does not exist" if missing else f"unreadable file: {os_error_text(error)}") from None
-    return _open(path, status.st_size, status.st_mtime_ns)
+        raise ReadError(f"unreadable file: {os_error_text(error)}") from None
+    if state is None:
+        raise ReadError("file does not exist")
+    return _open(path, *state[:2])
+
+
+def _source(path: str) -> Any:
+    """What pyarrow opens: a path or, of an object in a store, an open file."""
+    return open_binary(path) if is_remote(path) else path
 
 
 @contextlib.contextmanager
@@ -83,7 +90,7 @@ def _open(path: str, size: int, changed: int) -> Table:
         import pyarrow.parquet
     except ImportError:
         raise UserError('Parquet files need a package that is missing: pip install "w2v-jax[features]"') from None
-    with _reasons(), pyarrow.parquet.ParquetFile(path) as file:
+    with _reasons(), pyarrow.parquet.ParquetFile(_source(path)) as file:
         metadata, schema = file.metadata, file.schema_arrow
     counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     firsts = tuple(itertools.accumulate(counts, initial=0))[:-1]
@@ -156,7 +163,9 @@ def read_columns(table: Table, group: int, names: list[str]) -> Any:
     import pyarrow.parquet
 
     with _reasons():
-        with pyarrow.parquet.ParquetFile(table.path, metadata=table.metadata, page_checksum_verification=True) as file:
+        with pyarrow.parquet.ParquetFile(
+            _source(table.path), metadata=table.metadata, page_checksum_verification=True
+        ) as file:
             found = file.read_row_group(group, columns=names, use_threads=False)
     rows = len(table.rows(group))
     if lengths := [len(column) for column in found.columns if len(column) != rows]:
@@ -220,7 +229,8 @@ def places(table: Table, group: int) -> list[tuple[int, int] | None]:
     start, stop, is_compressed, is_bytes = audio_chunk(table, group)
     if is_compressed or not is_bytes:
         return [None] * count
-    with _reasons(), open(table.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with _reasons(), _mapped(table.path, start, stop) as (content, first):
+        start, stop = start - first, stop - first
         position = start
         for i in range(count):
             value = cells.content(i)
@@ -231,12 +241,24 @@ def places(table: Table, group: int) -> list[tuple[int, int] | None]:
             at = at if at >= 0 or position == start else _find(content, value, start=start, stop=stop)
             if at < 0:  # another encoding: no other value will be found, either
                 return [*found, *[None] * (count - len(found))]
-            found.append((at, len(value)))
+            found.append((first + at, len(value)))
             position = at + len(value)
     return found
 
 
-def _find(content: mmap.mmap, value: memoryview | bytes, *, start: int, stop: int) -> int:
+@contextlib.contextmanager
+def _mapped(path: str, start: int, stop: int) -> Iterator[tuple[mmap.mmap | bytes, int]]:
+    """The bytes start .. stop of a file, perhaps among others, and the number of the first of them."""
+    with open_binary(path) as file:
+        if is_remote(path):
+            file.seek(start)
+            yield file.read(stop - start), start
+        else:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                yield content, 0
+
+
+def _find(content: mmap.mmap | bytes, value: memoryview | bytes, *, start: int, stop: int) -> int:
     """The first byte of `value` in the bytes start .. stop; -1 where it is not there."""
     head = bytes(value[:64])  # a search for millions of bytes would prepare for each of them
     at = content.find(head, start, stop)

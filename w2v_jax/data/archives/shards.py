@@ -7,6 +7,7 @@ import re
 from typing import Any, NamedTuple
 
 from w2v_jax.core.cli import UserError
+from w2v_jax.core.files import exists, is_file, is_folder
 from w2v_jax.data.index import Skip, root_entries, roots
 from w2v_jax.data.io.listing import folders_below, not_audio
 from w2v_jax.data.kept.listings import FileStates, states_of
@@ -31,7 +32,7 @@ def archives(root: Any, ending: str, skipped: list[Skip], *, what: str, states: 
     """
     found, paths = [], roots([text for entry in root_entries(root) for text in _expanded(entry)])
     for path in paths:
-        if not path.is_dir():
+        if not is_folder(path):
             if not re.search(f"{ending}$", path.name):
                 raise UserError(f"data.root: {str(path)!r} is no directory, and its name does not end in {what}")
             found.append(Archive(str(path), re.sub(f"{ending}$", "", path.name)))
@@ -52,13 +53,13 @@ def archives(root: Any, ending: str, skipped: list[Skip], *, what: str, states: 
 
 def _no_file(path: str) -> str:
     """Why what is at a path is not opened, "" for a file. Opening a pipe would block for ever."""
-    return "" if os.path.isfile(path) else "not a regular file" if os.path.exists(path) else "file does not exist"
+    return "" if is_file(path) else "not a regular file" if exists(path) else "file does not exist"
 
 
 def _expanded(pattern: str) -> list[str]:
     """The names that a pattern with {first..last} stands for; itself where there is none."""
     match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if not match or os.path.exists(pattern):
+    if not match or exists(pattern):
         return [pattern]
     names = []
     for number in range(int(match[1]), int(match[2]) + 1):
@@ -68,6 +69,6 @@ def _expanded(pattern: str) -> list[str]:
 
 def named_split(root: str, split: str) -> tuple[str, str]:
     """(path, split) of a root: PATH@SPLIT names a split of its own in place of `split`."""
-    if "@" in root and not os.path.exists(root):
+    if "@" in root and not exists(root):
         root, _, split = root.rpartition("@")
     return root, split

@@ -8,7 +8,7 @@ An address stands in the column `paths` of an index and in manifests:
     train-00.array_record#17                record 17 of an ArrayRecord file, counted from 0
     call.sph#channel1                       the second channel alone; also after any of the above
 
-A file whose own name looks like an address is that file.
+The path may be the URL of an object in a store. A file on a disk whose own name looks like an address is that file.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
+from w2v_jax.core import stores
 from w2v_jax.core.cli import os_error_text
+from w2v_jax.core.files import FileState
+from w2v_jax.core.stores import is_remote
 from w2v_jax.data.archives import array_record, parquet_rows
 from w2v_jax.data.index import ReadError
 from w2v_jax.data.io.containers import Part, PartFile
@@ -63,7 +66,7 @@ def channel_of(address: str, channel: int) -> str:
 
 def file_of(address: str) -> str:
     """The path of the file that holds the recording at an address."""
-    if "#" not in address or os.path.exists(address):
+    if _is_plain(address):
         return address
     if match := _CHANNEL.fullmatch(address):
         address = match[1]
@@ -71,11 +74,19 @@ def file_of(address: str) -> str:
     return match[1] if match else address
 
 
+def _is_plain(address: str) -> bool:
+    """Whether an address is the path of a file, and of all that is in it."""
+    return "#" not in address or (not is_remote(address) and os.path.exists(address))
+
+
 @contextlib.contextmanager
-def opened(address: str) -> Iterator[Opened]:
-    """The content at an address. Raises ReadError where the file that holds it cannot be read or is too short."""
-    if "#" not in address or os.path.exists(address):
-        yield Opened(address)
+def opened(address: str, state: FileState = None, *, is_decoded: bool = False) -> Iterator[Opened]:
+    """The content at an address. Raises ReadError where the file that holds it cannot be read or is too short.
+
+    state: that of an object in a store, where it is known. is_decoded: more than the header will be read of it.
+    """
+    if _is_plain(address):
+        yield Opened(_object(address, state, is_decoded=is_decoded) if is_remote(address) else address)
         return
     if "\0" in address:  # which no file can have in its name
         raise ReadError("file does not exist")
@@ -86,23 +97,36 @@ def opened(address: str) -> Iterator[Opened]:
         read = parquet_rows.row_content if match[2] else array_record.record_content
         yield Opened(io.BytesIO(read(match[1], int(match[3]))), channel)
     elif match := _RANGE.fullmatch(address):
-        with _range(match[1], start=int(match[2]), size=int(match[3])) as file:
+        with _range(match[1], state, start=int(match[2]), size=int(match[3])) as file:
             yield Opened(file, channel)
     else:
-        yield Opened(address, channel)
+        yield Opened(_object(address, state, is_decoded=is_decoded) if is_remote(address) else address, channel)
+
+
+def _object(url: str, state: FileState, *, is_decoded: bool) -> BinaryIO:
+    """An object of a store, open for reading. Raises ReadError."""
+    with _reasons():
+        return cast(BinaryIO, (stores.open_recording if is_decoded else stores.open_object)(url, state))
 
 
 @contextlib.contextmanager
-def _range(path: str, *, start: int, size: int) -> Iterator[BinaryIO]:
-    """An open file of `size` bytes from byte `start` of a file."""
+def _reasons() -> Iterator[None]:
+    """Errors of the disk as ReadError."""
     try:
-        file = open(path, "rb")
+        yield
     except FileNotFoundError:
         raise ReadError("file does not exist") from None
     except OSError as error:
         raise ReadError(f"unreadable file: {os_error_text(error)}") from None
+
+
+@contextlib.contextmanager
+def _range(path: str, state: FileState, *, start: int, size: int) -> Iterator[BinaryIO]:
+    """An open file of `size` bytes from byte `start` of a file."""
+    with _reasons():
+        file = cast(BinaryIO, stores.open_object(path, state)) if is_remote(path) else open(path, "rb")
     with file:
-        left = max(0, os.fstat(file.fileno()).st_size - start)
+        left = max(0, file.seek(0, os.SEEK_END) - start)
         if left < size:
             raise ReadError(f"truncated: {left:,} of {size:,} bytes are left in the file that holds it")
         if size > READ_AT_ONCE:

@@ -12,13 +12,14 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
 from w2v_jax.core.cli import os_error_text
 from w2v_jax.core.display import short_repr
-from w2v_jax.core.files import state_of
+from w2v_jax.core.files import present_state_of
+from w2v_jax.core.stores import StoreFile, is_remote
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.index import UNKNOWN, WAVE, Index, ReadError
 from w2v_jax.data.io.address import file_of, opened
@@ -70,7 +71,7 @@ class AudioFiles:
         """float32 [at most length], mono, 16 kHz, from sample `start` of the row. Raises ReadError."""
         rate, offset = int(self.index.rates[row]), int(self.index.offsets[row])
         try:
-            with opened(self.index.paths[row]) as (file, channel):
+            with opened(self.index.paths[row], self._listed(row), is_decoded=True) as (file, channel):
                 read = lambda first, last: read_frames(file, offset + first, last - first, rate=rate, channel=channel)
                 wave = read_crop(self.index, row, start=start, length=length, read=read)
         except ReadError as error:
@@ -84,18 +85,24 @@ class AudioFiles:
 
         `reason` says why it could not be read.
         """
-        listed = int(self.index.sizes[row]), int(self.index.modified[row])
-        if listed == (UNKNOWN, UNKNOWN):
+        path, listed = self.index.paths[row], self._listed(row)
+        if listed is None:
             return
         try:
-            now = state_of(file_of(self.index.paths[row]))
+            now = present_state_of(file_of(path))
         except OSError as error:
             raise ReadError(f"unreadable file: {os_error_text(error)}") from None
         if now == listed:
             return
         self._on_change()
-        before, after = (f"{state[0]:,} bytes of {_date(state[1])}" if state else "none" for state in (listed, now))
+        told = _version if is_remote(path) else _date
+        before, after = (f"{state[0]:,} bytes of {told(state[1])}" if state else "none" for state in (listed, now))
         raise ReadError(f"changed after listing: {before} then, {after} now{reason}; the next start lists it anew")
+
+    def _listed(self, row: int) -> tuple[int, int] | None:
+        """The state that the file of a row had when it was listed; None where nobody looked."""
+        listed = int(self.index.sizes[row]), int(self.index.modified[row])
+        return None if listed == (UNKNOWN, UNKNOWN) else listed
 
 
 def read_crop(index: Index, row: int, *, start: int, length: int, read: Callable[[int, int], np.ndarray]) -> np.ndarray:
@@ -262,12 +269,16 @@ def _decoder(path: str | BinaryIO, recordings: Parts, part: Part) -> Iterator[De
 
 
 def _find(path: str | BinaryIO) -> Parts:
-    """The recordings in a file. Those of a path are kept until the file changes."""
+    """The recordings in a file. Those of a path and of an object are kept until it changes."""
+    if isinstance(path, StoreFile):
+        return _find_in_object(path)
     return _find_in(path, *_state(path)) if isinstance(path, str) else find_parts(path)
 
 
 def _measure(path: str | BinaryIO, recordings: Parts, part: Part, *, channel: int | None) -> Header:
-    """The header of a part. Those of a path are kept until the file changes."""
+    """The header of a part. Those of a path and of an object are kept until it changes."""
+    if isinstance(path, StoreFile):
+        return _measure_in_object(path, recordings, part, channel=channel)
     if not isinstance(path, str):
         return _decode_header(path, recordings, part, channel=channel)
     size, changed = _state(path)
@@ -291,6 +302,20 @@ def _state(path: str) -> tuple[int, int]:
 
 def _date(modified: int) -> str:
     return datetime.datetime.fromtimestamp(modified / 1e9).isoformat(" ", "microseconds")
+
+
+def _version(modified: int) -> str:
+    return f"version {modified:016x}"
+
+
+@functools.lru_cache(FILES_KEPT)
+def _find_in_object(file: StoreFile) -> Parts:
+    return find_parts(cast(BinaryIO, file))
+
+
+@functools.lru_cache(FILES_KEPT)
+def _measure_in_object(file: StoreFile, recordings: Parts, part: Part, *, channel: int | None) -> Header:
+    return _decode_header(cast(BinaryIO, file), recordings, part, channel=channel)
 
 
 @functools.lru_cache(FILES_KEPT)

@@ -31,6 +31,7 @@ import numpy as np
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.files import file_digest, sole_maker, whole_file, write_whole
 from w2v_jax.core.progress import ProgressBar
+from w2v_jax.core.stores import is_remote
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.index import root_entries
 
@@ -134,6 +135,10 @@ def part_source(data: Any, root: Any, write: Callable[[pathlib.Path, dict[str, A
     paths = [pathlib.Path(entry) for entry in root_entries(root)]
     if not paths:
         raise UserError("data.root is empty: set it to the folder of the self-made corpus, which need not exist yet")
+    if any(map(is_remote, root_entries(root))):
+        raise UserError(
+            f"data.root={root}: a corpus is made on a disk; one that was copied to a store: data.name=folder"
+        )
     parts = []
     for path in paths:
         corpus, part = _home_and_part(path)

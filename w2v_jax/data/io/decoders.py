@@ -69,7 +69,7 @@ def open_decoder(file: BinaryIO, part: Part, path: str | None = None) -> Decoder
     if part.is_mp3:
         return _Mp3(file, part)
     try:
-        decoder = _SoundFile(path or PartFile(file, part))
+        decoder = _SoundFile(path or _ForCallbacks(file, part))
         if decoder.can_seek:
             return decoder
         decoder.close()
@@ -100,22 +100,50 @@ def scaled(samples: np.ndarray) -> np.ndarray:
     return (samples.astype(np.float32) - np.float32(silence)) / np.float32(full_scale)
 
 
+class _ForCallbacks(PartFile):
+    """A part for libsndfile, whose callbacks cannot raise: an error ends the file, and `error` has it."""
+
+    error: Exception | None = None
+
+    def readinto(self, buffer) -> int:
+        try:
+            return super().readinto(buffer)
+        except Exception as error:
+            self.error = self.error or error
+            return 0
+
+
 class _SoundFile:
     """A recording that libsndfile reads. Raises soundfile's errors where it cannot be opened."""
 
     def __init__(self, content: Any):
         import soundfile
 
-        self.file = soundfile.SoundFile(content)
+        self.content = content
+        with self._raising():
+            self.file = soundfile.SoundFile(content)
         self.rate, self.channels = self.file.samplerate, self.file.channels
         self.slack = LOSSY_SLACK if self.file.format == "OGG" else 0
         self.can_seek = self.file.seekable() and self.file.frames < 1 << 48
+
+    @contextlib.contextmanager
+    def _raising(self) -> Iterator[None]:
+        """Raises the error that ended the file, in place of what libsndfile made of its end."""
+        try:
+            yield
+        finally:
+            if isinstance(self.content, _ForCallbacks) and self.content.error is not None:
+                raise self.content.error from None
 
     def close(self) -> None:
         self.file.close()
 
     def length(self) -> int:
         """Reads the end as well, which a file that was cut does not have."""
+        with self._raising():
+            return self._length()
+
+    def _length(self) -> int:
         frames, seconds = self.file.frames, self.file.frames / self.rate
         mismatch = re.search(r"\bdata *: (\d+) \(should be (\d+)\)", self.file.extra_info)  # a WAV that was cut
         if mismatch:
@@ -136,8 +164,9 @@ class _SoundFile:
         first = min(start, self.file.frames)
         if self.slack:  # a seek into the last page of Vorbis is up to 192 samples off
             first = min(first, max(0, self.file.frames - LAST_PAGE_SECONDS * self.rate))
-        self.file.seek(first)
-        return self.file.read(start - first + count, dtype="float32", always_2d=True)[start - first :]
+        with self._raising():
+            self.file.seek(first)
+            return self.file.read(start - first + count, dtype="float32", always_2d=True)[start - first :]
 
 
 class _FFmpeg:

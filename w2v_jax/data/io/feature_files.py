@@ -27,6 +27,8 @@ import numpy as np
 from w2v_jax.core.cli import UserError, os_error_text
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.files import whole_file, write_whole
+from w2v_jax.core.storage import fetched
+from w2v_jax.core.stores import is_remote
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.code_vocabulary import code_text
 from w2v_jax.data.index import Index, ReadError, Row, roots
@@ -35,6 +37,8 @@ from w2v_jax.data.io import feature_tables
 METADATA = "extract.json"
 FORMATS = {"numpy": ".npy", "parquet": ".parquet", "hdf5": ".h5"}
 """Formats of features, and the suffixes of their parts."""
+SENT_LAST = (*(f"*{suffix}" for suffix in FORMATS.values()), METADATA)
+"""Each says that what was written before it is complete: the arrays of parts, and then the metadata."""
 
 
 class Utterance(NamedTuple):
@@ -164,12 +168,14 @@ MADE_BY = {"codes": "extract --what codes", "features": "extract --what context"
 def open_folders(root: Any, kind: str, key: str = "data.root") -> list[tuple[pathlib.Path, dict[str, Any]]]:
     """(folder, metadata) of each folder of a data.root. `kind` is one of MADE_BY; `key` is the config key of the root.
 
+    A folder in a store is fetched: what models make of recordings is far smaller than these, but for features.
     Raises UserError for folders that are missing, unfinished or hold another kind.
     """
     folders = []
     name = "speech_units" if kind == "units" else kind
     needs = f"data.name={name}" if key == "data.root" else key
     for folder in roots(root, key):
+        folder = fetched(str(folder)) if is_remote(folder) else folder
         if not folder.is_dir():
             extracted = "" if kind == "units" else "extracted "
             raise UserError(f"{key}: {str(folder)!r} is a file; {needs} needs folders of {extracted}{kind}")

@@ -11,13 +11,15 @@ import itertools
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from w2v_jax.core import stores
 from w2v_jax.core.cli import UserError, os_error_text
-from w2v_jax.core.files import FileState, state_of
+from w2v_jax.core.files import FileState, exists, state_of
 from w2v_jax.core.progress import ProgressBar
+from w2v_jax.core.stores import is_remote, joined
 from w2v_jax.core.text import numbered_lines
 from w2v_jax.data.index import UNKNOWN, Index, ReadError, Row, Skip, make_index, usable
 from w2v_jax.data.io.address import file_of
@@ -94,8 +96,11 @@ def list_parts(
     and `notes` while they are iterated. options: what else decides them.
     """
     _check_packages()
-    workers = data.workers or os.cpu_count() or 1
-    with contextlib.closing(KeptListing(kind, where, options)) as kept:
+    stores.note_reading(where)
+    workers = stores.threads(data.workers, str(where[0]))
+    with contextlib.ExitStack() as stack:
+        stack.callback(stores.forget_listings)
+        kept = stack.enter_context(contextlib.closing(KeptListing(kind, where, options)))
         is_used = getattr(data, "kept", True)
         index = kept.open(workers) if is_used else None
         if index is None:
@@ -244,24 +249,27 @@ def folders_below(
     paths: Sequence[str | os.PathLike], skipped: list[Skip], states: FileStates
 ) -> Iterator[tuple[str, str, list[str]]]:
     """(root, folder, sorted names of its files) for each of `paths` and all folders below, each once, in one order."""
-    visited: set[tuple[int, int]] = set()
+    visited: set[Hashable] = set()
     for root in map(str, paths):
         pending = [root]
         while pending:
             folder = pending.pop()
-            note_state(folder, states)
-            folders, files = _scan(folder, visited, skipped=skipped, states=states)
+            if folder == root or not is_remote(folder):
+                note_state(folder, states)
+            folders, files = _scan(root, folder, visited, skipped=skipped, states=states)
             pending.extend(reversed(folders))
             yield root, folder, files
 
 
 def _scan(
-    folder: str, visited: set[tuple[int, int]], *, skipped: list[Skip], states: FileStates
+    root: str, folder: str, visited: set[Hashable], *, skipped: list[Skip], states: FileStates
 ) -> tuple[list[str], list[str]]:
     """Sorted paths of the directories and sorted names of the files in `folder`; none if it was visited before.
 
     Links to what is not there yet join `states`.
     """
+    if is_remote(folder):
+        return _scan_store(root, folder, visited, skipped)
     folders, files = [], []
     try:
         status = os.stat(folder)
@@ -287,10 +295,23 @@ def _scan(
     return sorted(folders), sorted(files)
 
 
+def _scan_store(root: str, folder: str, visited: set[Hashable], skipped: list[Skip]) -> tuple[list[str], list[str]]:
+    """`_scan` of a folder in a store, from the one listing of its root."""
+    if folder in visited:
+        skipped.append(Skip(folder, "directory listed already"))
+        return [], []
+    visited.add(folder)
+    folders, files = stores.listed(root).folders.get(folder[len(root) + 1 :], ((), ()))
+    return sorted(f"{folder}/{name}" for name in folders if name != KEPT_FOLDER), sorted(files)
+
+
 def beside(folder: str | os.PathLike, path: str) -> str:
-    """A path in a list of files: relative to the folder of the list or, where it is not there, to the present one."""
-    joined = os.path.join(folder, os.path.expanduser(path))
-    return path if not os.path.exists(joined) and os.path.exists(path) else joined
+    """A path in a list of files: relative to the folder of the list or, where it is not there, to the present one.
+
+    Beside a list in a store nobody looks: it is relative to the list.
+    """
+    there = joined(folder, path)
+    return path if not is_remote(there) and not exists(there) and exists(path) else there
 
 
 # Transcripts

@@ -5,14 +5,15 @@
     FOLDER/.w2v_jax/NAME.stale      of each index that no longer holds, its token
     FOLDER/.w2v_jax/NAME.lock       held while one process lists
 
-FOLDER is the first root, or where the manifest lies; where it cannot be written, W2V_JAX_CACHE/listings (by default in
-~/.cache/w2v_jax), which holds at most CACHE_BYTES. Paths in FOLDER are kept relative to it, so that it may be moved;
-not where anything that decides the rows lies elsewhere.
+FOLDER is the first root, or where the manifest lies; where it cannot be written, or lies in a store, it is
+W2V_JAX_CACHE/listings (by default in ~/.cache/w2v_jax), which holds at most CACHE_BYTES. Paths in FOLDER are kept
+relative to it, so that it may be moved; not where anything that decides the rows lies elsewhere.
 
 An index is used while all that decides its rows is as it was: size and time of manifests, texts and shards, and of
-files that were skipped; times of all folders, which change with the names in them. A file whose content alone has
-changed is noticed when it is read (`AudioFiles`), which marks the index as stale, so that the next start lists again,
-or by the first look at SAMPLED files. The index stays, because others may have mapped it.
+files that were skipped; times of all folders, which change with the names in them. A folder in a store has no time: it
+is listed, and sizes and versions of all in it must be as they were. A file whose content alone has changed is noticed
+when it is read (`AudioFiles`), which marks the index as stale, so that the next start lists again, or by the first look
+at SAMPLED files. The index stays, because others may have mapped it.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from typing import Any
 import numpy as np
 
 from w2v_jax.core.cli import os_error_text
-from w2v_jax.core.files import FileState, append_lines, is_same_state, locked_file, state_of
+from w2v_jax.core.files import FileState, absolute, append_lines, is_folder, is_same_state, locked_file, state_of
 from w2v_jax.core.storage import cache_folder
+from w2v_jax.core.stores import is_remote, path_of
 from w2v_jax.data.index import COLUMNS, TEXTS, UNKNOWN, Index, Skip, index_of
 from w2v_jax.data.io.address import file_of
 from w2v_jax.data.kept.array_file import Damaged, read_arrays, write_arrays
@@ -43,7 +45,7 @@ from w2v_jax.data.kept.headers import Headers, Measured
 
 FOLDER = ".w2v_jax"
 KEPT_FROM = 1024
-"""Recordings from which on a listing is kept. Fewer take a second."""
+"""Recordings from which on a listing is kept. Fewer take a second; in a store they do not, and one is kept."""
 CACHE_BYTES = 16 << 30
 SAMPLED = 100
 """Files of recordings that are looked at when an index is opened: all of them change where data are copied."""
@@ -82,12 +84,12 @@ class KeptListing:
     """
 
     def __init__(self, kind: str, roots: Sequence[str | os.PathLike], options: str = ""):
-        self._places = places = [str(pathlib.Path(root)) for root in roots]
-        self.home = places[0] if os.path.isdir(places[0]) else os.path.dirname(places[0]) or "."
-        absolute = os.path.abspath(self.home)
-        settings = json.dumps([[os.path.relpath(place, self.home) for place in places], options])
+        self._places = places = [str(path_of(root)) for root in roots]
+        self.home = places[0] if is_folder(places[0]) else os.path.dirname(places[0]) or "."
+        settings = json.dumps([[_relative_path(place, self.home) for place in places], options])
         self.name = f"{kind}-{_digest(settings)}"
-        self.folders = [pathlib.Path(self.home) / FOLDER, cache_folder() / "listings" / _digest(absolute)]
+        self._cache = cache_folder() / "listings" / _digest(absolute(self.home))
+        self.folders = [self._cache] if is_remote(self.home) else [pathlib.Path(self.home) / FOLDER, self._cache]
         self.versions = {"format": _VERSION} | {name: _version(name) for name in _PACKAGES}
         self.index_file: pathlib.Path | None = None
         self._token = ""  # of the index that is used, "" once it was forgotten
@@ -110,7 +112,7 @@ class KeptListing:
                     raise _Stale("a recording was read that has changed since")
                 if about["relative_to"] not in ("", os.getcwd()):
                     raise _Stale(f"paths in it are relative to {about['relative_to']}")
-                if about["home"] not in ("", os.path.abspath(self.home)):
+                if about["home"] not in ("", absolute(self.home)):
                     raise _Stale(f"it is that of {about['home']} and of data elsewhere")
                 index = self._index(arrays)
                 self._check(index, _from_json(arrays["states"]), workers)
@@ -197,7 +199,7 @@ class KeptListing:
 
         states: those of all that decides its rows. Where the index is small, removes one of earlier.
         """
-        if len(index) < KEPT_FROM:
+        if len(index) < (1 if is_remote(self.home) else KEPT_FROM):
             self.index_file = None
             for folder in self.folders:
                 with contextlib.suppress(OSError):
@@ -216,7 +218,7 @@ class KeptListing:
             self._complain(error)
             return index
         self._token = about["token"]
-        is_cached = self.index_file.parent == self.folders[1]
+        is_cached = self.index_file.parent == self._cache
         limit = f"; that folder holds at most {CACHE_BYTES / 1e9:.0f} GB" if is_cached else ""
         print(f"this listing is kept in {self.index_file} ({size / 1e6:,.1f} MB){limit}", file=sys.stderr, flush=True)
         if is_cached:
@@ -238,7 +240,7 @@ class KeptListing:
             for block in column.blocks():
                 if name == "paths":
                     block = [_relative(path, self.home) for path in block]
-                    if not all(path[:1] in ("\0", "/") for path in block):
+                    if not all(path[:1] in ("\0", "/") or is_remote(path) for path in block):
                         relative_to = os.getcwd()
                 builder.add(block)
             store = builder.store()
@@ -251,15 +253,15 @@ class KeptListing:
         placed = {self._from_home(path): state for path, state in states.items()}
         arrays["states"] = _to_json(placed)
         is_alone = all(place.startswith("\0") for place in (*map(self._from_home, self._places), *placed))
-        home = "" if is_alone else os.path.abspath(self.home)
+        home = "" if is_alone else absolute(self.home)
         about = {"versions": self.versions, "token": uuid.uuid4().hex, "relative_to": relative_to, "home": home}
         write_arrays(path, arrays, about)
 
     def _from_home(self, path: str) -> str:
         """A path below the folder `home` with NUL in its place, however it was written; any other one from the root."""
-        below = os.path.relpath(path, self.home)
-        if below.split(os.sep)[0] == os.pardir:
-            return os.path.abspath(path)
+        below = _relative_path(path, self.home)
+        if is_remote(below) or below.split(os.sep)[0] == os.pardir:
+            return absolute(path)
         return "\0" if below == os.curdir else f"\0{os.sep}{below}"
 
     def _complain(self, error: Exception) -> None:
@@ -325,6 +327,8 @@ def _state(path: str) -> FileState:
 def _settled(path: str) -> FileState:
     """The state of a path, UNSETTLED where it may be changing."""
     state = _state(path)
+    if is_remote(path):
+        return state
     return UNSETTLED if state is not None and -AHEAD < time.time() - state[1] / 1e9 < SETTLED else state
 
 
@@ -335,6 +339,13 @@ def _relative(text: str, home: str) -> str:
 
 def _placed(text: str, home: str) -> str:
     return home + text[1:] if text.startswith("\0") else text
+
+
+def _relative_path(path: str, home: str) -> str:
+    """A path as seen from the folder `home`; one in a store, that is not below it, as it is."""
+    if not is_remote(path) and not is_remote(home):
+        return os.path.relpath(path, home)
+    return os.curdir if path == home else path.removeprefix(f"{home}/")
 
 
 def _narrow(numbers: np.ndarray) -> np.ndarray:

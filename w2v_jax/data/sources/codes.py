@@ -15,6 +15,7 @@ import numpy as np
 from w2v_jax.core.cli import UserError, cannot_write
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.files import sole_maker, whole_folder
+from w2v_jax.core.stores import is_remote, path_of
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.code_vocabulary import VOCABULARY_FILE, CodeCounter, Vocabulary
 from w2v_jax.data.index import Form, Index, make_index, root_entries, usable
@@ -53,7 +54,7 @@ def make(data: Any, root: Any) -> Codes:
     """
     if data.hours > 0:
         for path in root_entries(root):
-            write_letters(pathlib.Path(path), data.hours)
+            write_letters(path_of(path), data.hours)
     folders = feature_files.open_folders(root, "codes")
     first_folder, first = folders[0]
     vocabularies = [_vocabulary(folder, metadata) for folder, metadata in folders]
@@ -105,8 +106,8 @@ def write_letters(root: pathlib.Path, hours: float) -> None:
 
 
 def made_once(folder: pathlib.Path, key: str, fill: Callable[[pathlib.Path], None]) -> None:
-    """Makes a folder with what `fill` writes, unless it exists. `key` is the config key that names it."""
-    if folder.exists():
+    """Makes a folder with what `fill` writes, unless it exists or is one of a store. `key`: the config key of it."""
+    if is_remote(folder) or folder.exists():
         return
     try:
         with sole_maker(folder):

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from w2v_jax.core.cli import UserError
+from w2v_jax.core.files import is_file, open_binary
 from w2v_jax.data.index import Skip, roots
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.listing import (
@@ -93,9 +94,9 @@ def _speaker(stem: str, folder: str) -> str:
 def _sniff(path: str) -> str:
     """An addition to the reason where the content is audio after all, otherwise ""."""
     try:
-        if not os.path.isfile(path):  # opening a pipe would block for ever
+        if not is_file(path):  # opening a pipe would block for ever
             return ""
-        with open(path, "rb") as file:
+        with open_binary(path) as file:
             head = file.read(12)
     except OSError:
         return ""

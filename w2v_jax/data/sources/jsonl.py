@@ -2,7 +2,8 @@
 
 `audio_filepath` is required. `duration` and `offset` in seconds (for a segment of a longer file), `text`, `speaker` and
 `id` are optional. `prepare` also writes `frames` (the length of the recording or segment in samples) and `rate` (of the
-file). Listing trusts a line that has both and does not open its file. Relative paths are relative to the manifest.
+file). Listing trusts a line that has both and does not open its file. Relative paths are relative to the manifest,
+and a URL is that of an object in a store.
 Other keys are ignored.
 """
 
@@ -16,6 +17,8 @@ import re
 from collections.abc import Iterator
 
 from w2v_jax.core.cli import UserError
+from w2v_jax.core.files import absolute
+from w2v_jax.core.stores import joined
 from w2v_jax.core.text import json_lines
 from w2v_jax.data.index import Source
 from w2v_jax.data.io.audio import AudioFiles
@@ -42,7 +45,7 @@ def _read(manifest: pathlib.Path) -> Iterator[Candidate]:
         default = os.path.splitext(name)[0] + (f":{offset:g}" if offset else "")
         yield Candidate(
             id=_text(entry, "id", where) or default,
-            path=os.path.join(manifest.parent, os.path.expanduser(name)),
+            path=joined(manifest.parent, name),
             offset=offset,
             duration=duration,
             speaker=_text(entry, "speaker", where),
@@ -82,9 +85,9 @@ def _count(entry: dict, key: str, where: str) -> int | None:
 
 def manifest_lines(source: Source, out: pathlib.Path) -> Iterator[str]:
     """JSON objects from which `make` makes the same index. Paths below the manifest's folder are relative."""
-    index, folder = source.index, os.path.abspath(out.parent)
+    index, folder = source.index, absolute(out.parent)
     for row in range(len(index)):
-        path = path_from(os.path.abspath(index.paths[row]), folder)
+        path = path_from(absolute(index.paths[row]), folder)
         rate, frames, offset = int(index.rates[row]), int(index.frames[row]), int(index.offsets[row])
         entry = {"id": index.ids[row], "audio_filepath": path}
         entry |= {"duration": frames / rate, "frames": frames, "rate": rate}

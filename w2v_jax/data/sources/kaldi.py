@@ -12,12 +12,13 @@ present directory, as in Kaldi. Pipes ("sox ... |") are skipped with the reason:
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
 from collections.abc import Iterator
 
 from w2v_jax.core.cli import UserError, os_error_text
+from w2v_jax.core.files import exists, open_binary
+from w2v_jax.core.stores import ARCHIVE, is_remote
 from w2v_jax.core.text import numbered_lines
 from w2v_jax.data.index import Skip, roots
 from w2v_jax.data.io.address import channel_of, in_file
@@ -79,12 +80,12 @@ def _address(folder: pathlib.Path, place: str, *, name: str, states: FileStates)
         raise ValueError(PIPE)
     path = beside(folder, place)
     match = re.fullmatch(r"(.+):(\d+)", place, re.S)
-    if not match or os.path.exists(path):
+    if not match or (not is_remote(path) and exists(path)):
         return path
     path, start = beside(folder, match[1]), int(match[2])
     note_state(path, states)
     try:
-        with open(path, "rb") as file:
+        with open_binary(path, ahead=ARCHIVE) as file:
             file.seek(start)
             head = file.read(12)
     except OSError as error:

@@ -2,9 +2,9 @@
 
 `data.root` names a manifest of recordings, one of cuts, or a folder with one of either. A manifest of supervisions
 belongs to that of recordings whose name differs by that word: x_recordings_y.jsonl.gz, x_supervisions_y.jsonl.gz. The
-rows are the supervisions; without them the recordings; or the cuts. Only recordings in files are read: commands, URLs
-and audio within the manifest are refused with the reason, and so are cuts that lhotse would mix, pad or change in
-speed. lhotse itself is not needed.
+rows are the supervisions; without them the recordings; or the cuts. Only recordings in files are read: commands, web
+addresses and audio within the manifest are refused with the reason, and so are cuts that lhotse would mix, pad or
+change in speed. lhotse itself is not needed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from w2v_jax.core.cli import UserError
+from w2v_jax.core.stores import is_remote
 from w2v_jax.core.text import json_lines
 from w2v_jax.data.archives.texts import as_text
 from w2v_jax.data.index import Skip, roots
@@ -136,10 +137,10 @@ def _address(folder: pathlib.Path, recording: Mapping[str, Any], channel: Any) -
     sources = [source for source in recording["sources"] if wanted & set(source["channels"])]
     if len(sources) != 1:
         raise Refused("its channels lie in several files: name one channel in the manifest")
-    kind, channels = sources[0]["type"], sources[0]["channels"]
-    if kind != "file":
+    kind, channels, place = sources[0]["type"], sources[0]["channels"], sources[0]["source"]
+    if kind != "file" and not (kind == "url" and is_remote(place) and not place.startswith("http")):
         raise Refused(f"a source of type {kind}: only files are read; save it with save_audio()")
-    path = beside(folder, sources[0]["source"])
+    path = beside(folder, place)
     if re.search(SURROGATES, path):
         raise Refused("file name is not UTF-8")
     if wanted == set(channels):

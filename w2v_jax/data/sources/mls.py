@@ -6,11 +6,12 @@ their order. For recordings without transcripts, take data.name=folder.
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Iterator
 
 from w2v_jax.core.cli import UserError
+from w2v_jax.core.files import exists
+from w2v_jax.core.stores import is_remote, listed
 from w2v_jax.core.text import numbered_lines
 from w2v_jax.data.index import Skip, roots
 from w2v_jax.data.io.audio import AudioFiles
@@ -36,6 +37,8 @@ def make(data, root) -> AudioFiles:
 
 def _candidates(folder: pathlib.Path, skipped: list[Skip], states: FileStates) -> Iterator[Candidate]:
     extensions = list(EXTENSIONS)
+    if is_remote(folder):
+        listed(str(folder))  # in place of a look for each line
     for number, line in numbered_lines(folder / "transcripts.txt"):
         id, _, text = line.partition("\t")
         speaker, *_ = names = id.split("_")
@@ -47,9 +50,7 @@ def _candidates(folder: pathlib.Path, skipped: list[Skip], states: FileStates) -
                 )
             continue
         stem = str(folder / "audio" / speaker / names[1] / id)
-        extensions.sort(
-            key=lambda extension: not os.path.exists(stem + extension)
-        )  # the kind that is there comes first
-        if not os.path.exists(stem + extensions[0]):
+        extensions.sort(key=lambda extension: not exists(stem + extension))  # the kind that is there comes first
+        if not exists(stem + extensions[0]):
             states |= states_of(stem + extension for extension in extensions)
         yield Candidate(id, stem + extensions[0], speaker=speaker, transcript=text.strip())

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from w2v_jax.core.cli import os_error_text
+from w2v_jax.core.files import open_binary
+from w2v_jax.core.stores import ARCHIVE
 from w2v_jax.core.text import kind_of
 from w2v_jax.data.archives.shards import archives
 from w2v_jax.data.archives.texts import as_text, role_names
@@ -63,7 +65,7 @@ def make(data, root) -> AudioFiles:
 
 def _candidates(path: str, skipped: list[Skip]) -> Iterator[Candidate]:
     try:
-        with open(path, "rb") as file:
+        with open_binary(path, ahead=ARCHIVE) as file:
             for key, members in itertools.groupby(_members(path, file, skipped), key=lambda member: member.key):
                 yield from _sample(path, file, key=key, members=list(members), skipped=skipped)
     except OSError as error:
