@@ -65,9 +65,11 @@ def pytest_terminal_summary(terminalreporter):
         "faiss": "pip install faiss-cpu",
         "fastabx": "pip install fastabx (Python 3.12 or newer)",
         "object stores": "pip install -e '.[stores]'",
+        "Apache Beam": "an environment of its own (docs/prepare.md)",
     }
     words = {"PyTorch": ("torch", "transformers"), "faiss": ("with faiss",), "fastabx": ("with fastabx",)}
     words["object stores"] = ("moto", "gcp_storage_emulator", "s3fs", "gcsfs")
+    words["Apache Beam"] = ("Apache Beam",)
     absent = [name for name in lacking if any(word in reason for reason in skipped for word in words[name])]
     if absent:
         terminalreporter.section("PARITY TESTS SKIPPED", sep="!", yellow=True, bold=True)

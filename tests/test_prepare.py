@@ -1,13 +1,19 @@
 """Laws of the preparing command: its manifest is the same data, its report names every loss, its sheet shows faults."""
 
 import json
+import random
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
+from commands import environment
 
 from w2v_jax import prepare
 from w2v_jax.core.cli import UserError
+from w2v_jax.core.config import load, run_json
 from w2v_jax.data import open_source
 from w2v_jax.data.index import Skip
 
@@ -165,6 +171,15 @@ def test_what_cannot_be_written_is_said_in_words(corpus):
         ["--source", "tfds", "--out", "m.jsonl"],
         ["--source", "codes", "--out", "m.jsonl"],
         ["--source", "codes", "--plot", "m.png"],
+        ["--shards", "a", "--out", "m.jsonl"],
+        ["--shards", "a", "--source", "tfds"],
+        ["--shards", "a", "--plot", "m.png"],
+        ["--shards", "a", "--rate", "8000"],
+        ["--report", "m.txt"],
+        ["--rate", "16000"],
+        ["--beam", "x"],
+        ["--step", "1"],
+        ["--config", "a.py", "--run", "b", "--step", "1"],
     ],
 )
 def test_wrong_options_are_usage_errors(options, capsys):
@@ -174,54 +189,85 @@ def test_wrong_options_are_usage_errors(options, capsys):
     assert options[-2] in capsys.readouterr().err
 
 
+def test_a_plot_is_written_where_it_is_asked_for(corpus, tmp_path):
+    pytest.importorskip("librosa")
+    assert run("--root", corpus, "--plot", tmp_path / "new" / "sheet.png", "--rows", 1) == 0
+    assert (tmp_path / "new" / "sheet.png").stat().st_size > 5000
+
+
+def test_shards_hold_what_is_usable_and_tell_what_is_not(corpus, tmp_path, capsys):
+    """One of three recordings is broken: more than the share that is allowed where nothing is said."""
+    out = tmp_path / "corpus"
+    options = ("--root", corpus, "--shards", out, "--workers", 1)
+    with pytest.raises(UserError, match=r"1 of 3 recordings \(33.3%\) cannot be used, more than --max-bad=0.01"):
+        run(*options)
+    assert run(*options, "--max-bad", 0.4) == 0
+    said = capsys.readouterr().out
+    assert "is there already" in said and "broken.wav" in said and "--config.data.name=arrayrecord" in said
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"dataset_info.json", "features.json", "report.json", "report.png", "shards.json", "skipped.jsonl"}
+    was, now = open_source("folder", corpus), open_source("arrayrecord", out)
+    assert now.index.fingerprint() == was.index.fingerprint() and not now.index.skipped
+    np.testing.assert_array_equal(now.read(1, 50, 4000), was.read(1, 50, 4000))
+    assert run("--verify", "--root", out) == 0
+    (shard,) = out.glob("*.array_record-*")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert run("--verify", "--root", out) == 1
+    assert "another size" in capsys.readouterr().out
+
+
+def test_an_index_of_pieces_has_every_sample_once(corpus, tmp_path):
+    report = tmp_path / "report.json"
+    options = ["--root", corpus, "--out", tmp_path / "m.jsonl", "--cut-seconds", 0.6, "--report", report]
+    assert run(*options, "--language", "fr") == 0
+    was, now = open_source("folder", corpus).index, open_source("jsonl", tmp_path / "m.jsonl").index
+    assert now.durations.max() <= 0.6 and sum(now.frames) == sum(was.frames)
+    told = json.loads(report.read_text())
+    assert told["recordings"] == 2 and told["records"] == len(now) and told["lost"] == 1
+    assert list(told["hours_of"]["languages"]) == ["fr"] and report.with_suffix(".png").is_file()
+
+
+def test_a_step_shows_what_a_model_is_given(tiny_corpus, tmp_path, capsys):
+    pytest.importorskip("librosa")
+    config = [
+        "--config",
+        "configs/w2v2_base.py:tiny",
+        f"--config.data.root={tiny_corpus}",
+        "--config.data.name=synthetic",
+    ]
+    assert run("--step", 5, *config, "--plot", tmp_path / "step.png", "--rows", 2) == 0
+    said = capsys.readouterr().out
+    assert "step" in said and "row 0" in said and (tmp_path / "step.png").stat().st_size > 5000
+    (tmp_path / "config.json").write_text(run_json(load(config[1], [arg[9:].split("=") for arg in config[2:]])))
+    assert run("--step", 5, "--run", tmp_path) == 0
+    assert capsys.readouterr().out.splitlines() == said.splitlines()[:-1], "the same step without the plot"
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
+    """Processes and all. Those of a killed command end, too."""
+    for number in range(40):
+        write(tmp_path / "a" / f"{number:02d}.wav", 30.0 + number / 10, rate=22050)
+    options = ["--root", tmp_path / "a", "--rate", 16000, "--cut-seconds", 8, "--shard-mb", 2, "--workers", 2]
+    command = [sys.executable, "-m", "w2v_jax.prepare", *map(str, options), "--shards"]
+    folder, partial, draw = tmp_path / "corpus", tmp_path / ".corpus.partial", random.Random(3)
+    killed = 0
+    for wanted in (0, 2, 5, 9):
+        child = subprocess.Popen([*command, str(folder)], env=environment(), stdout=subprocess.DEVNULL)
+        while child.poll() is None and len([*partial.glob("shard-*.json")]) < wanted:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 1))
+        killed += child.poll() is None
+        child.kill()
+        child.wait()
+    assert killed >= 3
+    for name in ("corpus", "whole"):
+        subprocess.run([*command, str(tmp_path / name)], env=environment(), check=True, stdout=subprocess.DEVNULL)
+    contents = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("corpus", "whole")]
+    assert contents[0] == contents[1] and len(contents[0]) > 20
+    assert not partial.exists()
+
+
 def test_an_unknown_source_is_answered_with_the_known(tmp_path):
     with pytest.raises(UserError, match="Did you mean 'folder'"):
         run("--source", "foldr", "--root", tmp_path)
-
-
-def test_rows_are_spread_from_the_shortest_to_the_longest():
-    durations = np.array([5.0, 1.0, 3.0, 2.0, 4.0])
-    assert durations[prepare.pick_rows(durations, 3)].tolist() == [1, 3, 5]
-    assert durations[prepare.pick_rows(durations, 99)].tolist() == [1, 2, 3, 4, 5]
-    assert len(prepare.pick_rows(durations, 1)) == 1
-
-
-def test_the_log_mel_spectrum_has_80_bins_every_10_ms_and_its_tone_at_its_place():
-    librosa = pytest.importorskip("librosa")
-    mel = prepare.mel_decibels(np.sin(np.arange(16000) * 2 * np.pi * 1000 / 16000).astype(np.float32))
-    assert mel.shape == (80, 101)
-    centres = librosa.mel_frequencies(82, fmin=0, fmax=8000)[1:-1]
-    assert abs(centres[mel[:, 50].argmax()] - 1000) < 60
-    assert prepare.mel_decibels(np.zeros(1600, np.float32)).max() <= prepare.FLOOR_DB
-
-
-@pytest.mark.parametrize(
-    ("wave", "fault"),
-    [
-        (np.clip(3 * np.sin(np.arange(9999)), -1, 1), "at full scale: clipped?"),
-        (1e-4 * np.sin(np.arange(9999)), "silent"),
-        (0.1 * np.sin(np.arange(9999)) + 0.1, r"offset +0.10"),
-        (0.3 * np.sin(np.arange(9999)), None),
-    ],
-)
-def test_faults_of_level_are_seen(wave, fault):
-    figure = pytest.importorskip("matplotlib.figure").Figure()
-    found = prepare._draw_wave(figure.subplots(), wave.astype(np.float32), 1.0)
-    assert not found if fault is None else any(fault in text for text in found)
-
-
-def test_the_sheet_shows_recordings_of_any_rate_name_and_state(corpus, tmp_path):
-    image = pytest.importorskip("matplotlib.image")
-    pytest.importorskip("librosa")
-    write(corpus / "gone$^$.wav", 0.5)
-    write(corpus / "phone.wav", 0.2, rate=8000)
-    (corpus / "1" / "2" / "1-2.trans.txt").write_text("1-2-0001 $ 한국어 \U00020000 " + "word " * 90)
-    source = open_source("folder", corpus)
-    (corpus / "gone$^$.wav").unlink()
-    prepare.draw_sheet(source, range(4), tmp_path / "sheet.png")
-    pixels = image.imread(tmp_path / "sheet.png")[..., :3]
-    assert pixels.shape == (970, 1300, 3)
-    red = np.array([0xC0, 0x39, 0x2B]) / 255
-    assert (np.abs(pixels - red).max(axis=-1) < 0.02).sum() > 500, "the frame and words of what cannot be read"
-    assert run("--root", corpus, "--plot", tmp_path / "new" / "sheet.png", "--rows", 1) == 0
-    assert (tmp_path / "new" / "sheet.png").stat().st_size > 5000

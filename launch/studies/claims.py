@@ -35,12 +35,18 @@ from w2v_jax.data import open_source
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 INPUTS = ("logmel", "cpc", "wav2vec", "vq", "bert", "w2v2")
+PREDICT_UNITS = ("hubert", "hubert_all", "hubert2", "wavlm")  # all: the loss of all frames; 2: the second iteration
+CLUSTERS, LAYER = 100, 3  # of k-means; of the four layers of the first HuBERT, the one whose units the second predicts
 CONFIGS = {
     "cpc": "cpc.py:demo",
     "wav2vec": "wav2vec_large.py:demo",
     "vq": "vq_wav2vec.py:demo",
     "bert": "bert_codes_small.py:demo",
     "w2v2": "w2v2_base.py:demo",
+    "hubert": "hubert_base.py:demo",
+    "hubert_all": "hubert_base.py:demo",
+    "hubert2": "hubert_base.py:demo",
+    "wavlm": "wavlm_base.py:demo",
 }
 
 
@@ -60,6 +66,7 @@ class Plan(NamedTuple):
     steps: int
     pretrain_steps: int
     same_speakers: bool
+    no_untrained: bool
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,8 +84,8 @@ def main(argv: Sequence[str]) -> int:
     add(
         "--inputs",
         nargs="+",
-        choices=INPUTS,
-        help="which features (default: all; `unlabelled`: cpc wav2vec; `labels`: w2v2)",
+        choices=INPUTS + PREDICT_UNITS,
+        help=f"which features (default: {' '.join(INPUTS)}; `unlabelled`: cpc wav2vec; `labels`: w2v2)",
     )
     add(
         "--acoustic",
@@ -88,6 +95,7 @@ def main(argv: Sequence[str]) -> int:
     )
     add("--steps", type=int, default=600, help="updates of a recogniser (default: 600)")
     add("--pretrain-steps", type=int, default=0, help="updates of a pretraining (default: the config's)")
+    add("--no-untrained", action="store_true", help="for `inputs`: leave the rows of untrained encoders out")
     add("--same-speakers", action="store_true", help="allow speakers of --test in --train; the rows are marked")
     args = vars(parser.parse_args(argv))
     claim = args.pop("claim")
@@ -131,7 +139,7 @@ def inputs(plan: Plan) -> list[dict[str, Any]]:
     rows = []
     for seed in plan.seeds:
         for name in plan.inputs or INPUTS:
-            for untrained in (False, True) if name != "logmel" else (False,):
+            for untrained in (False,) if name == "logmel" or plan.no_untrained else (False, True):
                 label = f"{name}, untrained" if untrained else name
                 result = recognise(plan, name, seed, minutes=plan.minutes[0], untrained=untrained)
                 rows.append({"row": label, "x": label, "seed": seed} | result)
@@ -166,7 +174,7 @@ def labels(plan: Plan) -> list[dict[str, Any]]:
 
 
 def pretrain(plan: Plan, name: str, seed: int, *, hours: float = 0.0) -> pathlib.Path:
-    """The workdir of a pretraining; BERT's comes after its vq-wav2vec."""
+    """The workdir of a pretraining; BERT's comes after its vq-wav2vec, those on units after the units."""
     folder = plan.out / f"{name}-{seed}{f'-{hours:g}h' if hours else ''}"
     flags = ["--config.data.name=folder", f"--config.data.root={plan.train}", "--config.data.eval_hours=0.03"]
     flags += ["--config.data.min_seconds=0.5", f"--config.data.train_hours={hours}"]
@@ -175,6 +183,8 @@ def pretrain(plan: Plan, name: str, seed: int, *, hours: float = 0.0) -> pathlib
         vq = pretrain(plan, "vq", seed)
         extract(vq, codes, root=plan.train, flags=["--what", "codes", "--build-vocabulary"])
         flags = [f"--config.data.root={codes}"]
+    if name in PREDICT_UNITS:
+        flags += targets(plan, name, seed)
     flags += [f"--config.data.bucket_seconds={plan.pretrain_seconds}", f"--config.seed={seed}"]
     if plan.pretrain_steps:
         flags += [f"--config.train.steps={plan.pretrain_steps}", f"--config.optim.warmup={plan.pretrain_steps // 10}"]
@@ -182,10 +192,39 @@ def pretrain(plan: Plan, name: str, seed: int, *, hours: float = 0.0) -> pathlib
     return folder
 
 
+def targets(plan: Plan, name: str, seed: int) -> list[str]:
+    """Flags of a pretraining that predicts units: those of MFCC, or for `hubert2` of a layer of the first HuBERT."""
+    if name == "hubert2":
+        made, hop = units(plan, f"layer-{seed}", ["--run", str(pretrain(plan, "hubert", seed))]), 320
+    else:
+        made, hop = units(plan, "mfcc", []), 160
+    flags = [
+        f"--config.data.targets={made}",
+        f"--config.data.targets_hop={hop}",
+        f"--config.loss.classes=({CLUSTERS},)",
+    ]
+    return [*flags, *(["--config.loss.unmasked_weight=1.0"] if name == "hubert_all" else [])]
+
+
+def units(plan: Plan, name: str, run: Sequence[str]) -> pathlib.Path:
+    """The units of all recordings of the training, by k-means of MFCC, or of a layer of the given run."""
+    model, out = plan.out / f"units-{name}", plan.out / f"units-{name}-train"
+    what = [*run, "--layer", str(LAYER)] if run else ["--features", "mfcc"]
+    if not complete(out):
+        command("units", "fit", *what, "--root", plan.train, "--clusters", CLUSTERS, "--out", model)
+        command("units", "label", "--model", model, *run, "--root", plan.train, "--out", out)
+    return out
+
+
 def extract(run: pathlib.Path, out: pathlib.Path, *, root: str, flags: Sequence[str]) -> None:
-    about = out / "extract.json"
-    if not (about.exists() and json.loads(about.read_text(encoding="utf-8"))["complete"]):
+    if not complete(out):
         command("extract", "--run", run, "--root", root, "--out", out, *flags)
+
+
+def complete(out: pathlib.Path) -> bool:
+    """Whether a folder of features or units is there as a whole."""
+    about = out / "extract.json"
+    return about.exists() and json.loads(about.read_text(encoding="utf-8"))["complete"]
 
 
 def recognise(
@@ -287,7 +326,7 @@ def evaluate(run: pathlib.Path, root: str, source: str) -> dict[str, Any]:
 def minutes_of(run: pathlib.Path) -> float:
     """What the updates of a run took, without start-up, compilation and evaluation, whether it was stopped or not."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    seconds = [row["step_seconds"] for row in rows if row["split"] == "train"]
+    seconds = [row["step_seconds"] for row in rows if row["split"] == "train" and "step_seconds" in row]
     return float(np.mean(seconds)) * rows[-1]["step"] / 60
 
 

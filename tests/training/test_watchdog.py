@@ -19,7 +19,7 @@ from w2v_jax.training.watchdog import (
 )
 
 LEVELS = {"loss_chance": math.log(101), "accuracy_chance": 1 / 101, "perplexity_floor": 2.0, "perplexity_max": 640.0}
-SETTINGS = WatchdogSettings(patience=10, grace_steps=1000, batch_hours=0.05, peak=5e-4)
+SETTINGS = WatchdogSettings(patience=10, grace_steps=1000, late_steps=4000, batch_hours=0.05, peak=5e-4)
 CHANCE = LEVELS["loss_chance"]
 
 
@@ -158,11 +158,18 @@ def test_without_levels_and_metrics_nothing_is_claimed():
 
 
 @pytest.mark.parametrize(
-    ("warmup", "steps", "grace"), [(32_000, 400_000, 3000), (5, 20, 100), (500, 600, 500), (5, 1500, 500)]
+    ("warmup", "steps", "grace", "late"),
+    [
+        (32_000, 400_000, 3000, 12_000),
+        (5, 20, 100, 100),
+        (500, 600, 500, 500),
+        (5, 1500, 500, 1050),
+        (5, 1000, 333, 700),
+    ],
 )
-def test_grace_is_the_warm_up_or_a_third_of_the_run_within_bounds(warmup, steps, grace):
+def test_grace_is_the_warm_up_or_a_third_of_the_run_and_late_comes_before_its_end(warmup, steps, grace, late):
     sections = {"optim": {"warmup": warmup, "peak": 1e-3}, "data": {"batch_hours": 1.5}, "train": {"steps": steps}}
-    assert settings_for(as_config(sections)) == (10, grace, 1.5, 1e-3, 0)
+    assert settings_for(as_config(sections)) == (10, grace, late, 1.5, 1e-3, 0)
     found = settings_for(as_config(sections | {"acoustic": {"clean_steps": 7}}))
     assert found.clean_steps == 7
 
@@ -305,12 +312,12 @@ UNITS = {"loss_chance": math.log(21), "accuracy_chance": 1 / 21}
 
 def test_a_model_that_learns_its_labels_never_alarms():
     """Nor does the plateau on which it begins."""
-    settings = SETTINGS._replace(grace_steps=300)
+    settings = SETTINGS._replace(grace_steps=300, late_steps=1200)
     assert names(predicting(1.5), UNITS, settings) == []
 
 
 def test_one_unit_predicted_everywhere_is_named_and_is_death_when_it_lasts():
-    settings = SETTINGS._replace(grace_steps=300)
+    settings = SETTINGS._replace(grace_steps=300, late_steps=1200)
     dog = Watchdog(UNITS, settings)
     found = [(row["step"], finding) for row in predicting(0.0) for finding in dog.see(row)]
     step, finding = found[0]
@@ -323,7 +330,7 @@ def test_one_unit_predicted_everywhere_is_named_and_is_death_when_it_lasts():
 
 def test_labels_that_are_noise_are_named():
     """Many units are predicted, and the loss is that of a model that knows how frequent each is."""
-    settings = SETTINGS._replace(grace_steps=300)
+    settings = SETTINGS._replace(grace_steps=300, late_steps=1200)
     dog = Watchdog(UNITS, settings)
     rows = predicting(0.0, prediction_perplexity=9.0)
     (found,) = [(row["step"], finding) for row in rows for finding in dog.see(row)]

@@ -29,6 +29,7 @@ class Finding(NamedTuple):
 
 class WatchdogSettings(NamedTuple):
     """patience: logged rows in a row that must agree. grace_steps: until then a loss at chance is normal.
+    late_steps: until then a dip is normal (few codes in use, labels not learnt yet).
 
     batch_hours, peak (the highest learning rate) and clean_steps (a recogniser's first updates without dropout and
     masks) are only quoted in the messages; 0 where unknown.
@@ -36,17 +37,26 @@ class WatchdogSettings(NamedTuple):
 
     patience: int = 10
     grace_steps: int = 3000
+    late_steps: int = 12_000
     batch_hours: float = 0.0
     peak: float = 0.0
     clean_steps: int = 0
 
 
 def settings_for(config: Config) -> WatchdogSettings:
-    """The settings of a config. Grace is the warm-up or a third of the run, between 100 and 3000 steps."""
+    """The settings of a config. Grace is the warm-up or a third of the run, between 100 and 3000 steps.
+
+    It is late after four times the grace, or at seven tenths of a short run.
+    """
     grace = min(max(config.optim.warmup, config.train.steps // 3, 100), 3000)
+    late = max(min(4 * grace, config.train.steps * 7 // 10), grace)
     clean = setting(config, "acoustic.clean_steps")
     return WatchdogSettings(
-        grace_steps=grace, batch_hours=config.data.batch_hours, peak=config.optim.peak, clean_steps=clean
+        grace_steps=grace,
+        late_steps=late,
+        batch_hours=config.data.batch_hours,
+        peak=config.optim.peak,
+        clean_steps=clean,
     )
 
 
@@ -192,7 +202,7 @@ def _few_codes(rows: Sequence[MetricsRow], levels: Levels, settings: WatchdogSet
     floor, most, count = levels.get("perplexity_floor"), levels.get("perplexity_max"), 2 * settings.patience
     name = "prob_perplexity" if "prob_perplexity" in rows[-1] else "code_perplexity"  # k-means has no probabilities
     values = _last(rows, name, count)
-    if floor is None or most is None or values is None or rows[-count]["step"] <= 4 * settings.grace_steps:
+    if floor is None or most is None or values is None or rows[-count]["step"] <= settings.late_steps:
         return None
     bound = floor + 0.03 * (most - floor)
     if max(values) > bound:
@@ -211,7 +221,7 @@ def _only_counts(rows: Sequence[MetricsRow], levels: Levels, settings: WatchdogS
     """The loss of a model over codes stays at `unigram_loss`; each row has both, of the same frames."""
     count = 2 * settings.patience
     losses, unigram = (_last(rows, name, count) for name in ("loss", "unigram_loss"))
-    if losses is None or unigram is None or rows[-count]["step"] <= 4 * settings.grace_steps:
+    if losses is None or unigram is None or rows[-count]["step"] <= settings.late_steps:
         return None
     if math.fsum(losses) < 0.98 * math.fsum(unigram):
         return None
@@ -241,7 +251,7 @@ def _one_unit(rows: Sequence[MetricsRow], levels: Levels, settings: WatchdogSett
         f"(their entropy is {math.fsum(entropy) / count:.2f} nats): nothing of the audio is used. Likely cause: "
         f"{_cause(settings)}, or labels that do not belong to these recordings. Next: {REMEDY}; listen to a recording "
         "beside its units in data.targets",
-        dead=first > 4 * settings.grace_steps,
+        dead=first > settings.late_steps,
     )
 
 
@@ -249,7 +259,7 @@ def _labels_not_learnt(rows: Sequence[MetricsRow], levels: Levels, settings: Wat
     """The loss stays at the entropy of the labels, which a model reaches that knows only how frequent each is."""
     count = 2 * settings.patience
     losses, entropy = (_last(rows, name, count) for name in ("loss", "label_entropy"))
-    if losses is None or entropy is None or rows[-count]["step"] <= 4 * settings.grace_steps:
+    if losses is None or entropy is None or rows[-count]["step"] <= settings.late_steps:
         return None
     if math.fsum(losses) < 0.98 * math.fsum(entropy):
         return None

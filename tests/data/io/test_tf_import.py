@@ -1,12 +1,13 @@
 """Laws of importing TensorFlow: it is quiet and leaves the accelerators to JAX. A stand-in takes its place here."""
 
+import logging
 import os
 import sys
 import types
 
 import pytest
 
-from w2v_jax.data.io.tf_import import import_tensorflow
+from w2v_jax.data.io.tf_import import import_tensorflow, quiet_tfds
 
 
 @pytest.fixture
@@ -48,3 +49,10 @@ def test_a_missing_tensorflow_is_an_import_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(ImportError):
         import_tensorflow()
+
+
+def test_warnings_of_datasets_are_hidden_for_a_while():
+    level = logging.getLogger("absl").level
+    with quiet_tfds():
+        assert not logging.getLogger("absl").isEnabledFor(logging.WARNING)
+    assert logging.getLogger("absl").level == level

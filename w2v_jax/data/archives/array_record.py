@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from w2v_jax.core.cli import UserError
@@ -103,6 +103,33 @@ def parsed(record: bytes) -> Example:
     except (ValueError, IndexError, StopIteration):
         raise ReadError("corrupt record: not a tf.train.Example") from None
     return example
+
+
+def serialized(features: Mapping[str, bytes | str | int]) -> bytes:
+    """A tf.train.Example of features of one value each, in the order of their names. Text is UTF-8."""
+    entries = b"".join(
+        _field(1, _field(1, name.encode()) + _field(2, _feature(value))) for name, value in sorted(features.items())
+    )
+    return _field(1, entries)
+
+
+def _feature(value: bytes | str | int) -> bytes:
+    if isinstance(value, int):
+        return _field(3, _field(1, _as_varint(value)))
+    return _field(1, _field(1, value.encode() if isinstance(value, str) else value))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + _as_varint(len(content)) + content
+
+
+def _as_varint(value: int) -> bytes:
+    """An integer of at least 0."""
+    groups = []
+    while value > 127:
+        groups.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*groups, value])
 
 
 def _values(feature: Any) -> list[bytes] | list[int] | None:

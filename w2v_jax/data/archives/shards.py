@@ -11,6 +11,9 @@ from w2v_jax.data.index import Skip, root_entries, roots
 from w2v_jax.data.io.listing import folders_below, not_audio
 from w2v_jax.data.kept.listings import FileStates, states_of
 
+BESIDE = ("dataset_info.json", "features.json", "shards.json", "report.json", "report.png", "skipped.jsonl")
+"""What `prepare` and TensorFlow Datasets write beside files of recordings. Nobody takes them for recordings."""
+
 
 class Archive(NamedTuple):
     """A file of many recordings, and its path below the root without the extension."""
@@ -38,7 +41,7 @@ def archives(root: Any, ending: str, skipped: list[Skip], *, what: str, states: 
             file = os.path.join(folder, name)
             if re.search(f"{ending}$", name):
                 found.append(Archive(file, re.sub(f"{ending}$", "", os.path.relpath(file, path)).replace(os.sep, "/")))
-            else:
+            elif name not in BESIDE:
                 skipped.append(Skip(file, not_audio(os.path.splitext(name)[1])))
     if not found:
         raise UserError(f"data.root: {', '.join(map(str, paths))} holds no {what} file")

@@ -74,12 +74,12 @@ class AudioFiles:
                 read = lambda first, last: read_frames(file, offset + first, last - first, rate=rate, channel=channel)
                 wave = read_crop(self.index, row, start=start, length=length, read=read)
         except ReadError as error:
-            self._check(row, f" ({error})")
+            self.check(row, f" ({error})")
             raise
-        self._check(row)
+        self.check(row)
         return wave
 
-    def _check(self, row: int, reason: str = "") -> None:
+    def check(self, row: int, reason: str = "") -> None:
         """Raises ReadError where size or time of the file of a row are not those of the listing.
 
         `reason` says why it could not be read.

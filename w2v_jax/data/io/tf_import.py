@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -17,3 +19,15 @@ def import_tensorflow() -> Any:
         with contextlib.suppress(RuntimeError):  # TensorFlow runs already: an earlier call did this
             tf.config.set_visible_devices([], kind)
     return tf
+
+
+@contextlib.contextmanager
+def quiet_tfds() -> Iterator[None]:
+    """Silences TFDS' warnings about its own parts and unprepared datasets, of which `sources/tfds.py` tells itself."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -11,11 +11,9 @@ Nothing is downloaded or prepared. Listing reads every record once. No TensorFlo
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import io
 import itertools
-import logging
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +39,7 @@ from w2v_jax.data.io.audio import (
     read_frames,
 )
 from w2v_jax.data.io.listing import usable_rows
-from w2v_jax.data.io.tf_import import import_tensorflow
+from w2v_jax.data.io.tf_import import import_tensorflow, quiet_tfds
 
 RECORDS_AT_ONCE = 256
 """Records that are read before the first of them becomes a row."""
@@ -108,7 +106,7 @@ def make(data, root) -> Records:
     skipped: list[Skip] = []
     results: list[Iterator[tuple[str, Row | str]]] = []
     datasets: dict[str, Dataset] = {}
-    with _quiet():
+    with quiet_tfds():
         for entry in entries:
             builder, split = _open_builder(entry, data.split)
             dataset, ranges = _open_dataset(builder, split, entry=entry, skipped=skipped)
@@ -381,15 +379,3 @@ def _import_tfds() -> Any:
             f"data.name=tfds needs TensorFlow Datasets ({error}): pip install tensorflow-cpu tensorflow-datasets"
         ) from None
     return tensorflow_datasets
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences TFDS' warnings about its own parts and about unprepared datasets, for which this file raises errors."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
