@@ -22,6 +22,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda pytest runs 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # each worker has one core: waiting threads of NumPy would spin
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # a new environment compiles for 20 s what no test calls of librosa
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # in each operation, to be read in dumps and profiles
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all workers and the commands that they start
     PROGRAMS = tempfile.mkdtemp(prefix="programs-")
@@ -35,6 +37,8 @@ hypothesis.settings.load_profile("untimed")
 gc.set_threshold(50_000, 10, 10)  # tracing makes many objects, few of them garbage: a tenth of the time
 
 
+MANY_PROGRAMS = 800
+"""So many are forgotten at the end of a file."""
 LONGEST = "contract extract export finetune ctc estimate probe scaling train bench meshes".split()
 
 
@@ -42,6 +46,15 @@ def pytest_collection_modifyitems(items):
     """The files that take longest come first: no worker is left alone with one of them at the end."""
     place = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+@pytest.hookimpl(optionalhook=True)  # without xdist as well
+def pytest_xdist_make_scheduler(config, log):
+    """Slow tests are few and long: where whole files are dealt, one worker waits for the other at the end."""
+    if config.option.markexpr == "slow":
+        from xdist.scheduler import WorkStealingScheduling
+
+        return WorkStealingScheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -75,6 +88,28 @@ def small_batches():
             patch.setattr(module, "BATCH_SECONDS", 16.0)
         patch.setitem(encode.encode.__kwdefaults__, "batch_seconds", 16.0)
         yield
+
+
+@pytest.fixture(scope="session")
+def programs():
+    """An entry for each program that was compiled or loaded and is kept."""
+    import jax
+
+    kept = []
+    note = lambda event, *_, **__: kept.append(event) if event.endswith("/backend_compile_duration") else None
+    jax.monitoring.register_event_duration_secs_listener(note)
+    return kept
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs(programs):
+    """Lets go of programs after a file where there are many: each takes a megabyte, however small it is."""
+    yield
+    if len(programs) > MANY_PROGRAMS:
+        import jax
+
+        jax.clear_caches()
+        programs.clear()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import ast
 import graphlib
 import importlib
 import importlib.metadata
+import json
 import os
 import pathlib
 import re
@@ -416,11 +417,6 @@ def test_no_config_imports_another(path):
 COMMANDS = [path.stem for path in modules() if room(path) == "command"]
 
 
-def run_command(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
-
-
 def test_a_tilde_is_the_home_folder_in_every_option_that_is_a_path():
     """Read off the metavar: whoever adds an option for a path names it so, with the type that expands `~`."""
     options = set()
@@ -436,12 +432,40 @@ def test_a_tilde_is_the_home_folder_in_every_option_that_is_a_path():
     assert options >= {"--run", "--root", "--out", "--workdir", "--from", "--lm", "--text", "files"}
 
 
+EXPLAIN = """
+import json, os, runpy, sys
+import flax.linen, optax, orbax.checkpoint
+folder, *names = sys.argv[1:]
+codes = {}
+for name in names:
+    if not (child := os.fork()):
+        for stream, kind in ((1, "out"), (2, "err")):
+            os.dup2(os.open(os.path.join(folder, name + "." + kind), os.O_WRONLY | os.O_CREAT), stream)
+        sys.argv = [name, "--help"]
+        runpy.run_module("w2v_jax." + name, run_name="__main__", alter_sys=True)
+    codes[name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(json.dumps(codes))
+"""
+"""Runs each command as `python -m` does, in a process of its own that has none of our modules yet. The processes are
+forked from one that has the packages of others which most commands import: that is what takes most of their time."""
+
+
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory):
+    """(exit code, stdout, stderr) of every command with --help."""
+    folder = tmp_path_factory.mktemp("help")
+    done = run_python(EXPLAIN, str(folder), *COMMANDS)
+    assert done.returncode == 0, done.stderr
+    read = lambda name, kind: (folder / f"{name}.{kind}").read_text(encoding="utf-8")
+    return {name: (code, read(name, "out"), read(name, "err")) for name, code in json.loads(done.stdout).items()}
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_explains_itself(name):
-    shown = run_command(f"w2v_jax.{name}", "--help")
-    assert shown.returncode == 0, shown.stderr
-    assert "usage:" in shown.stdout and "Traceback" not in shown.stderr
-    words = re.sub(r"\s+", " ", shown.stdout)
+def test_every_command_explains_itself(explained, name):
+    code, out, err = explained[name]
+    assert code == 0, err
+    assert "usage:" in out and "Traceback" not in err
+    words = re.sub(r"\s+", " ", out)
     assert f"w2v_jax.{name}" in words, "the help names the command as one types it"
 
 

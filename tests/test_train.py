@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from commands import ROOT, environment, free_port, read_lines, training
 
 from w2v_jax import train
 from w2v_jax.core import config as configs
-from w2v_jax.core.cli import UserError
+from w2v_jax.core.cli import UserError, run_command
 from w2v_jax.training.console import read_metrics
 from w2v_jax.training.dataset import open_data
 
@@ -308,10 +309,19 @@ def test_mistakes_are_named(shared, tmp_path, changes, message):
         ("--nonsense", 2, "unrecognized arguments"),
     ],
 )
-def test_exit_codes_of_mistakes(shared, tmp_path, flag, code, message):
-    done = subprocess.run(command(shared, tmp_path / "run", flag), env=environment(), capture_output=True, text=True)
-    assert done.returncode == code
-    assert message in done.stderr and "Traceback" not in done.stderr
+def test_exit_codes_of_mistakes(shared, tmp_path, monkeypatch, capsys, flag, code, message):
+    monkeypatch.setattr(sys, "argv", command(shared, tmp_path / "run", flag)[2:])  # as after -m
+    with pytest.raises(SystemExit) as end:
+        run_command(train.main)
+    said = capsys.readouterr().err
+    assert end.value.code == code and message in said and "Traceback" not in said
+
+
+def test_a_process_ends_with_the_code_of_its_mistake(shared, tmp_path):
+    mistaken = command(shared, tmp_path / "run", "--config.trian.steps=3")
+    done = subprocess.run(mistaken, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Did you mean 'train.steps'" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -344,9 +354,9 @@ def test_processes_that_cannot_join_are_one_line(tmp_path, value, message):
 def test_a_device_without_memory_is_named_with_what_to_lower(shared, tmp_path, monkeypatch):
     without_memory = lambda *_: jax.numpy.zeros((1 << 46,)).block_until_ready()
     monkeypatch.setattr(train.step, "updates", lambda *_, **__: lambda n: without_memory)
-    words = [f"--config.{key}={value}" for key, value in shared.items()]
+    words = command(shared, tmp_path / "run", config="acoustic_logmel.py:tiny")
     with pytest.raises(UserError, match="RESOURCE_EXHAUSTED.*give the same command with --config") as raised:
-        train.main([f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *words])
+        train.main(words[3:])  # after python -m w2v_jax.train
     assert "\n" not in str(raised.value)
 
 

@@ -54,7 +54,7 @@ def test_features_are_those_of_predict_on_the_recording_alone(run, source):
         wave = source.read(row, 0, 10**9)[None]
         batch = dict(wave=wave, num_samples=np.array([wave.shape[1]], np.int32))
         batch |= dict(weight=np.ones(1, np.float32), row=np.zeros(1, np.int32))
-        alone = run.method.predict(run.params, run.extra, batch)
+        alone = jax.jit(run.method.predict)(run.params, run.extra, batch)
         frames = num_frames(wave.shape[1], run.config.encoder.conv_layers)
         assert {key: x.shape for key, x in found[row].items()} == {
             "local": (frames, 32),

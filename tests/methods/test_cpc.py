@@ -97,7 +97,7 @@ def loops(config, batch, params, local, context, index):
 def test_loss_and_accuracies_equal_loops_over_pairs(kind, scale):
     params, batch, encoded, _ = case()
     config = config_of(negatives_from=kind, scale=scale)
-    index = np.asarray(cpc.draw(config, batch, jax.random.key(3)))
+    index = np.asarray(jax.jit(lambda batch, key: cpc.draw(config, batch, key))(batch, jax.random.key(3)))
     (_, (loss, metrics)), _ = compiled(kind, scale)(params, batch)
     total, right, pairs = loops(config, batch, params, encoded.local, encoded.context, index)
     np.testing.assert_allclose(loss.total, total, rtol=2e-5)
@@ -134,7 +134,8 @@ def test_gradient_equals_that_of_gathered_distractors():
 @pytest.mark.parametrize("kind", KINDS)
 def test_distractors_stand_where_the_config_says(kind):
     batch = make_batch(weight=[1, 1, 1, 1, 0, 1])
-    index = np.asarray(cpc.draw(config_of(negatives_from=kind, negatives=200), batch, jax.random.key(0)))
+    config = config_of(negatives_from=kind, negatives=200)
+    index = np.asarray(jax.jit(lambda batch, key: cpc.draw(config, batch, key))(batch, jax.random.key(0)))
     frames = num_frames(batch["num_samples"], config_of().encoder.conv_layers)
     size = num_frames(SAMPLES, config_of().encoder.conv_layers)
     real = (np.arange(size) < frames[:, None]) & (batch["weight"] > 0)[:, None]
@@ -154,7 +155,8 @@ def test_distractors_stand_where_the_config_says(kind):
 def test_distractors_of_other_utterances_are_uniform_over_their_frames():
     used = np.arange(7) < np.asarray([7, 3, 5])[:, None]
     noise = noises.row_noise(jax.random.key(1), jnp.arange(3))
-    index = np.asarray(losses.draw_cross_distractors(noise, jnp.asarray(used), 20_000, rows=3, other_rows=True))
+    draw = jax.jit(lambda *x: losses.draw_cross_distractors(*x, 20_000, rows=3, other_rows=True))
+    index = np.asarray(draw(noise, jnp.asarray(used)))
     for row, slot in zip(*np.nonzero(used), strict=True):
         share = np.bincount(index[row, slot], minlength=21).reshape(3, 7) / index.shape[-1]
         expected = used * (np.arange(3) != row)[:, None] / (15 - used[row].sum())

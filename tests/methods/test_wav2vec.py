@@ -55,10 +55,14 @@ def test_predictions_are_linear_maps_of_the_context_some_frames_before():
 def test_the_local_features_are_what_is_predicted():
     (config, _, params, loss), (encoded, predictions) = case(), outputs()
     key = jax.random.key(1)
-    distractors = future_prediction.draw(config, BATCH, key)
-    expected, _ = future_prediction.objective(
-        config, BATCH, targets=encoded.local, predictions=predictions, distractors=distractors
-    )
+
+    @jax.jit
+    def score(key, targets, predictions):
+        distractors = future_prediction.draw(config, BATCH, key)
+        given = dict(targets=targets, predictions=predictions, distractors=distractors)
+        return future_prediction.objective(config, BATCH, **given)[0]
+
+    expected = score(key, encoded.local, predictions)
     total, _ = loss(params, key, train=True)
     np.testing.assert_allclose(total.total, expected.total, rtol=1e-5)
     assert total.weight == expected.weight > 0
@@ -76,7 +80,7 @@ def test_nothing_is_random_but_the_distractors():
 
 def test_features_are_those_that_the_loss_is_made_of():
     (_, method, params, _), (encoded, _) = case(), outputs()
-    found = method.predict(params, {}, BATCH)
+    found = jax.jit(method.predict)(params, {}, BATCH)
     assert found.keys() == {"local", "context", "hidden", "valid"}
     np.testing.assert_allclose(found["local"], encoded.local, atol=1e-5)
     np.testing.assert_allclose(found["context"], encoded.context, atol=1e-5)

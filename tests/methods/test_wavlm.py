@@ -118,7 +118,7 @@ def test_the_loss_of_mixed_rows_is_that_of_a_loop_with_the_labels_of_the_clean_a
 
     clean = batch | dict(wave=np.stack(rows_of(step, waves, noises)))
     assert np.abs(clean["wave"] - batch["wave"]).max() < 1e-5 < np.abs(batch["wave"] - waves[step.rows[0]][0]).max()
-    masked = np.asarray(unit_prediction.draw(config, clean, KEY))
+    masked = np.asarray(jax.jit(lambda batch: unit_prediction.draw(config, batch, KEY))(clean))
     model = unit_prediction.UnitPredictor(config)
     prediction = jax.jit(model.apply)({"params": params}, clean, jnp.asarray(masked))
     logits = np.asarray(prediction.logits, np.float64)[:, :, 0]

@@ -59,13 +59,13 @@ def test_residual_layers_are_normed_and_added_where_the_shape_agrees():
     model = GatedConv(((10, 3, 1), (10, 3, 1), (8, 3, 1)), 0.0, residual=True)
     rng = np.random.default_rng(0)
     x, frames = rng.normal(size=(1, 6, 4)).astype(np.float32), jnp.asarray([6])
-    params = bare(model.init(jax.random.key(0), x, frames))["params"]
+    params = bare(jax.jit(model.init)(jax.random.key(0), x, frames))["params"]
     params = jax.tree.map(lambda p: p + rng.normal(size=p.shape).astype(np.float32) * 0.3, params)
     layer = lambda i, x: gated_by_loops(x, params[f"layer{i}"], 1)
     first = normed(layer(0, x[0]), params["norm0"])  # 4 -> 5 channels
     second = first + normed(layer(1, first), params["norm1"])
     third = normed(layer(2, second), params["norm2"])  # 5 -> 4 channels
-    np.testing.assert_allclose(model.apply({"params": params}, x, frames)[0][0], third, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, x, frames)[0][0], third, atol=1e-5)
 
 
 def normed(x, params):

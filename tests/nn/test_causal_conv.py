@@ -18,9 +18,9 @@ def test_conv_context_sees_no_future_but_through_the_norm(zero_pad):
     context = ConvContext((2, 3, 4), True, zero_pad, "relu")
     x = jax.random.normal(jax.random.key(0), (1, F, C))
     valid = jnp.arange(F)[None] < 6
-    params = context.init(jax.random.key(1), x, valid)
+    params, apply = jax.jit(context.init)(jax.random.key(1), x, valid), jax.jit(context.apply)
     changed = x.at[:, 6:].set(9.0)
-    (a, hidden), (b, _) = (context.apply(params, y, valid) for y in (x, changed))
+    (a, hidden), (b, _) = (apply(params, y, valid) for y in (x, changed))
     np.testing.assert_allclose(a[:, :6], b[:, :6], atol=1e-6)
     assert np.abs(a[:, 6:] - b[:, 6:]).max() > 0.1
     assert hidden.shape == (3, 1, F, C)

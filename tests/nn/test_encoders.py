@@ -106,7 +106,7 @@ def test_masked_frames_do_not_change_the_scale_of_the_others():
     masked = np.zeros((2, 9), bool)
     masked[:, 2:4] = True
     loud = np.where(masked[..., None], 50.0, x).astype(np.float32)
-    y = standardise(jnp.asarray(loud), jnp.asarray(frames), jnp.asarray(masked))
+    y = np.asarray(jax.jit(standardise)(loud, frames, masked))
     for row, n in enumerate(frames):
         seen = ~masked[row, :n]
         np.testing.assert_allclose(y[row, :n][seen].mean(0), 0, atol=1e-5)
@@ -117,7 +117,7 @@ def test_masked_frames_do_not_change_the_scale_of_the_others():
 def test_mfcc_are_frames_of_a_convolution_of_their_shape():
     """They are no kind that a config names: nothing is trained on them but units."""
     wave = jax.random.normal(jax.random.key(0), (2, 4_000))
-    encoded = MfccEncoder().apply({}, wave, jnp.asarray([4_000, 399]))
-    np.testing.assert_array_equal(encoded.local, mfcc.mfcc(wave, jnp.asarray([4_000, 399])))
+    encoded = jax.jit(MfccEncoder().apply)({}, wave, jnp.asarray([4_000, 399]))
+    np.testing.assert_array_equal(encoded.local, jax.jit(mfcc.mfcc)(wave, jnp.asarray([4_000, 399])))
     assert encoded.num_frames.tolist() == [23, 0] and encoded.hidden is None
     assert MfccEncoder().geometry == (mfcc.FIELD, mfcc.HOP)

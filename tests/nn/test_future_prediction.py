@@ -61,9 +61,13 @@ def test_predictor_works_on_rows_shorter_than_the_horizon():
     assert found.shape == (B, 2, S, C) and not np.any(found) and "bias" not in params["params"]
 
 
+def drawn(law, batch):
+    return jax.jit(lambda batch, key: future_prediction.draw(law, batch, key))(batch, jax.random.key(3))
+
+
 @pytest.mark.parametrize("cross", [0, 4])
 def test_distractors_are_other_real_frames_of_the_row_or_unit(cross):
-    index = future_prediction.draw(config(cross_negatives=cross), batch(), jax.random.key(3))
+    index = drawn(config(cross_negatives=cross), batch())
     real = np.arange(F) < FRAMES[:, None]
     if cross:
         assert index.shape == (1, B * F, N + cross)
@@ -80,7 +84,7 @@ def test_distractors_are_other_real_frames_of_the_row_or_unit(cross):
 
 
 def test_rows_of_weight_0_are_nobodys_distractors():
-    index = future_prediction.draw(config(cross_negatives=8), batch((1.0, 0.0, 1.0)), jax.random.key(3))
+    index = drawn(config(cross_negatives=8), batch((1.0, 0.0, 1.0)))
     rows = np.asarray(index).reshape(B, F, -1)[0, :, N:] // F
     assert set(rows.ravel()) == {0, 2}
 
@@ -107,13 +111,9 @@ def test_objective_is_that_of_loops_over_real_frames(kind, balanced):
     predictions = rng.normal(size=(B, F, S, C)).astype(np.float32)
     targets = rng.normal(size=(B, F, C)).astype(np.float32)
     index = rng.integers(0, FRAMES[:, None, None], (B, F, N))
-    found, metrics = future_prediction.objective(
-        config(kind=kind, balanced=balanced),
-        batch(),
-        targets=targets,
-        predictions=predictions,
-        distractors=jnp.asarray(index),
-    )
+    law = config(kind=kind, balanced=balanced)
+    score = lambda **arrays: future_prediction.objective(law, batch(), **arrays)
+    found, metrics = jax.jit(score)(targets=targets, predictions=predictions, distractors=index)
     total, right, pairs = loop_loss(kind, 1 / N if balanced else 1.0, predictions, targets, index)
     np.testing.assert_allclose(found.total, total, rtol=1e-5)
     assert found.weight == pairs.sum()

@@ -195,9 +195,9 @@ def test_temperature_in_float32_keeps_to_the_law_over_a_whole_run():
 def fitted(request):
     """(quantizer, params with codes of the inputs' size, what it makes of X)."""
     quantizer = KMeansQuantizer(groups=G, codes=V, dim=G * E, shared=request.param)
-    params = nn.unbox(quantizer.init(jax.random.key(2), X, VALID))["params"]
+    params = nn.unbox(jax.jit(quantizer.init)(jax.random.key(2), X, VALID))["params"]
     params["codebook"] = 100 * params["codebook"]
-    return quantizer, params, quantizer.apply({"params": params}, X, VALID)
+    return quantizer, params, jax.jit(quantizer.apply)({"params": params}, X, VALID)
 
 
 def test_every_frame_gets_its_nearest_code(fitted):
@@ -230,12 +230,12 @@ def test_distances_differ_from_the_full_ones_by_the_length_of_the_input_alone():
 def test_gradient_passes_straight_through_and_the_codebook_learns_from_commitment_alone(fitted):
     quantizer, params, found = fitted
     weight = jax.random.normal(jax.random.key(3), (B, F, G * E))
-    through = jax.grad(lambda p: (quantizer.apply({"params": p}, X, VALID).vectors * weight).sum())(params)
-    direct = jax.grad(lambda p: (quantizer.apply({"params": p}, X, VALID).inputs * weight).sum())(params)
+    gradient = lambda loss: jax.jit(jax.grad(lambda p: loss(quantizer.apply({"params": p}, X, VALID))))(params)
+    through = gradient(lambda found: (found.vectors * weight).sum())
+    direct = gradient(lambda found: (found.inputs * weight).sum())
     assert not np.any(through["codebook"])
     np.testing.assert_allclose(through["projection"], direct["projection"], rtol=1e-5)
-    loss = lambda p: commitment(quantizer.apply({"params": p}, X, VALID), VALID, 0.25).sum()
-    assert np.any(jax.grad(loss)(params)["codebook"])
+    assert np.any(gradient(lambda found: commitment(found, VALID, 0.25).sum())["codebook"])
 
 
 def test_commitment_is_the_mean_over_real_frames_once_for_the_codes_and_gamma_for_the_features(fitted):
@@ -273,7 +273,8 @@ def life_of(codes, usage, *, step=1, threshold=0.5, iterations=0, groups=G):
     noise = noises.row_noise(jax.random.key(7), jnp.arange(B))
     quantized = Quantized(inputs, chosen, chosen, None, inputs, inputs)
     law = dict(threshold=threshold, iterations=iterations)
-    return revive(life, quantized, book, valid=VALID, noise=noise, step=jnp.int32(step), **law), inputs, book
+    revived = jax.jit(lambda *x: revive(*x, valid=VALID, noise=noise, step=jnp.int32(step), **law))
+    return revived(life, quantized, book), inputs, book
 
 
 def test_a_dead_code_is_moved_onto_a_real_frame_and_the_others_stay():

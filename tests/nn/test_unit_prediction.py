@@ -46,8 +46,14 @@ def case_of(config, lengths=(4_000, 2_500, 4_000, 4_000), weight=(1, 1, 0, 1)):
     frames = jnp.asarray(num_frames(np.asarray(lengths), config.encoder.conv_layers))
     features = normal(rows, FRAMES, 3)
     encoded = Encoded(features, features, features, None, frames)
-    logits = unit_prediction.cosine_logits(config, vectors, table)
+    logits = jax.jit(lambda *x: unit_prediction.cosine_logits(config, *x))(vectors, table)
     return batch, rng.random((rows, FRAMES)) < 0.5, unit_prediction.Prediction(encoded, vectors, logits), table
+
+
+def objective(config, batch, *, masked, prediction):
+    """That of `unit_prediction`, as one program."""
+    score = lambda x, m, p: unit_prediction.objective(config, x, masked=m, prediction=p)
+    return jax.jit(score)(batch, jnp.asarray(masked), prediction)
 
 
 def frames_of(batch, prediction) -> list[tuple[int, int]]:
@@ -73,7 +79,7 @@ def test_loss_is_the_cross_entropy_over_all_classes_of_each_set_and_the_penalty(
             cosines = tables[i] @ z / np.linalg.norm(tables[i], axis=1) / np.linalg.norm(z)
             right = batch["targets"][b, i, f * 320 // hop] + 4
             sums[bool(masked[b, f])] += np.log(np.exp(cosines / 0.1).sum()) - cosines[right] / 0.1
-    total, metrics = unit_prediction.objective(config, batch, masked=jnp.asarray(masked), prediction=prediction)
+    total, metrics = objective(config, batch, masked=masked, prediction=prediction)
     assert float(total.weight) == size
     expected = sums[True] + unmasked_weight * sums[False] + config.loss.penalty_weight * penalty
     np.testing.assert_allclose(total.total, expected, rtol=1e-5)
@@ -97,17 +103,13 @@ def test_frames_without_a_label_in_every_set_do_not_count():
     batch, masked, prediction, _ = case_of(config)
     holes = np.random.default_rng(1).random((4, 2, FRAMES)) < 0.3
     batch["targets"] = np.where(holes, NO_TARGET, batch["targets"])
-    total, metrics = unit_prediction.objective(config, batch, masked=jnp.asarray(masked), prediction=prediction)
+    total, metrics = objective(config, batch, masked=masked, prediction=prediction)
     counted = [(b, f) for b, f in frames_of(batch, prediction) if masked[b, f] and not holes[b, :, f].any()]
     assert float(total.weight) == len(counted) and np.isfinite(total.total)
-    full, _ = unit_prediction.objective(
-        config, batch, masked=jnp.asarray(masked & ~holes.any(axis=1)), prediction=prediction
-    )
+    full, _ = objective(config, batch, masked=jnp.asarray(masked & ~holes.any(axis=1)), prediction=prediction)
     np.testing.assert_allclose(total.total, full.total, rtol=1e-6)
     everywhere = {"targets": np.full_like(batch["targets"], NO_TARGET)}
-    total, metrics = unit_prediction.objective(
-        config, batch | everywhere, masked=jnp.asarray(masked), prediction=prediction
-    )
+    total, metrics = objective(config, batch | everywhere, masked=jnp.asarray(masked), prediction=prediction)
     assert float(total.total) == float(total.weight) == 0
     assert all(np.isfinite(mean.value()) for mean in metrics.values())
 
@@ -118,25 +120,25 @@ def test_label_that_is_no_cluster_makes_the_loss_nan_unless_it_is_in_padding(lab
     batch, _, prediction, _ = case_of(config)
     masked = jnp.ones((4, FRAMES), bool)
     batch["targets"][1, 0, -1] = batch["targets"][2, 0, 0] = label  # padding, and a row of weight 0
-    loss = lambda vectors: (
-        unit_prediction.objective(
-            config,
-            batch,
-            masked=masked,
-            prediction=prediction._replace(logits=unit_prediction.cosine_logits(config, vectors, case_of(config)[3])),
-        )[0].total
-    )
-    assert np.isfinite(loss(prediction.vectors))
-    assert np.isfinite(jax.grad(loss)(prediction.vectors)).all()
+    table = case_of(config)[3]
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(vectors, batch):
+        said = prediction._replace(logits=unit_prediction.cosine_logits(config, vectors, table))
+        return unit_prediction.objective(config, batch, masked=masked, prediction=said)[0].total
+
+    total, gradient = loss(prediction.vectors, batch)
+    assert np.isfinite(total) and np.isfinite(gradient).all()
     batch["targets"][0, 0, 0] = label
-    assert np.isnan(loss(prediction.vectors))
+    assert np.isnan(loss(prediction.vectors, batch)[0])
 
 
 def test_right_means_the_highest_logit_and_not_all_alike():
     config = config_of(loss__classes=(5,), loss__proj=4)
     batch, _, prediction, _ = case_of(config)
     masked, logits = jnp.ones((4, FRAMES), bool), np.zeros((4, FRAMES, 1, 9), np.float32)
-    accuracy = lambda: unit_prediction.objective(
+    accuracy = lambda: objective(
         config, batch, masked=masked, prediction=prediction._replace(logits=jnp.asarray(logits))
     )[1]
     assert float(accuracy()["accuracy"].total) == 0, "a dead model is not right"
@@ -152,7 +154,7 @@ def test_entropy_of_the_labels_is_that_of_the_frames_of_a_unit():
     config = config_of(loss__classes=(8,), data__unit_seconds=SAMPLES / 16_000)
     batch, masked, prediction, _ = case_of(config, lengths=(4_000, 4_000), weight=(1, 1))
     batch["targets"] = np.stack([np.full((1, 12), 3), np.arange(12)[None] % 4]).astype(np.int32)
-    _, metrics = unit_prediction.objective(config, batch, masked=jnp.asarray(masked), prediction=prediction)
+    _, metrics = objective(config, batch, masked=masked, prediction=prediction)
     assert float(metrics["label_entropy"].value()) == pytest.approx(math.log(4) / 2, abs=1e-4)
 
 
@@ -163,7 +165,7 @@ def test_usage_is_that_of_the_predictions_at_hidden_frames_with_labels():
     batch["targets"][0, 0, :4] = NO_TARGET
     masked = jnp.asarray(masked)
     usage = unit_prediction.prediction_usage(config, batch, masked=masked, prediction=prediction).value()
-    _, metrics = unit_prediction.objective(config, batch, masked=masked, prediction=prediction)
+    _, metrics = objective(config, batch, masked=masked, prediction=prediction)
     assert usage.shape == prediction.logits.shape[2:]
     np.testing.assert_allclose(usage.sum(axis=1), 1.0, rtol=1e-6)
     mean = np.mean([perplexity(group[None]) for group in usage])

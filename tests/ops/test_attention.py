@@ -145,8 +145,12 @@ def half_precision(implementation):
     query, key, value, target = jax.random.normal(rng, (4, B, frames, H, 8)).astype(jnp.bfloat16)
     valid = (jnp.arange(frames)[None] < lengths[:, None])[..., None, None]
     call = lambda *x: jnp.where(valid, attention(*x, num_frames=lengths, implementation=implementation), 0)
-    out, back = jax.vjp(call, query, key, value)
-    return [x.astype(jnp.float32) for x in (out, *back(target))]
+
+    def both(target, *inputs):
+        out, back = jax.vjp(call, *inputs)
+        return [x.astype(jnp.float32) for x in (out, *back(target))]
+
+    return jax.jit(both)(target, query, key, value)
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs a GPU")
