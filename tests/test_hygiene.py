@@ -229,6 +229,8 @@ BY_POSITION = {
     "loss": "`Method` in core/types.py says its arguments",
     "Block.__call__": "flax.linen.scan hands a layer its arguments by position",
     "_Tensor.__init__": "pickle calls it",
+    "_forward_kernel": "Pallas hands a kernel its blocks by position",
+    "_backward_kernel": "Pallas hands a kernel its blocks by position",
 }
 """Functions whose caller is not ours to change. What has a gradient of its own (custom_vjp) is found without a name."""
 

@@ -88,9 +88,11 @@ def attention(
     if implementation == "blocks":
         pair = None if bias is None else (bias.gates.swapaxes(1, 2), bias.by_distance)
         axes = ("batch", "heads", "frames", "kv")
-        names = (axes, axes, axes, axes[:1], words if words is None else axes[:2], pair and (axes[:3], axes[1:3]))
-        function = functools.partial(_blocks_of_heads, dropout)
-        return on_each_device(function, names, query, key, value, num_frames, words, pair).swapaxes(1, 2)
+        names = ((axes,) * 3, axes[:1], (words if words is None else axes[:2], pair and (axes[:3], axes[1:3])))
+        blocks = lambda heads, num_frames, drawn: _blocks_of_heads(
+            heads, num_frames, rate=dropout, words=drawn[0], bias=drawn[1]
+        )
+        return on_each_device(blocks, names, (query, key, value), num_frames, (words, pair)).swapaxes(1, 2)
     valid = valid_frames(num_frames, key.shape[2])[:, None, None]
     logits = jnp.einsum("bhqd,bhkd->bhqk", query / math.sqrt(query.shape[-1]), key, preferred_element_type=jnp.float32)
     if bias is not None:
@@ -123,15 +125,15 @@ def _cudnn(query, key, value, *, num_frames) -> jax.Array:
 # key, value [R F K], num_frames [R].
 
 
-def _blocks_of_heads(rate: float, query, key, value, num_frames, words, bias) -> jax.Array:
-    """query, key, value [B H F K], num_frames [B], words [B H] or None, bias (gates [B H F], by distance [H 2F-1])."""
-    batch, heads = query.shape[:2]
-    rows = [x.reshape(batch * heads, *x.shape[2:]) for x in (query, key, value)]
-    num_frames, words = jnp.repeat(num_frames, heads), words if words is None else words.reshape(-1)
+def _blocks_of_heads(heads, num_frames, *, rate: float, words, bias) -> jax.Array:
+    """Of query, key, value [B H F K]: [B H F K]. words [B H] or None, bias (gates [B H F], by distance [H 2F-1])."""
+    batch, count = heads[0].shape[:2]
+    rows = [x.reshape(batch * count, *x.shape[2:]) for x in heads]
+    num_frames, words = jnp.repeat(num_frames, count), words if words is None else words.reshape(-1)
     if bias is not None:
         bias = bias[0].reshape(-1, bias[0].shape[2]), jnp.tile(bias[1], (batch, 1))
     out: jax.Array = _blocks(rate, *rows, num_frames, words, bias)
-    return out.reshape(query.shape)
+    return out.reshape(heads[0].shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

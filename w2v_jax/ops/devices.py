@@ -23,7 +23,7 @@ def one_device(*platforms: str) -> bool:
     return platform() in platforms and jax.sharding.get_abstract_mesh().size <= 1
 
 
-def partition(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh, rules: Any = None) -> P:
+def partition(names: Sequence[str | None], shape: Sequence[int], *, mesh: Mesh | AbstractMesh, rules: Any = None) -> P:
     """The mesh axes that cut an array with these logical axes, by the rules, or those of the context.
 
     An axis that does not divide a dimension is left out there: the array is kept whole along it.
@@ -39,14 +39,15 @@ def partition(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh | Ab
 def on_each_device(function: Callable[..., jax.Array], names: Sequence[Any], *arrays: Any) -> jax.Array:
     """function(*arrays), where each device computes its own part of the batch and of the heads.
 
-    names: the logical axes of each array (or tree of arrays; None for None). The result is cut as the first array is.
+    names: the logical axes of each array, or trees of them for trees of arrays. The result is cut as the first array is.
     The compiler is not asked how to divide the function: it holds loops or kernels that it would not.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:
         return function(*arrays)
     specs = [
-        jax.tree.map(lambda x, axes: partition(axes, x.shape, mesh), array, axes)
+        jax.tree.map(lambda x, axes: partition(axes, x.shape, mesh=mesh), array, axes)
         for array, axes in zip(arrays, names, strict=True)
     ]
-    return jax.shard_map(function, in_specs=tuple(specs), out_specs=specs[0], check_vma=False)(*arrays)
+    first = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P))[0]
+    return jax.shard_map(function, in_specs=tuple(specs), out_specs=first, check_vma=False)(*arrays)

@@ -128,7 +128,7 @@ def shardings(abstract: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
         unknown = {name for name in leaf.names if name is not None} - known
         if unknown:
             raise ValueError(f"logical axis {sorted(unknown)} is not in sharding.RULES")
-        return NamedSharding(mesh, partition(leaf.names, leaf.value.shape, mesh, RULES))
+        return NamedSharding(mesh, partition(leaf.names, leaf.value.shape, mesh=mesh, rules=RULES))
 
     return jax.tree.map(place, abstract, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
