@@ -430,7 +430,7 @@ def test_a_tilde_is_the_home_folder_in_every_option_that_is_a_path():
             if re.match("'(FILE|DIR|PATH|FOLDER|RUN)", words.get("metavar", "")) and "variant" not in words["metavar"]:
                 name = ast.literal_eval(call.args[0])
                 options.add(name)
-                assert words.get("type") in ("expand_home", "path_argument"), f"{path.name}: {name}"
+                assert words.get("type") in ("expand_home", "path_argument", "place_argument"), f"{path.name}: {name}"
     assert options >= {"--run", "--root", "--out", "--workdir", "--from", "--lm", "--text", "files"}
 
 

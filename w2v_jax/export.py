@@ -66,10 +66,10 @@ ExportedWeights = dict[str, np.ndarray]
 def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
     with output_folder(args.out, last=[METADATA]) as args.out:
-        return export_run(args)
+        return write_export(args)
 
 
-def export_run(args: argparse.Namespace) -> int:
+def write_export(args: argparse.Namespace) -> int:
     """Writes the program and its weights into a new folder args.out. Raises UserError."""
     run = exportable(open_run(args.run, step=args.step), args.platforms)
     layer = layer_of(run, args)

@@ -34,7 +34,7 @@ from w2v_jax.core.config import load, split_overrides
 from w2v_jax.core.files import absolute, state_of, write_whole
 from w2v_jax.core.progress import ProgressBar
 from w2v_jax.core.storage import output_file
-from w2v_jax.core.stores import is_remote, joined, place_argument
+from w2v_jax.core.stores import is_remote, joined_path, place_argument
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data import open_source, source_names
 from w2v_jax.data.index import WAVE, ReadError, Skip, Source, TooFew, skipped_by_kind, subset, write_skipped
@@ -416,7 +416,7 @@ def _check_bad_share(report: dict[str, Any], max_bad: float) -> None:
 def keep_index(source: Source, out: pathlib.Path) -> None:
     """Keeps the index of a manifest that has just been written, as data.name=jsonl would after reading it."""
     folder = absolute(out.parent)
-    paths = (joined(out.parent, path_from(absolute(path), folder)) for path in source.index.paths)
+    paths = (joined_path(out.parent, path_from(absolute(path), folder)) for path in source.index.paths)
     index = dataclasses.replace(source.index, paths=Column.of(paths), skipped=[], notes=[])
     with contextlib.closing(KeptListing("jsonl", [out])) as kept:
         kept.write(index, {str(out): state_of(out)})

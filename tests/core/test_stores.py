@@ -13,7 +13,7 @@ from poor_store import Poor
 from w2v_jax.core import stores
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.files import exists, is_file, is_folder, open_binary, present_state_of, state_of
-from w2v_jax.core.stores import BLOCK, StoreError, StorePath, is_remote, joined, path_of
+from w2v_jax.core.stores import BLOCK, StoreError, StorePath, is_remote, joined_path, path_of
 
 URL = "poor://lab/speech"
 
@@ -43,13 +43,13 @@ def test_a_url_is_a_path_in_all_that_sources_do_with_paths():
     assert not (folder / "b").exists()
     assert list(map(str, folder.glob("*/*.tsv"))) == [str(file)] and not list(folder.glob("*.tsv"))
     assert str(path_of("zip://a/b.wav::gs://lab/x.zip")) == "zip://a/b.wav::gs://lab/x.zip"
-    assert path_of("file:///tmp/x") == path_of("/tmp/x") == pathlib.Path("/tmp/x")
+    assert path_of("file:///data/x") == path_of("/data/x") == pathlib.Path("/data/x")
     assert not is_remote("/data/a:b//c") and not is_remote("s.tar#0+5:gs://a")
 
 
 def test_a_path_in_a_list_is_below_its_folder_or_one_of_its_own():
-    assert joined(URL, "a/b.wav") == f"{URL}/a/b.wav" and joined("/m", "gs://b/x.wav") == "gs://b/x.wav"
-    assert joined(URL, "/data/x.wav") == joined("/m", "/data/x.wav") == "/data/x.wav"
+    assert joined_path(URL, "a/b.wav") == f"{URL}/a/b.wav" and joined_path("/m", "gs://b/x.wav") == "gs://b/x.wav"
+    assert joined_path(URL, "/data/x.wav") == joined_path("/m", "/data/x.wav") == "/data/x.wav"
 
 
 def test_reads_at_any_place_are_those_of_a_file(tmp_path):
@@ -88,7 +88,7 @@ def test_what_stays_in_memory_has_a_limit_which_a_person_chooses(monkeypatch):
     for wrong in ("3", "much"):
         monkeypatch.setenv(stores.MEMORY, wrong)
         with pytest.raises(UserError, match=f"{stores.MEMORY}='{wrong}': needs a whole number of MB"):
-            stores.memory()
+            stores.memory_limit()
 
 
 def test_a_listing_is_one_request_and_counts_until_it_is_forgotten():

@@ -147,7 +147,7 @@ def open_binary(path: str | os.PathLike, *, ahead: int = stores.BLOCK) -> io.Buf
 
 
 def exists(path: str | os.PathLike) -> bool:
-    return stores.exists(os.fspath(path)) if is_remote(path) else os.path.exists(path)
+    return stores.is_anything(os.fspath(path)) if is_remote(path) else os.path.exists(path)
 
 
 def is_file(path: str | os.PathLike) -> bool:
@@ -155,7 +155,7 @@ def is_file(path: str | os.PathLike) -> bool:
 
 
 def is_folder(path: str | os.PathLike) -> bool:
-    return stores.is_folder(os.fspath(path)) if is_remote(path) else os.path.isdir(path)
+    return stores.is_prefix(os.fspath(path)) if is_remote(path) else os.path.isdir(path)
 
 
 def absolute(path: str | os.PathLike) -> str:
@@ -179,7 +179,7 @@ def state_of(path: str | os.PathLike) -> FileState:
     with anything below it. Raises OSError where nobody can tell.
     """
     if is_remote(path):
-        return stores.state_of(os.fspath(path))
+        return stores.listed_state(os.fspath(path))
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have

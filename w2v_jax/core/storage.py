@@ -221,7 +221,7 @@ def _stat(file: pathlib.Path) -> list[int] | None:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _put(file: pathlib.Path, folder: Folder, name: str, only: list[int] | None = None) -> bool:
+def _put(file: pathlib.Path, folder: Folder, name: str, *, only: list[int] | None = None) -> bool:
     """Sends a file; False where it is gone, as a checkpoint is that training has just removed.
 
     only: what `_stat` must give for it; False for one that has changed since.

@@ -134,10 +134,10 @@ class StorePath(pathlib.PosixPath):
         return str(self)
 
     def exists(self, **_: Any) -> bool:
-        return exists(str(self))
+        return is_anything(str(self))
 
     def is_dir(self, **_: Any) -> bool:
-        return is_folder(str(self))
+        return is_prefix(str(self))
 
     def is_file(self, **_: Any) -> bool:
         return is_object(str(self))
@@ -166,7 +166,7 @@ def place_argument(text: str | os.PathLike) -> pathlib.Path:
     return path_of(expand_home(text))
 
 
-def joined(folder: str | os.PathLike, name: str) -> str:
+def joined_path(folder: str | os.PathLike, name: str) -> str:
     """A path in a list of files, as text: one from the root or of a store as it is, any other below `folder`."""
     name = os.path.expanduser(name)
     if is_remote(name):
@@ -263,7 +263,7 @@ def forget_listings() -> None:
     _known.cache_clear()
 
 
-def state_of(url: str) -> State:
+def listed_state(url: str) -> State:
     """The state of an object or a folder; None where there is none. Earlier listings count until `forget_listings`."""
     url = url.rstrip("/")
     for root, found in _lists.items():
@@ -295,12 +295,12 @@ def _is_folder(state: State) -> bool:
     return state is not None and state[0] < 0
 
 
-def exists(url: str) -> bool:
+def is_anything(url: str) -> bool:
     """Whether there is such an object or folder."""
-    return is_object(url) or is_folder(url)
+    return is_object(url) or is_prefix(url)
 
 
-def is_folder(url: str) -> bool:
+def is_prefix(url: str) -> bool:
     """Whether objects lie beneath a URL."""
     url = url.rstrip("/")
     return url in _lists or _is_folder(_state_alone(url))
@@ -313,15 +313,15 @@ def is_object(url: str) -> bool:
 
 
 def _state_alone(url: str) -> State:
-    """`state_of` without a listing of a folder."""
+    """`listed_state` without a listing of a folder."""
     known = any(url == root or url.startswith(f"{root}/") for root in _lists)
-    return state_of(url) if known else _known(url)
+    return listed_state(url) if known else _known(url)
 
 
 # What is in an object
 
 
-def memory() -> int:
+def memory_limit() -> int:
     """The bytes of objects that stay in memory. Raises UserError."""
     text = os.environ.get(MEMORY) or str(DEFAULT_MEMORY)
     if not text.isdecimal() or int(text) < LEAST_MEMORY:
@@ -406,7 +406,7 @@ class StoreFile(io.RawIOBase):
             self._ahead = min(2 * self._ahead, MAX_AHEAD) if missing[0] == self._end else self._least
             self._end = max(missing[-1] + 1, missing[0] + -(-self._ahead // BLOCK))
             content = self._request(missing[0] * BLOCK, min(self._end * BLOCK, self.size))
-            limit = memory()
+            limit = memory_limit()
             for number in range(missing[0], self._end):
                 at = (number - missing[0]) * BLOCK
                 if at >= len(content):
@@ -427,7 +427,7 @@ class StoreFile(io.RawIOBase):
 
 def open_object(url: str, state: State = None, *, ahead: int = BLOCK) -> StoreFile:
     """An object, open for reading. state: that of its listing, where it is known. Raises OSError and StoreError."""
-    state = state or state_of(url)
+    state = state or listed_state(url)
     if state is None or _is_folder(state):
         code = errno.ENOENT if state is None else errno.EISDIR
         raise OSError(code, os.strerror(code), url)
@@ -445,7 +445,7 @@ def note_reading(paths: Iterable[str | os.PathLike]) -> None:
     """Tells, once in a process, how recordings of a store are read, if one of the paths lies in one."""
     remote = next((path for path in paths if is_remote(path)), None)
     if remote is not None:
-        _tell(memory())
+        _tell(memory_limit())
 
 
 @functools.lru_cache(1)

@@ -19,7 +19,7 @@ from w2v_jax.core import stores
 from w2v_jax.core.cli import UserError, os_error_text
 from w2v_jax.core.files import FileState, exists, state_of
 from w2v_jax.core.progress import ProgressBar
-from w2v_jax.core.stores import is_remote, joined
+from w2v_jax.core.stores import is_remote, joined_path
 from w2v_jax.core.text import numbered_lines
 from w2v_jax.data.index import UNKNOWN, Index, ReadError, Row, Skip, make_index, usable
 from w2v_jax.data.io.address import file_of
@@ -256,20 +256,20 @@ def folders_below(
             folder = pending.pop()
             if folder == root or not is_remote(folder):
                 note_state(folder, states)
-            folders, files = _scan(root, folder, visited, skipped=skipped, states=states)
+            folders, files = _scan(root, folder, visited=visited, skipped=skipped, states=states)
             pending.extend(reversed(folders))
             yield root, folder, files
 
 
 def _scan(
-    root: str, folder: str, visited: set[Hashable], *, skipped: list[Skip], states: FileStates
+    root: str, folder: str, *, visited: set[Hashable], skipped: list[Skip], states: FileStates
 ) -> tuple[list[str], list[str]]:
     """Sorted paths of the directories and sorted names of the files in `folder`; none if it was visited before.
 
     Links to what is not there yet join `states`.
     """
     if is_remote(folder):
-        return _scan_store(root, folder, visited, skipped)
+        return _scan_store(root, folder, visited=visited, skipped=skipped)
     folders, files = [], []
     try:
         status = os.stat(folder)
@@ -295,7 +295,7 @@ def _scan(
     return sorted(folders), sorted(files)
 
 
-def _scan_store(root: str, folder: str, visited: set[Hashable], skipped: list[Skip]) -> tuple[list[str], list[str]]:
+def _scan_store(root: str, folder: str, *, visited: set[Hashable], skipped: list[Skip]) -> tuple[list[str], list[str]]:
     """`_scan` of a folder in a store, from the one listing of its root."""
     if folder in visited:
         skipped.append(Skip(folder, "directory listed already"))
@@ -310,7 +310,7 @@ def beside(folder: str | os.PathLike, path: str) -> str:
 
     Beside a list in a store nobody looks: it is relative to the list.
     """
-    there = joined(folder, path)
+    there = joined_path(folder, path)
     return path if not is_remote(there) and not exists(there) and exists(path) else there
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.files import absolute
-from w2v_jax.core.stores import joined
+from w2v_jax.core.stores import joined_path
 from w2v_jax.core.text import json_lines
 from w2v_jax.data.index import Source
 from w2v_jax.data.io.audio import AudioFiles
@@ -45,7 +45,7 @@ def _read(manifest: pathlib.Path) -> Iterator[Candidate]:
         default = os.path.splitext(name)[0] + (f":{offset:g}" if offset else "")
         yield Candidate(
             id=_text(entry, "id", where) or default,
-            path=joined(manifest.parent, name),
+            path=joined_path(manifest.parent, name),
             offset=offset,
             duration=duration,
             speaker=_text(entry, "speaker", where),

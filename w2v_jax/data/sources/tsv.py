@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import OPTIONAL
 from w2v_jax.core.files import is_folder
-from w2v_jax.core.stores import joined
+from w2v_jax.core.stores import joined_path
 from w2v_jax.core.text import numbered_lines
 from w2v_jax.data.index import roots
 from w2v_jax.data.io.audio import AudioFiles
@@ -59,7 +59,7 @@ def _read(manifest: pathlib.Path, *, labels: str, notes: list[str]) -> Iterator[
         raise UserError(f"{manifest}: empty; line 1 must be the directory of the audio")
     folder = first[1].strip()
     if not is_folder(folder):
-        folder = joined(manifest.parent, folder)
+        folder = joined_path(manifest.parent, folder)
     if "\t" in folder or not is_folder(folder):
         raise UserError(f"{manifest}:1: the first line must be the audio's directory; {first[1]!r} is not a directory")
     texts = _transcripts(manifest, labels, notes)
@@ -70,7 +70,7 @@ def _read(manifest: pathlib.Path, *, labels: str, notes: list[str]) -> Iterator[
         text = next(texts, None) if texts else ""
         if text is None:
             raise UserError(f"{manifest}:{number}: the transcripts beside it end before this line")
-        path = joined(folder, name)
+        path = joined_path(folder, name)
         yield Candidate(os.path.splitext(name)[0], path, transcript=text, frames=int(count))
     if texts and next(texts, None) is not None:
         raise UserError(f"{manifest}: the transcripts beside it have more lines than the manifest has files")
