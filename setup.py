@@ -42,6 +42,8 @@ CONVERT = ["safetensors>=0.5"]
 DECODE = ["flashlight-text>=0.0.7"]
 FEATURES = ["pyarrow>=18", "h5py>=3.12"]
 GCS, S3 = ["gcsfs>=2025.5"], ["s3fs>=2025.5"]
+WANDB, HUB = ["wandb>=0.19"], ["huggingface_hub>=0.30"]
+DOCS = ["sphinx>=8.2", "furo>=2025.7", "myst-parser>=4", "latex2mathml>=3.78", "codespell>=2.4"]
 DEMO = ["espeakng-loader>=0.2.4"]
 TEST = ["pytest>=8", "pytest-xdist", "pytest-timeout", "hypothesis"]
 SERVERS = ["moto[s3]>=5", "flask", "flask-cors", "gcp-storage-emulator"]
@@ -79,6 +81,9 @@ setup(
         "beam": ["apache-beam>=2.65"],  # wants an older protobuf than constraints.txt has
         "gcs": GCS,
         "s3": S3,
+        "wandb": WANDB,
+        "hub": HUB,
+        "docs": DOCS,
         "test": TEST + DEMO + DECODE + CONVERT + FEATURES,
         "stores": SERVERS + GCS + S3,
         "parity": ["torch>=2.6", "transformers>=5", "faiss-cpu>=1.8", *CONVERT],

@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
         attention_dropout=0.05,
         mlp_dropout=0.0,
         layer_drop=0.0,
-        attention="auto",  # "xla", "blocks", "cudnn" (bfloat16, no attention_dropout) or the best one
+        attention="auto",  # "xla", "blocks", "kernel" (TPU), "cudnn" (no attention_dropout) or the best one
         stack="auto",  # "scan", "unroll" or the better one
         remat_layers="none",  # or "products", "full"
     )

@@ -7,6 +7,7 @@ import ast
 import contextlib
 import importlib
 import json
+import os
 import pathlib
 import re
 import runpy
@@ -24,7 +25,12 @@ from commands import ROOT, script, varied
 from w2v_jax.core import config as configs
 from w2v_jax.data import transcripts
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "launch/README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "launch/README.md",
+    ROOT / "CONTRIBUTING.md",
+]
 FENCE = re.compile(r"(?:^<!-- (?P<marker>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 READERS = {"test-command": ".ci/run", "demo-command": ".ci/run"}
 """Markers of their own, and the file that runs the block after them."""
@@ -207,10 +213,12 @@ def test_links_and_paths_lead_to_files(page):
 
 
 def test_the_index_names_every_page():
-    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    for page in PAGES:
-        if page not in (ROOT / "README.md", ROOT / "docs" / "README.md"):
-            assert f"{page.name})" in index, f"docs/README.md lacks {page.name}"
+    """docs/README.md, and for the pages of the methods the one in their folder."""
+    first, methods = (ROOT / "docs" / folder / "README.md" for folder in ("", "methods"))
+    for page in set(PAGES) - {ROOT / "README.md", first}:
+        index = methods if page.parent == methods.parent and page != methods else first
+        link = f"({os.path.relpath(page, index.parent)})"
+        assert link in index.read_text(encoding="utf-8"), f"{index} lacks {link}"
 
 
 # Blocks that are run

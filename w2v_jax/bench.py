@@ -28,7 +28,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -37,12 +36,11 @@ from w2v_jax.core.cli import UserError, expand_home, run_command
 from w2v_jax.core.config import Config, add_config_argument, load, setting, split_overrides
 from w2v_jax.core.units import SAMPLE_RATE, batch_units
 from w2v_jax.profiling.chips import stated_flops
-from w2v_jax.profiling.estimate import AUTO, compile_update
 from w2v_jax.profiling.flops import product_flops
+from w2v_jax.profiling.one_device import ready_update
 from w2v_jax.profiling.random_batch import random_batch, step_flops, unfrozen, with_alphabet
 from w2v_jax.profiling.torch_baseline import DESCRIPTIONS, Side, torch_side
 from w2v_jax.profiling.trace import seconds_by_part
-from w2v_jax.training import sharding
 from w2v_jax.training.dataset import open_data
 from w2v_jax.training.throughput import dtype_advice, page_advice
 
@@ -203,33 +201,19 @@ def _peak_memory() -> int:
 
 def our_side(config: Config, batch: dict[str, np.ndarray]) -> Side:
     """The update of `step.train_step` on a batch, on the first device."""
-    key = jax.random.key(config.seed)
-    mesh = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, axis_types=AUTO, devices=jax.devices()[:1])
-    micro_batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
-    placed = sharding.put_batch(batch, mesh, 1)
-    make, shapes, program, compile_seconds = compile_update(config, mesh, micro_batch, batch=placed)
-    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
-        state = make()
-
-    def run() -> float:
-        nonlocal state
-        state, metrics = jax.block_until_ready(program(state, placed, key))
-        return float(metrics["loss"])
-
-    start = time.perf_counter()
-    run()
-    first_seconds = compile_seconds + time.perf_counter() - start
-    parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
-    m = program.memory_analysis()
+    ready, start = ready_update(config, batch), time.perf_counter()
+    ready.run()
+    first_seconds = ready.compile_seconds + time.perf_counter() - start
+    m = ready.program.memory_analysis()
     used = m and m.temp_size_in_bytes + m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
     return Side(
         OURS,
         first_seconds,
-        run,
-        parameters=parameters,
-        compile_seconds=compile_seconds,
+        ready.run,
+        parameters=ready.parameters,
+        compile_seconds=ready.compile_seconds,
         program_bytes=used,
-        text=lambda: program.as_text() or "",
+        text=lambda: ready.program.as_text() or "",
     )
 
 

@@ -3,6 +3,7 @@
     python -m w2v_jax.convert --from DOWNLOADED/wav2vec2-base --to runs/imported
     python -m w2v_jax.convert --from wav2vec_large.pt --to runs/imported
     python -m w2v_jax.convert --from runs/10h --to for-transformers
+    python -m w2v_jax.convert --from runs/10h --to for-transformers --push ME/my-model
 
 --from decides the direction. It is a folder (or weights) of Hugging Face's transformers, a .pt file of fairseq
 (wav2vec, vq-wav2vec, wav2vec 2.0, HuBERT) or unilm (WavLM), or a run. An imported model becomes the folder of a run,
@@ -26,7 +27,7 @@ from w2v_jax.core.cli import STEP, STEP_HELP, UserError, path_argument, run_comm
 from w2v_jax.core.config import Config, changed
 from w2v_jax.core.files import file_digest, whole_folder, write_whole
 from w2v_jax.data.transcripts import ALPHABET_FILE, Alphabet
-from w2v_jax.interop import fairseq, huggingface, huggingface_config, huggingface_tokenizer
+from w2v_jax.interop import fairseq, hub, huggingface, huggingface_config, huggingface_tokenizer
 from w2v_jax.interop.tensor_mapping import Imported, write_run
 from w2v_jax.training.console import read_metrics
 from w2v_jax.training.workdir import read_config, read_weights
@@ -47,8 +48,15 @@ def main(argv: Sequence[str]) -> int:
     is_run, is_fairseq = _is_run(source), source.is_file() and source.suffix not in THEIR_SUFFIXES
     if dictionary and not is_fairseq:
         raise UserError(f"--dictionary is for .pt files of fairseq; --from {source} is something else")
+    if args.push:
+        if not is_run:
+            raise UserError(f"--push is for runs of this package, which become models; --from {source} is none")
+        hub.check_push(args.push)
     if is_run:
         export_run(source, target, step=args.step, encoder_only=args.encoder_only)
+        if args.push:
+            address = hub.push_folder(target, args.push, message=f"Converted by w2v_jax {__version__}")
+            print(f"sent: {address}; its README.md lacks licence, data and intended use")
         return 0
     if args.step is not None:
         raise UserError(f"--step is for runs of this package; --from {source} is none: its config.json has no method")
@@ -112,6 +120,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--step", type=step_argument, metavar=STEP, help=f"of a run: {STEP_HELP}")
     add("--encoder-only", action="store_true", help="leave out the quantizer and the heads (not for fairseq)")
     add("--dictionary", type=path_argument, metavar="FILE", help="the dict.ltr.txt of a fine-tuned model of fairseq")
+    push = "of a run: send the written folder to this repository of the Hub, a new private one if there is none"
+    add("--push", metavar="REPO", help=push)
     add("--tensors", action="store_true", help="print both names of every tensor")
     return parser.parse_args(argv)
 

@@ -15,7 +15,7 @@ import os
 import pathlib
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -46,6 +46,7 @@ from w2v_jax.data.prepared.records import Options
 from w2v_jax.data.prepared.shard_files import damaged_shards
 from w2v_jax.data.prepared.shard_jobs import ShardJob, in_processes, make_shards
 from w2v_jax.data.prepared.summaries import index_report, report_text
+from w2v_jax.data.sources.jsonl import manifest_lines, path_from
 from w2v_jax.reporting.sheets import draw_lengths, draw_sheet, pick_rows
 
 WITHOUT_FILES = ("tfds", "codes", "features", "speech_units")
@@ -407,31 +408,13 @@ def _check_bad_share(report: dict[str, Any], max_bad: float) -> None:
 # The manifest
 
 
-def manifest_lines(source: Source, out: pathlib.Path) -> Iterator[str]:
-    """JSON objects from which data.name=jsonl makes the same index. Paths below the manifest's folder are relative."""
-    index, folder = source.index, os.path.abspath(out.parent)
-    for row in range(len(index)):
-        path = _path_from(os.path.abspath(index.paths[row]), folder)
-        rate, frames, offset = int(index.rates[row]), int(index.frames[row]), int(index.offsets[row])
-        entry = {"id": index.ids[row], "audio_filepath": path}
-        entry |= {"duration": frames / rate, "frames": frames, "rate": rate}
-        optional = {"offset": offset / rate, "text": index.transcripts[row], "speaker": index.speakers[row]}
-        entry |= {key: value for key, value in optional.items() if value}
-        yield json.dumps(entry, ensure_ascii=False)
-
-
 def keep_index(source: Source, out: pathlib.Path) -> None:
     """Keeps the index of a manifest that has just been written, as data.name=jsonl would after reading it."""
     folder = os.path.abspath(out.parent)
-    paths = (os.path.join(out.parent, _path_from(os.path.abspath(path), folder)) for path in source.index.paths)
+    paths = (os.path.join(out.parent, path_from(os.path.abspath(path), folder)) for path in source.index.paths)
     index = dataclasses.replace(source.index, paths=Column.of(paths), skipped=[], notes=[])
     with contextlib.closing(KeptListing("jsonl", [out])) as kept:
         kept.write(index, {str(out): state_of(out)})
-
-
-def _path_from(path: str, folder: str) -> str:
-    below = path.removeprefix(os.path.join(folder, ""))
-    return f"./{below}" if below.startswith("~") else below
 
 
 if __name__ == "__main__":

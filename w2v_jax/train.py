@@ -35,7 +35,7 @@ from w2v_jax.data.pipeline import Info, batches
 from w2v_jax.ops.random import Stream
 from w2v_jax.probing.live import LiveProbe
 from w2v_jax.profiling import estimate as estimates
-from w2v_jax.training import checkpoint, console, optimizer, sharding, step, workdir
+from w2v_jax.training import checkpoint, console, optimizer, sharding, step, trackers, workdir
 from w2v_jax.training.dataset import Data, check_agreement, fingerprints, heard, micro_batch, open_data
 from w2v_jax.training.preemption import Preemption
 from w2v_jax.training.run_log import RunLog, rows_before
@@ -76,6 +76,8 @@ def main(argv: Sequence[str]) -> int:
         "--workdir", type=expand_home, metavar="DIR", help="folder, or gs:// or s3:// URL, of the run; made if missing"
     )
     parser.add_argument("--print-config", action="store_true", help="print the config as it would be used, and end")
+    track = "send the metrics to Weights & Biases as well (pip install 'w2v-jax[wandb]'; docs/tracking.md)"
+    parser.add_argument("--track", choices=trackers.NAMES, default="", help=track)
     add_distributed_argument(parser)
     rest, overrides = configs.split_overrides(argv)
     args = parser.parse_args(rest)
@@ -85,10 +87,11 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if not args.workdir:
         parser.error("--workdir is needed: the folder for checkpoints, metrics and plots")
+    trackers.check_tracker(args.track)
     join_processes(args.distributed)
     try:
         with workdir.local_workdir(args.workdir) as path:
-            return run(config, path)
+            return run(config, path, track=args.track)
     except jax.errors.JaxRuntimeError as error:
         if reason := out_of_memory(error):
             raise UserError(estimates.exhausted(config, reason)) from None
@@ -98,8 +101,8 @@ def main(argv: Sequence[str]) -> int:
         raise
 
 
-def run(config: Config, path: pathlib.Path) -> int:
-    """Trains to config.train.steps; returns the exit code.
+def run(config: Config, path: pathlib.Path, *, track: str = "") -> int:
+    """Trains to config.train.steps; returns the exit code. track: a tracker that gets the metrics, too.
 
     While the device works on step n, the host reads the batch of step n + 1 and reports step n - 1.
     """
@@ -125,6 +128,7 @@ def run(config: Config, path: pathlib.Path) -> int:
             first=first,
             epoch=training.data.train_plan.epoch(first),
             heard=functools.partial(heard, training.data),
+            track=track,
         )
         stream = local_batches(training, held_out=False, first=first)
         with Preemption() as preemption:

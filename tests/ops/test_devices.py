@@ -31,13 +31,20 @@ def test_the_platform_is_that_of_the_mesh_and_without_one_that_of_jax():
         assert not one_device("cpu")
 
 
-OTHER = {"xla": "blocks", "blocks": "xla", "grouped": "split", "split": "grouped", "scan": "unroll", "unroll": "scan"}
+OTHER = {
+    "kernel": "blocks",
+    "blocks": "xla",
+    "grouped": "split",
+    "split": "grouped",
+    "scan": "unroll",
+    "unroll": "scan",
+}
 OTHER |= {"full": "none", "none": "full"}
 BEST = {
-    ("tpu", 1): dict(attention="xla", positional="grouped", stack="scan", remat_frontend="full"),
+    ("tpu", 8): dict(attention="kernel", positional="grouped", stack="scan", remat_frontend="full"),
     ("gpu", 1): dict(attention="blocks", positional="grouped", stack="scan", remat_frontend="full"),
-    ("gpu", 8): dict(attention="xla", positional="grouped", stack="scan", remat_frontend="full"),
-    ("cpu", 8): dict(attention="xla", positional="split", stack="scan", remat_frontend="none"),
+    ("gpu", 8): dict(attention="blocks", positional="grouped", stack="scan", remat_frontend="full"),
+    ("cpu", 8): dict(attention="blocks", positional="split", stack="scan", remat_frontend="none"),
     ("cpu", 1): dict(attention="blocks", positional="split", stack="unroll", remat_frontend="none"),
 }
 

@@ -122,6 +122,9 @@ def test_operations_in_a_loop_run_as_often_as_the_loop_turns(operations):
 
 def test_a_product_has_its_flop_wherever_it_stands(operations):
     assert {name: x.flops for name, x in operations.items() if x.flops} == {"product": 2.0 * 8 * 256 * 256}
+    told = 'metadata={op_name="jit(step)/jvp(frontend)/kernel"}, backend_config={"cost_estimate":{"flops":"77","trans'
+    kernel = Program(PROGRAM.replace('metadata={op_name="jit(step)/jvp(frontend)/kernel"}', told + 'cendentals":"8"}}'))
+    assert [x.flops for x in kernel.operations() if x.name == "first"] == [77.0], "a kernel of Pallas says it"
 
 
 def test_a_fusion_reads_and_writes_only_parts_that_it_slices(operations):

@@ -1,8 +1,8 @@
 """Scaled dot-product attention over the frames of an utterance, by the formulation that suits the platform.
 
 All compute softmax(q k^T / sqrt(K)) v over the valid keys, with dropout of the probabilities (Vaswani et al. 2017,
-section 3.2.1) and the softmax in float32; "xla" and "blocks" drop the same ones, and can add a gated bias of the
-distance to the logits (`relative_bias.py`).
+section 3.2.1) and the softmax in float32. All but "cudnn" drop the same ones; "xla" and "blocks" can add a gated bias
+of the distance to the logits (`relative_bias.py`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import jax.numpy as jnp
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
 from w2v_jax.ops import random as noises
-from w2v_jax.ops.devices import one_device, platform
+from w2v_jax.ops.attention_kernel import MOST_FRAMES, attention_kernel
+from w2v_jax.ops.devices import on_each_device, platform
 from w2v_jax.ops.frames import valid_frames
 from w2v_jax.ops.relative_bias import add_gated
 
-ATTENTION = ("auto", "xla", "blocks", "cudnn")
+ATTENTION = ("auto", "xla", "blocks", "cudnn", "kernel")
 CPU_BLOCK, GPU_BLOCK = 2**20, 2**26
 """Scores that "blocks" holds at once, of all of [B H F F]: on a CPU 4 MB, so that they stay in the cache, and two heads
 at least. A GPU needs many at once; 256 MB took 0.9 of the time of 64 MB (docs/performance.md)."""
@@ -51,34 +52,45 @@ def attention(
     """Scaled dot-product attention over the first num_frames [B] keys: [B F H K] each -> [B F H K].
 
     implementation: "cudnn" is flash attention on NVIDIA GPUs, in bfloat16 or float16, without attention dropout and
-    without a bias. "blocks" computes some heads at a time and keeps no scores for the gradient. "xla" computes all
-    heads at once, on any mesh. "auto" is cudnn where it can work, blocks on a single CPU and, with dropout or a bias,
-    on a single GPU, and xla elsewhere. Rows without keys give finite values.
+    without a bias. "kernel" is attention on TPUs without scores in main memory, without a bias. "blocks" computes some
+    heads at a time, and "xla" all at once; of these only "xla" keeps scores for the gradient. All work on any mesh.
+    "auto" is cudnn on GPUs and the kernel on TPUs where they can work (xla on GPUs in float32), and else blocks. Rows
+    without keys give finite values.
     """
     if implementation not in ATTENTION:
         raise UserError(f"encoder.attention is {implementation!r}; it is one of {ATTENTION}")
     drops = noise is not None and dropout > 0.0
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     if implementation == "auto":
-        implementation = _best(half, drops or bias is not None)
+        implementation = _best(half, drops=drops, biased=bias is not None, frames=key.shape[1])
+    if implementation in ("cudnn", "kernel") and bias is not None:
+        raise UserError(
+            f"encoder.attention={implementation!r} cannot add the gated bias of encoder.relative_buckets; 'auto', "
+            "'blocks' and 'xla' can"
+        )
+    if implementation == "kernel" and (platform() == "gpu" or key.shape[1] > MOST_FRAMES):
+        raise UserError(
+            f"encoder.attention='kernel' needs a TPU and at most {MOST_FRAMES} frames; 'auto' needs neither"
+        )
     if implementation == "cudnn":
-        if bias is not None:
-            raise UserError(
-                "encoder.attention='cudnn' cannot add the gated bias of encoder.relative_buckets; 'auto', 'blocks' and "
-                "'xla' can"
-            )
         if drops or not half:
             raise UserError("encoder.attention='cudnn' needs train.dtype='bfloat16' and encoder.attention_dropout=0")
         if platform() != "gpu":
             raise UserError("encoder.attention='cudnn' needs an NVIDIA GPU; 'auto' or 'xla' run without one")
         return _cudnn(query, key, value, num_frames=num_frames)
+    words = noises.bits(noise, query.shape[2]) if noise is not None and drops else None  # [B H]
+    if implementation == "kernel":
+        axes, scaled = ("batch", "frames", "heads", "kv"), query / math.sqrt(query.shape[-1])
+        names = (axes, axes, axes, axes[:1], words if words is None else axes[::2])
+        function = functools.partial(attention_kernel, dropout)
+        return on_each_device(function, names, scaled, key, value, num_frames, words)
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [B H F K]: the products are faster so on CPU
-    batch, heads = query.shape[:2]
     if implementation == "blocks":
-        rows = tuple(x.reshape(batch * heads, *x.shape[2:]) for x in (query, key, value))
-        words = noises.bits(noise, heads).reshape(-1) if noise is not None and drops else None
-        out: jax.Array = _blocks(dropout, *rows, jnp.repeat(num_frames, heads), words, _row_bias(bias, batch))
-        return out.reshape(query.shape).swapaxes(1, 2)
+        pair = None if bias is None else (bias.gates.swapaxes(1, 2), bias.by_distance)
+        axes = ("batch", "heads", "frames", "kv")
+        names = (axes, axes, axes, axes[:1], words if words is None else axes[:2], pair and (axes[:3], axes[1:3]))
+        function = functools.partial(_blocks_of_heads, dropout)
+        return on_each_device(function, names, query, key, value, num_frames, words, pair).swapaxes(1, 2)
     valid = valid_frames(num_frames, key.shape[2])[:, None, None]
     logits = jnp.einsum("bhqd,bhkd->bhqk", query / math.sqrt(query.shape[-1]), key, preferred_element_type=jnp.float32)
     if bias is not None:
@@ -88,19 +100,10 @@ def attention(
     return jnp.einsum("bhqk,bhkd->bhqd", probs, value).swapaxes(1, 2)
 
 
-def _best(half: bool, more: bool) -> str:
-    """more: whether there is something that cudnn lacks, dropout or a bias."""
-    if platform() == "gpu" and half and not more:
-        return "cudnn"
-    return "blocks" if one_device("cpu") or (more and one_device("gpu")) else "xla"
-
-
-def _row_bias(bias: GatedBias | None, batch: int) -> tuple[jax.Array, jax.Array] | None:
-    """Of the heads of all utterances: gates [B*H F] and the bias by distance [B*H 2F-1]."""
-    if bias is None:
-        return None
-    gates = bias.gates.swapaxes(1, 2)
-    return gates.reshape(-1, gates.shape[2]), jnp.tile(bias.by_distance, (batch, 1))
+def _best(half: bool, *, drops: bool, biased: bool, frames: int) -> str:
+    if platform() == "gpu" and not drops and not biased:
+        return "cudnn" if half else "xla"
+    return "kernel" if platform() == "tpu" and not biased and frames <= MOST_FRAMES else "blocks"
 
 
 def _cudnn(query, key, value, *, num_frames) -> jax.Array:
@@ -118,6 +121,17 @@ def _cudnn(query, key, value, *, num_frames) -> jax.Array:
 # exponentials, and computes scores and dropout anew (as FlashAttention does, Dao et al. 2022, section 3.1 and
 # appendix B.2); on CPU, where memory is the limit, that is also faster. Rows are the heads of all utterances: query,
 # key, value [R F K], num_frames [R].
+
+
+def _blocks_of_heads(rate: float, query, key, value, num_frames, words, bias) -> jax.Array:
+    """query, key, value [B H F K], num_frames [B], words [B H] or None, bias (gates [B H F], by distance [H 2F-1])."""
+    batch, heads = query.shape[:2]
+    rows = [x.reshape(batch * heads, *x.shape[2:]) for x in (query, key, value)]
+    num_frames, words = jnp.repeat(num_frames, heads), words if words is None else words.reshape(-1)
+    if bias is not None:
+        bias = bias[0].reshape(-1, bias[0].shape[2]), jnp.tile(bias[1], (batch, 1))
+    out: jax.Array = _blocks(rate, *rows, num_frames, words, bias)
+    return out.reshape(query.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

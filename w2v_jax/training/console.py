@@ -10,13 +10,10 @@ Imports no jax: the loop says which process is `active` (process 0), and the rep
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
 import math
 import pathlib
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from w2v_jax.core.cli import UserError, duration
@@ -24,6 +21,8 @@ from w2v_jax.core.files import append_lines, whole_file, write_whole
 from w2v_jax.core.text import json_object
 from w2v_jax.core.types import Levels, MetricsRow
 from w2v_jax.training.curves import PROBE, draw_curves
+from w2v_jax.training.trackers import Tracker, warn
+from w2v_jax.training.trackers.tensorboard import open_board
 
 COLUMNS = (
     ("loss", "loss", ".3f", 6),
@@ -51,19 +50,24 @@ class Report:
         levels: Levels | None = None,
         active: bool = True,
         tensorboard: bool = True,
+        tracker: Tracker | None = None,
     ):
-        """start_step: the step the run resumes from; rows of later steps, which it will repeat, are dropped."""
+        """start_step: the step the run resumes from; rows of later steps, which it will repeat, are dropped.
+
+        tracker: one more that gets the rows, beside TensorBoard's file.
+        """
         self.workdir, self.total_steps = pathlib.Path(workdir), total_steps
         self.levels, self.active = levels or {}, active
         self._seconds: collections.deque[float] = collections.deque(maxlen=20)
         self._legend_shown = False
         self._unwritten: list[str] = []
-        self._board = None
+        self._trackers: list[Tracker] = []
         if active:
             self.workdir.mkdir(parents=True, exist_ok=True)
             trim_steps(self.workdir / "metrics.jsonl", start_step)
             (self.workdir / "done.json").unlink(missing_ok=True)
-            self._board = _open_board(self.workdir / "tensorboard", start_step) if tensorboard else None
+            board = open_board(self.workdir / "tensorboard", start_step) if tensorboard else None
+            self._trackers += [each for each in (board, tracker) if each is not None]
 
     def log(self, row: MetricsRow) -> None:
         """Writes one row everywhere. Where the disk refuses, a warning says so; the row is kept and written later."""
@@ -72,8 +76,8 @@ class Report:
         row = {name: _plain(value) for name, value in row.items()}
         self._unwritten.append(json.dumps(row))
         self._write()
-        if self._board is not None:
-            self._board.add(row)
+        for tracker in self._trackers:
+            tracker.add(row)
         if row["split"] == "train":
             if not self._legend_shown:
                 self.say(legend(self.levels))
@@ -94,7 +98,7 @@ class Report:
         try:
             draw_curves(read_metrics(self.workdir / "metrics.jsonl"), self.workdir / "curves.png", self.levels)
         except OSError as error:
-            _warn(f"curves.png cannot be written ({error}); it is drawn again at the next evaluation")
+            warn(f"curves.png cannot be written ({error}); it is drawn again at the next evaluation")
 
     def finish(self, **fields: Any) -> None:
         """Draws the curves and writes done.json: the last row of each split under `metrics`, and the given fields.
@@ -117,9 +121,9 @@ class Report:
 
     def close(self) -> None:
         """Flushes and closes what is open; a second call does nothing."""
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers.clear()
 
     def _rate(self) -> float | None:
         """Steps per second over the last rows; compilation, evaluation and saving do not count."""
@@ -130,7 +134,7 @@ class Report:
             append_lines(self.workdir / "metrics.jsonl", self._unwritten)
             self._unwritten.clear()
         except OSError as error:
-            _warn(f"metrics.jsonl cannot be written ({error}); {len(self._unwritten)} rows are kept for the next try")
+            warn(f"metrics.jsonl cannot be written ({error}); {len(self._unwritten)} rows are kept for the next try")
 
 
 # metrics.jsonl
@@ -179,82 +183,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, pathlib.PurePath):
         return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
-# TensorBoard
-
-
-class Board:
-    """The event file of a run, written row by row as they come.
-
-    Not by tensorboardX's SummaryWriter: a full disk ends its thread, and whoever hands it more rows waits for ever.
-    """
-
-    def __init__(self, directory: pathlib.Path, start_step: int):
-        with _without("torch"):  # which tensorboardX imports where it can, for seconds, and only to know its tensors
-            from tensorboardX.event_file_writer import EventsWriter
-            from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-
-        directory.mkdir(parents=True, exist_ok=True)
-        self._event, self._writer, self._flushed = Event, EventsWriter(str(directory / "events")), 0.0
-        if start_step:  # TensorBoard hides what an earlier attempt wrote from here on
-            self._write(step=start_step + 1, session_log={"status": "START"})
-
-    def add(self, row: MetricsRow) -> None:
-        """The numbers of a row, as NAME/SPLIT. Where the disk refuses, a warning says so, and this file ends."""
-        values = [
-            {"tag": f"{name}/{row['split']}", "simple_value": value}
-            for name, value in row.items()
-            if name != "step" and isinstance(value, (int, float))
-        ]
-        self._write(step=row["step"], summary={"value": values})
-
-    def close(self) -> None:
-        self._try(lambda writer: writer.close())
-        self._writer = None
-
-    def _write(self, **fields: Any) -> None:
-        event = self._event(wall_time=time.time(), **fields)
-        self._try(lambda writer: writer.write_event(event))
-        if time.time() - self._flushed > 10:  # flushing waits for the disk
-            self._try(lambda writer: writer.flush())
-            self._flushed = time.time()
-
-    def _try(self, do: Callable[[Any], Any]) -> None:
-        if self._writer is None:
-            return
-        try:
-            do(self._writer)
-        except OSError as error:
-            self._writer = None
-            _warn(f"TensorBoard's file cannot be written ({error}) and ends here; metrics.jsonl has all rows")
-
-
-@contextlib.contextmanager
-def _without(name: str) -> Iterator[None]:
-    """A package that nobody has imported yet cannot be imported here."""
-    absent = name not in sys.modules
-    if absent:
-        sys.modules[name] = None  # pyright: ignore[reportArgumentType]  # as the import system wants it
-    try:
-        yield
-    finally:
-        if absent:
-            del sys.modules[name]
-
-
-def _open_board(directory: pathlib.Path, start_step: int) -> Board | None:
-    try:
-        return Board(directory, start_step)
-    except ImportError:
-        print("note: no TensorBoard files (pip install tensorboardX); metrics.jsonl and curves.png hold the same")
-    except OSError as error:
-        _warn(f"no TensorBoard files: {error}")
-    return None
 
 
 # The console

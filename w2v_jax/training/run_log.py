@@ -20,6 +20,7 @@ from w2v_jax.core.types import Levels, MetricsRow
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.training import checkpoint, console, watchdog
 from w2v_jax.training.throughput import Meter
+from w2v_jax.training.trackers import open_tracker
 from w2v_jax.training.watchdog import best_evaluation, ended_early, outcome
 
 HISTORY = 500
@@ -47,12 +48,19 @@ class RunLog:
         first: int,
         epoch: float,
         heard: Callable[..., Mapping[str, Mapping[str, float]]],
+        track: str = "",
     ):
-        """rows: what `rows_before` gives. first: the step the run resumes from. heard: `dataset.heard` of the run."""
+        """rows: what `rows_before` gives. first: the step the run resumes from. heard: `dataset.heard` of the run.
+
+        track: a file of `trackers/` that gets all rows, too.
+        """
         self.config, self.path, self.meter, self.levels = config, path, meter, levels
         self.heard = heard
         self.active = jax.process_index() == 0
-        self.report = console.Report(path, config.train.steps, start_step=first, levels=levels, active=self.active)
+        tracker = open_tracker(track, path, config) if self.active else None
+        self.report = console.Report(
+            path, config.train.steps, start_step=first, levels=levels, active=self.active, tracker=tracker
+        )
         self._pending: tuple[int, dict[str, Any], Any, dict[str, Any]] | None = None
         self.dead = self.ended = ""
         self._evaluations = [row for row in rows if row["split"] == "eval"]

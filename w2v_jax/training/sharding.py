@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.types import PyTree
+from w2v_jax.ops.devices import partition
 
 MESH_AXES = ("data", "fsdp", "tensor")
 RULES = (
@@ -127,11 +128,7 @@ def shardings(abstract: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
         unknown = {name for name in leaf.names if name is not None} - known
         if unknown:
             raise ValueError(f"logical axis {sorted(unknown)} is not in sharding.RULES")
-        spec: Any = nn.logical_to_mesh_axes(leaf.names, RULES)
-        fits = [
-            axis if axis is None or dim % _size(mesh, axis) == 0 else None for axis, dim in zip(spec, leaf.value.shape)
-        ]
-        return NamedSharding(mesh, P(*fits))
+        return NamedSharding(mesh, partition(leaf.names, leaf.value.shape, mesh, RULES))
 
     return jax.tree.map(place, abstract, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
@@ -140,10 +137,6 @@ def bare(tree: PyTree) -> PyTree:
     """The tree without its boxes of axis names. (`flax.linen.unbox` also constrains, which abstract values refuse.)"""
     boxed = dict(is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
     return jax.tree.map(lambda x: x.value if isinstance(x, nn.LogicallyPartitioned) else x, tree, **boxed)
-
-
-def _size(mesh: Mesh | AbstractMesh, axes: str | tuple[str, ...]) -> int:
-    return math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pathlib
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -101,17 +102,25 @@ def _check_kind(config: Config, other: Config, path: pathlib.Path) -> None:
 
 
 def _check_encoder(config: Config, other: Config, path: pathlib.Path) -> None:
-    ours, theirs = (
-        {f"encoder.{k}": v for k, v in configs.flatten(c.encoder).items() if k not in ANY_VALUE and "dropout" not in k}
-        | {"data.normalize": c.data.normalize}
-        for c in (config, other)
-    )
+    ours, theirs = _encoder_values(config), _encoder_values(other)
     if lines := configs.changed_keys(theirs, ours):
         lines = [line.replace(" -> ", f" in {path.name}, here ") for line in lines]
-        wanted = " ".join(f"--config.{key}={theirs[key]!r}" for key in ours if ours[key] != theirs.get(key, ours[key]))
+        wanted = " ".join(f"--config.{key}={value!r}" for key, value in encoder_changes(config, other).items())
         raise UserError(
             f"init.run: the encoder of {path} is another one:\n  " + "\n  ".join(lines) + f"\ntake: {wanted}"
         )
+
+
+def encoder_changes(config: Config, other: Config) -> dict[str, Any]:
+    """The keys, with new values, by which the encoder of a config becomes that of another."""
+    ours, theirs = _encoder_values(config), _encoder_values(other)
+    return {key: theirs[key] for key in ours if ours[key] != theirs.get(key, ours[key])}
+
+
+def _encoder_values(config: Config) -> dict[str, Any]:
+    flat = configs.flatten(config.encoder).items()
+    values = {f"encoder.{key}": value for key, value in flat if key not in ANY_VALUE and "dropout" not in key}
+    return values | {"data.normalize": config.data.normalize}
 
 
 def _pattern(text: str) -> re.Pattern:

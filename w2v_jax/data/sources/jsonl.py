@@ -8,6 +8,7 @@ Other keys are ignored.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import pathlib
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.text import json_lines
+from w2v_jax.data.index import Source
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.listing import SURROGATES, Candidate, list_parts
 from w2v_jax.data.kept.listings import states_of
@@ -76,3 +78,22 @@ def _count(entry: dict, key: str, where: str) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 48):
         raise UserError(f"{where}: {key!r} must be a whole number above 0, got {value!r}")
     return value
+
+
+def manifest_lines(source: Source, out: pathlib.Path) -> Iterator[str]:
+    """JSON objects from which `make` makes the same index. Paths below the manifest's folder are relative."""
+    index, folder = source.index, os.path.abspath(out.parent)
+    for row in range(len(index)):
+        path = path_from(os.path.abspath(index.paths[row]), folder)
+        rate, frames, offset = int(index.rates[row]), int(index.frames[row]), int(index.offsets[row])
+        entry = {"id": index.ids[row], "audio_filepath": path}
+        entry |= {"duration": frames / rate, "frames": frames, "rate": rate}
+        optional = {"offset": offset / rate, "text": index.transcripts[row], "speaker": index.speakers[row]}
+        entry |= {key: value for key, value in optional.items() if value}
+        yield json.dumps(entry, ensure_ascii=False)
+
+
+def path_from(path: str, folder: str) -> str:
+    """An absolute path as the manifest in `folder` names it."""
+    below = path.removeprefix(os.path.join(folder, ""))
+    return f"./{below}" if below.startswith("~") else below
