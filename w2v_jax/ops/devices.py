@@ -39,7 +39,7 @@ def partition(names: Sequence[str | None], shape: Sequence[int], *, mesh: Mesh |
 def on_each_device(function: Callable[..., jax.Array], names: Sequence[Any], *arrays: Any) -> jax.Array:
     """function(*arrays), where each device computes its own part of the batch and of the heads.
 
-    names: the logical axes of each array, or trees of them for trees of arrays. The result is cut as the first array is.
+    names: the logical axes of each array, or trees of them. The result is cut as the first array is.
     The compiler is not asked how to divide the function: it holds loops or kernels that it would not.
     """
     mesh = jax.sharding.get_abstract_mesh()
