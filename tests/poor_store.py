@@ -16,7 +16,8 @@ class Poor(MemoryFileSystem):
     """
 
     protocol = "poor"
-    every, error, seconds = 0, ConnectionError("reset by peer"), 0.0
+    every, seconds = 0, 0.0
+    error: Exception = ConnectionError("reset by peer")
     requests: list[tuple[str, str, int]] = []
     asked: dict[str, int] = {}
 
