@@ -22,7 +22,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda pytest runs 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # each worker has one core: waiting threads of NumPy would spin
-os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # a new environment compiles for 20 s what no test calls of librosa
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # in each operation, to be read in dumps and profiles
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all workers and the commands that they start

@@ -30,13 +30,14 @@ from w2v_jax.core.cli import expand_home, run_command
 from w2v_jax.training.throughput import dtype_advice, page_advice
 
 EXTRAS = {
+    "beam": (("apache_beam",), "shards by Dataflow, Flink or Spark"),
     "convert": (("safetensors",), "checkpoints of transformers and fairseq"),
     "decode": (("flashlight.lib.text",), "beam search with a lexicon"),
     "demo": (("espeakng_loader",), "corpora spoken by eSpeak NG"),
     "features": (("pyarrow", "h5py"), "recordings in Parquet; features in Parquet and HDF5"),
-    "gcs": (("gcsfs",), "runs in gs://"),
+    "gcs": (("gcsfs",), "runs and recordings in gs://"),
     "hub": (("huggingface_hub",), "models to the Hub of Hugging Face"),
-    "s3": (("s3fs",), "runs in s3://"),
+    "s3": (("s3fs",), "runs and recordings in s3://"),
     "wandb": (("wandb",), "metrics to Weights & Biases"),
     "parity": (("torch", "transformers"), "comparisons with PyTorch"),
 }

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from w2v_jax.core.cli import UserError
+from w2v_jax.core.display import short_repr
 from w2v_jax.core.files import whole_file
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.index import ReadError, Source
@@ -44,6 +45,8 @@ class SheetLine(NamedTuple):
     rate: int = SAMPLE_RATE
     error: str = ""
     is_bounded: bool = True
+
+    __repr__ = short_repr
 
 
 def draw_sheet(source: Source, rows: Sequence[int] | np.ndarray, path: pathlib.Path) -> None:

@@ -110,10 +110,11 @@ def pathlib_alive(pid):
 def test_the_step_of_a_killed_recipe_is_waited_for(tmp_path, monkeypatch):
     out = tmp_path / "out"
     state = state_of(out, ("this",))
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)", "w2v_jax.", str(out)])
+    words = [sys.executable, "-c", "import sys; sys.stdin.read()", "w2v_jax.", str(out)]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE)
     state.content["pid"] = process.pid
     said = []
-    monkeypatch.setattr(time, "sleep", lambda seconds: process.wait())
+    monkeypatch.setattr(time, "sleep", lambda seconds: process.communicate())
     steps.wait_for_leftover(state, said.append)
     assert len(said) == 1 and process.returncode == 0
     steps.wait_for_leftover(state, said.append)
