@@ -110,8 +110,9 @@ def pathlib_alive(pid):
 def test_the_step_of_a_killed_recipe_is_waited_for(tmp_path, monkeypatch):
     out = tmp_path / "out"
     state = state_of(out, ("this",))
-    words = [sys.executable, "-c", "import sys; sys.stdin.read()", "w2v_jax.", str(out)]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE)
+    words = [sys.executable, "-c", "import sys; print(1, flush=True); sys.stdin.read()", "w2v_jax.", str(out)]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline()  # from here on the system tells its command
     state.content["pid"] = process.pid
     said = []
     monkeypatch.setattr(time, "sleep", lambda seconds: process.communicate())
