@@ -91,7 +91,7 @@ def test_program_takes_at_least_the_state_and_the_batch(parts):
 @pytest.mark.parametrize(
     ("config", "base", "words"),
     [
-        (f"{BASE}:tiny", {}, {"encoder.convolution": "xla", "encoder.attention": "blocks"}),
+        (f"{BASE}:tiny", {}, {"encoder.convolution": "xla", "encoder.attention": "xla"}),
         (
             "configs/acoustic_logmel.py:tiny",
             {"acoustic.kind": "transformer", "acoustic.layers": 2},
