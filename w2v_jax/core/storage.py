@@ -265,16 +265,8 @@ def working_copy(url: str, seals: Seals) -> Iterator[pathlib.Path]:
     with Lease(folder) as lease:
         sent = _bring_up_to_date(folder, local, seals)
         print(f"{url}: the run is in {local}, and is sent every {EVERY:.0f} s", flush=True)
-        sender = Sender(local, folder, seals, lease=lease, sent=sent)
-        try:
+        with Sender(local, folder, seals, lease=lease, sent=sent):
             yield local
-        except BaseException:
-            try:
-                sender.close()
-            except UserError as error:  # what ended the run is the error to show
-                print(f"warning: {error}", file=sys.stderr, flush=True)
-            raise
-        sender.close()
 
 
 @contextlib.contextmanager
@@ -290,16 +282,8 @@ def output_folder(path: pathlib.Path, last: Sequence[str]) -> Iterator[pathlib.P
     folder, home = connect(str(path)), local_copy(str(path), "out")
     local = home / (path.name or "out")
     with Lease(folder) as lease:
-        sender = Sender(local, folder, UNSEALED, lease=lease, sent=_fetch_output(folder, local), last=last)
-        try:
+        with Sender(local, folder, UNSEALED, lease=lease, sent=_fetch_output(folder, local), last=last):
             yield local
-        except BaseException:
-            try:
-                sender.close()
-            except UserError as error:  # what ended the command is the error to show
-                print(f"warning: {error}", file=sys.stderr, flush=True)
-            raise
-        sender.close()
         _remove(folder, MARK)
         shutil.rmtree(home, ignore_errors=True)
         print(f"sent to {path}", file=sys.stderr, flush=True)
@@ -491,7 +475,10 @@ def _stop(reason: str) -> None:
 
 
 class Sender:
-    """Sends a local folder every `EVERY` seconds from a thread of its own, and a last time when it is closed."""
+    """Sends a local folder every `EVERY` seconds from a thread of its own, and a last time when it is closed.
+
+    A `with` statement closes it. Where an error has ended the work, that is the one to show: another is a warning.
+    """
 
     def __init__(
         self,
@@ -508,6 +495,17 @@ class Sender:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
         self._thread.start()
+
+    def __enter__(self) -> Sender:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        try:
+            self.close()
+        except UserError as error:
+            if kind is None:
+                raise
+            print(f"warning: {error}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Sends what is left. Raises StoreError where that fails, and UserError where the folder is another run's."""

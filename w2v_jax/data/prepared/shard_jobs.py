@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from w2v_jax.core.cli import UserError, cannot_write
-from w2v_jax.core.files import sole_maker, write_whole
+from w2v_jax.core.files import absolute, sole_maker, write_whole
 from w2v_jax.core.progress import ProgressBar
 from w2v_jax.data.index import SKIPPED, Index, Row, Skip, Source, write_skipped
 from w2v_jax.data.io.audio import AudioFiles
@@ -167,14 +167,10 @@ def _begin(job: ShardJob, source: Source) -> None:
     starts = shard_starts(most, limit)
     for number, (first, last) in enumerate(zip(starts, [*starts[1:], len(index)], strict=True)):
         write_whole(job.partial / ROWS.format(number), _lines(index.select(np.arange(first, last)), job.language))
-    listing = [{"path": _absolute(skip.path), "reason": skip.reason} for skip in index.skipped]
+    listing = [{"path": absolute(skip.path), "reason": skip.reason} for skip in index.skipped]
     about = {"settings": job.settings, "options": job.options._asdict(), "shards": len(starts)}
     about |= {"hours": index.hours, "notes": index.notes, "skipped": listing}
     write_whole(job.partial / JOB, json.dumps(about, ensure_ascii=True))
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else os.path.abspath(path)
 
 
 def _lines(index: Index, language: str) -> Iterator[str]:
@@ -182,7 +178,7 @@ def _lines(index: Index, language: str) -> Iterator[str]:
         path = str(index.paths[row])
         entry = Row(
             str(index.ids[row]),
-            _absolute(path),
+            absolute(path),
             offset=int(index.offsets[row]),
             frames=int(index.frames[row]),
             rate=int(index.rates[row]),
