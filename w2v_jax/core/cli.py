@@ -141,6 +141,11 @@ def table(rows: Mapping[str, Any] | Iterable[tuple[str, Any]], title: str = "") 
     return "\n".join(lines)
 
 
+def warn(text: str) -> None:
+    """A line on stderr for the person at the console."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def some_of(names: Sequence[str], shown: int = 5) -> str:
     """The first names of many: "a, b, c, d, e, ..."."""
     return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

@@ -25,7 +25,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from w2v_jax.core.cli import UserError, duration
+from w2v_jax.core.cli import UserError, duration, warn
 from w2v_jax.core.files import locked_file, whole_file, write_whole
 from w2v_jax.core.stores import TRIES, Folder, StoreError, connect, is_remote, listing, tried, version_of
 from w2v_jax.core.text import json_object
@@ -447,7 +447,7 @@ class Lease:
                     return
                 self._write()
             except StoreError as error:
-                print(f"warning: {error}", file=sys.stderr, flush=True)
+                warn(str(error))
 
 
 def machine() -> dict[str, str]:
@@ -470,7 +470,7 @@ def _is_alive(pid: Any) -> bool:
 
 
 def _stop(reason: str) -> None:
-    print(f"warning: {reason}; stopping", file=sys.stderr, flush=True)
+    warn(f"{reason}; stopping")
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -505,7 +505,7 @@ class Sender:
         except UserError as error:
             if kind is None:
                 raise
-            print(f"warning: {error}", file=sys.stderr, flush=True)
+            warn(str(error))
 
     def close(self) -> None:
         """Sends what is left. Raises StoreError where that fails, and UserError where the folder is another run's."""
@@ -535,6 +535,6 @@ class Sender:
                 failing_since = 0.0
             except StoreError as error:
                 failing_since = failing_since or time.monotonic()
-                print(f"warning: {error}; the work goes on, and it is tried again", file=sys.stderr, flush=True)
+                warn(f"{error}; the work goes on, and it is tried again")
                 if time.monotonic() - failing_since > GIVE_UP:
                     return _stop(f"nothing could be sent to {self.folder.url} for {duration(GIVE_UP)}")

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from w2v_jax.core.cli import UserError, out_of_memory
+from w2v_jax.core.cli import UserError, out_of_memory, warn
 from w2v_jax.core.units import CODE_PAD, SAMPLE_RATE
 from w2v_jax.data.batch_plan import FILLER, eval_plan
 from w2v_jax.data.code_vocabulary import VOCABULARY_FILE, Vocabulary
@@ -357,4 +356,4 @@ class Pieces:
 
 
 def _warn_skipped(index: Index, row: int, reason: str) -> None:
-    print(f"warning: skipped {index.paths[row]}: {reason}", file=sys.stderr, flush=True)
+    warn(f"skipped {index.paths[row]}: {reason}")

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
-from w2v_jax.core.cli import STEP, UserError, count_argument, expand_home, step_argument
+from w2v_jax.core.cli import STEP, UserError, count_argument, expand_home, step_argument, warn
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.text import numbered_lines
 from w2v_jax.data.index import Source
@@ -164,7 +163,7 @@ def search_of(args: argparse.Namespace, alphabet: Alphabet) -> Search | None:
     missing = beam_search.mismatch(lm, alphabet.tokens, search.lm_unit, boundary=search.boundary) if lm else []
     if missing:
         shown = " ".join(missing[:20])
-        print(f"warning: {args.lm} has {len(missing)} symbols that the run cannot write: {shown}", file=sys.stderr)
+        warn(f"{args.lm} has {len(missing)} symbols that the run cannot write: {shown}")
     return dataclasses.replace(search, lm=lm, lexicon=lexicon)
 
 
@@ -185,7 +184,7 @@ def read_lexicon(path: str, alphabet: Alphabet) -> frozenset[str]:
         raise UserError(f"--lexicon {path}: none of its {len(words)} words can be written with the run's alphabet")
     if len(writable) < len(words):
         unwritable = len(words) - len(writable)
-        print(f"warning: {unwritable} of {len(words)} words of {path} cannot be written", file=sys.stderr)
+        warn(f"{unwritable} of {len(words)} words of {path} cannot be written")
     return writable
 
 

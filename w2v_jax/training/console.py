@@ -16,12 +16,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from w2v_jax.core.cli import UserError, duration
+from w2v_jax.core.cli import UserError, duration, warn
 from w2v_jax.core.files import append_lines, whole_file, write_whole
 from w2v_jax.core.text import json_object
 from w2v_jax.core.types import Levels, MetricsRow
 from w2v_jax.training.curves import PROBE, draw_curves
-from w2v_jax.training.trackers import Tracker, warn
+from w2v_jax.training.trackers import Tracker
 from w2v_jax.training.trackers.tensorboard import open_board
 
 COLUMNS = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from w2v_jax.core.cli import UserError, duration, table
+from w2v_jax.core.cli import UserError, duration, table, warn
 from w2v_jax.core.config import Config
 from w2v_jax.core.files import append_lines
 from w2v_jax.core.types import Levels, MetricsRow
@@ -223,7 +222,7 @@ class RunLog:
 
     def _warn(self, text: str) -> None:
         if self.active:
-            print(f"warning: {text}", file=sys.stderr, flush=True)
+            warn(text)
 
 
 def _of_corpora(heard: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from w2v_jax.core import environment, storage
-from w2v_jax.core.cli import UserError, cannot_write, path_argument
+from w2v_jax.core.cli import UserError, cannot_write, path_argument, warn
 from w2v_jax.core.config import Config, changed_keys, from_json, keys_of, run_json, setting
 from w2v_jax.core.files import append_lines, locked_file, write_whole
 from w2v_jax.core.stores import is_remote
@@ -149,7 +149,7 @@ def record_start(path: pathlib.Path) -> None:
     try:
         append_lines(path / ENVIRONMENT, [json.dumps(start)])
     except OSError as error:
-        print(f"warning: {path / ENVIRONMENT} cannot be written: {error}", file=sys.stderr, flush=True)
+        warn(f"{path / ENVIRONMENT} cannot be written: {error}")
 
 
 def check_data(path: pathlib.Path, config: Config, prints: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax.core.cli import os_error_text
+from w2v_jax.core.cli import os_error_text, warn
 from w2v_jax.core.files import FileState, absolute, append_lines, is_folder, is_same_state, locked_file, state_of
 from w2v_jax.core.storage import cache_folder
 from w2v_jax.core.stores import is_remote, path_of
@@ -265,7 +265,7 @@ class KeptListing:
         return "\0" if below == os.curdir else f"\0{os.sep}{below}"
 
     def _complain(self, error: Exception) -> None:
-        print(f"warning: {self.index_file}: cannot be kept: {error}", file=sys.stderr, flush=True)
+        warn(f"{self.index_file}: cannot be kept: {error}")
         self.index_file = None
 
     def forget(self) -> None:

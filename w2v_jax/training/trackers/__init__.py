@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pathlib
-import sys
 from typing import Protocol
 
 from w2v_jax.core.cli import UserError
@@ -46,8 +45,3 @@ def scalars(row: MetricsRow) -> dict[str, float]:
     """The numbers of a row but its step, as NAME/SPLIT."""
     plain = {name: value for name, value in row.items() if name != "step" and isinstance(value, (int, float))}
     return {f"{name}/{row['split']}": value for name, value in plain.items()}
-
-
-def warn(text: str) -> None:
-    """A line on stderr for the person at the console."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from w2v_jax.core.cli import warn
 from w2v_jax.core.types import MetricsRow
-from w2v_jax.training.trackers import scalars, warn
+from w2v_jax.training.trackers import scalars
 
 
 class Board:

@@ -16,10 +16,11 @@ import threading
 from typing import Any
 
 from w2v_jax.core import config as configs
+from w2v_jax.core.cli import warn
 from w2v_jax.core.config import Config
 from w2v_jax.core.files import write_whole
 from w2v_jax.core.types import MetricsRow
-from w2v_jax.training.trackers import scalars, warn
+from w2v_jax.training.trackers import scalars
 
 RUN_ID = "wandb_run_id.txt"
 """In the workdir: the id of the run at Weights & Biases, so that a training that goes on is one run there."""
