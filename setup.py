@@ -73,6 +73,7 @@ setup(
     install_requires=CORE,
     extras_require={
         "gpu": ["jax[cuda13]"],
+        "gpu12": ["jax[cuda12]"],  # for drivers older than 580
         "tpu": ["jax[tpu]"],
         "demo": DEMO,
         "convert": CONVERT,

@@ -14,6 +14,7 @@ import importlib.util
 import os
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,9 @@ EXTRAS = {
 """The optional parts of the package: the modules that each needs, and what it is for."""
 LEAST_DISK, LEAST_MEMORY = 10e9, 4e9
 MEMINFO = pathlib.Path("/proc/meminfo")
+NVIDIA_DRIVER = pathlib.Path("/proc/driver/nvidia/version")
+CUDA_13 = 580
+"""The oldest NVIDIA driver that runs CUDA 13, with which the extra `gpu` comes; `gpu12` has CUDA 12."""
 STEPS = 10
 
 
@@ -66,9 +70,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--no-training", action="store_true", help="leave out the training")
     args = parser.parse_args(argv)
     found = []
-    for check in checks(args.folder, training=not args.no_training):
+    for check in checks(args.folder):
         found.append(check)
         print(line(check), flush=True)
+    if not args.no_training:
+        print("...   training    ten seconds or so where nothing else computes", flush=True)
+        found.append(trained())
+        print(line(found[-1]), flush=True)
     failed, noted = sum(check.fails for check in found), sum(bool(check.advice) for check in found)
     print(f"{failed} of {len(found)} checks failed" if failed else f"ready to train; {noted} notes")
     return 1 if failed else 0
@@ -79,8 +87,8 @@ def line(check: Check) -> str:
     return f"{word:4}  {check.name:10}  {check.value}" + (f"\n{'':18}{check.advice}" if check.advice else "")
 
 
-def checks(folder: str, *, training: bool) -> Iterator[Check]:
-    """The checks, each as soon as it is made."""
+def checks(folder: str) -> Iterator[Check]:
+    """The checks that take no time, each as soon as it is made."""
     yield versions()
     yield tensorflow()
     yield devices()
@@ -89,8 +97,6 @@ def checks(folder: str, *, training: bool) -> Iterator[Check]:
     yield disk(folder)
     for extra, (modules, purpose) in EXTRAS.items():
         yield optional(extra, modules, purpose)
-    if training:
-        yield trained()
 
 
 def versions() -> Check:
@@ -101,7 +107,11 @@ def versions() -> Check:
 def tensorflow() -> Check:
     """TensorFlow reads and decodes; it never computes."""
     if installed("tensorflow"):
-        return Check("data", "tf.data")
+        found = environment.installed_versions(environment.TENSORFLOW)
+        versions = {name: found[name] for name in environment.TENSORFLOW if name in found}
+        mixed = " and ".join(f"{name} {version}" for name, version in versions.items()) + " lie in the same folder: "
+        mixed += f"pip uninstall --yes {' '.join(versions)}, then pip install tensorflow-cpu"
+        return Check("data", "tf.data", mixed if len(set(versions.values())) > 1 else "")
     return Check("data", "threads", "TensorFlow is not installed: give --config.data.loader=threads to every training")
 
 
@@ -117,11 +127,21 @@ def devices() -> Check:
 
 def unused_accelerator() -> str:
     """What to install where the machine has an accelerator that JAX does not see; "" elsewhere."""
-    if pathlib.Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi"):
-        return "there is an NVIDIA driver, and JAX does not use it: pip install -U 'w2v-jax[gpu]'"
+    if NVIDIA_DRIVER.exists() or shutil.which("nvidia-smi"):
+        extra = "gpu12" if 0 < driver_version() < CUDA_13 else "gpu"
+        return f"there is an NVIDIA driver, and JAX does not use it: pip install -U 'w2v-jax[{extra}]'"
     if any(pathlib.Path("/dev").glob("accel[0-9]*")):
         return "this seems to be a TPU host, and JAX does not use it: pip install -U 'w2v-jax[tpu]'"
     return ""
+
+
+def driver_version() -> int:
+    """The first number of the version of the NVIDIA driver; 0 where it is not told."""
+    try:
+        found = re.search(r"Module.*? (\d+)\.\d", NVIDIA_DRIVER.read_text())
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
 
 
 def cores() -> Check:

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 
 VERSION = "0.1.0"
 """The version of this package."""
-STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "librosa")
+TENSORFLOW = ("tensorflow", "tensorflow-cpu")
+"""The packages that bring TensorFlow, in the same folder."""
+STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", *TENSORFLOW, "tensorflow-datasets", "librosa")
 """The packages whose versions can change what a run computes or reads."""
 
 

@@ -10,13 +10,16 @@ from recipe_facts import ACCELERATOR, PROCESSOR, facts
 from test_docs import accept
 
 from w2v_jax.core.cli import UserError
+from w2v_jax.core.config import load
 from w2v_jax.profiling.recipes.budget import check_disk, least_minutes, make_plan
 from w2v_jax.profiling.recipes.rules import FINE_TUNED, Init
 from w2v_jax.profiling.recipes.speed import Timing
+from w2v_jax.profiling.recipes.start_model import continued
 
 WAV2VEC2 = Init("runs/base", True, "wav2vec2", config="finetune.py:10m", changes={"data.normalize": True})
 DOWNLOADED = WAV2VEC2._replace(path="DOWNLOADED", is_run=False)
 OWN_CPC = Init("runs/cpc", True, "cpc", config="acoustic_frozen.py:cpc_demo", changes=FINE_TUNED)
+FURTHER = {"given": Timing(0.05, 60.0, 3 * 10**8), "continued": Timing(2.5, 60.0, 3 * 10**8)}
 PLANS = {
     "log-mel": facts(train_minutes=60.0),
     "two models": facts(train_minutes=60.0, budget=86_400.0),
@@ -26,6 +29,13 @@ PLANS = {
     "given": facts(init=WAV2VEC2, budget=86_400.0, machine=PROCESSOR._replace(slow_bfloat16=True)),
     "downloaded": facts(init=DOWNLOADED, budget=86_400.0),
     "own": facts(init=OWN_CPC, budget=7200.0, timings={"given": Timing(0.3, 8.0, 1_200_000)}),
+    "pretrained further": facts(
+        init=DOWNLOADED._replace(pretraining=continued(load("w2v2_large.py"))),
+        budget=172_800.0,
+        machine=ACCELERATOR,
+        hours=100.0,
+        timings=FURTHER,
+    ),
     "wav2vec 2.0": facts(budget=259_200.0, machine=ACCELERATOR, hours=960.0),
     "HuBERT": facts(budget=259_200.0, machine=ACCELERATOR, hours=50.0),
 }
@@ -73,6 +83,16 @@ def test_a_plan_keeps_to_its_budget_or_is_refused(budget, timings, data, machine
     assert 0 < plan.seconds <= budget
     updates = [int(n) for step in plan.steps for n in re.findall(r"train.steps=(\d+)", " ".join(step.command))]
     assert updates and min(updates) >= 300
+
+
+def test_a_given_model_is_pretrained_on_all_audio_before_it_learns_letters():
+    steps = make_plan(PLANS["pretrained further"], "out").steps
+    assert [step.name for step in steps] == ["convert", "pretraining", "recogniser", "score dev", "report"]
+    first, second = (" ".join(step.command) for step in steps[1:3])
+    for word in ("init.run=out/imported", "data.root=out/lists/audio.jsonl", "optim.peak=3e-05", "=(0.5,0.1,0.999995)"):
+        assert word in first
+    assert "init.run=out/pretraining" in second and "data.root=out/lists/train.jsonl" in second
+    assert steps[1].seconds == pytest.approx(0.45 * 172_800, rel=0.02)
 
 
 def test_more_time_never_gives_fewer_updates():

@@ -11,9 +11,18 @@ from recipe_facts import ACCELERATOR, DATA, LARGE, PROCESSOR, SMALL, facts
 from w2v_jax.core.config import load
 from w2v_jax.profiling.recipes import rules
 from w2v_jax.profiling.recipes.rules import RULES, Init, amount_of, buckets_of, candidates, choose, recogniser_batch
+from w2v_jax.profiling.recipes.speed import Timing
 
 GIVEN = Init("runs/base", True, "wav2vec2", config="finetune.py:10m", changes={})
 DAYS = 86_400.0
+PRETRAINED = GIVEN._replace(pretraining=("w2v2_large.py", {"encoder.width": 512}))
+CONTINUED = {"given": Timing(0.05, 60.0, 95_000_000), "continued": Timing(2.5, 60.0, 95_000_000)}
+
+
+def continuing(**known):
+    """Facts of a model whose pretraining can go on, with 100 h of audio for two days."""
+    usual = {"hours": 100.0, "machine": ACCELERATOR, "timings": CONTINUED, "budget": 2 * DAYS, "init": PRETRAINED}
+    return facts(**(usual | known))
 
 
 @pytest.mark.parametrize(
@@ -25,6 +34,11 @@ DAYS = 86_400.0
         (facts(train_minutes=50.0, hours=0.9), "log-mel"),  # all audio has labels
         (facts(train_minutes=60.0), "log-mel"),
         (facts(init=GIVEN), "the given model"),
+        (continuing(), "the given model, pretrained further"),
+        (continuing(budget=5 * 3600), "the given model"),  # 5,000 updates do not fit into half of it
+        (continuing(hours=9.0), "the given model"),
+        (continuing(train_minutes=601.0), "the given model"),  # a tenth of the audio has labels
+        (continuing(init=GIVEN, timings={"given": CONTINUED["given"]}), "the given model"),
         (facts(budget=3 * DAYS, machine=ACCELERATOR, hours=960.0), "wav2vec 2.0 Base"),
         (facts(budget=3 * DAYS, machine=ACCELERATOR, hours=50.0), "HuBERT Base"),
         (facts(budget=3 * DAYS, machine=PROCESSOR, hours=960.0), "CPC"),
@@ -87,4 +101,7 @@ def test_what_is_timed_has_configs_that_load():
         for candidate in timed.values():
             load(candidate.config, [(key, str(value)) for key, value in candidate.changes.items()])
     assert "cpc" not in candidates(DATA._replace(train_minutes=100.0), None)
-    assert candidates(DATA, GIVEN).keys() == {"given"}
+    assert candidates(DATA, GIVEN).keys() == candidates(DATA, PRETRAINED).keys() == {"given"}
+    much = DATA._replace(hours=100.0)
+    assert candidates(much, GIVEN).keys() == {"given"}
+    assert candidates(much, PRETRAINED)["continued"].parts == pytest.approx(128 * 75 / (5 * 15.625))

@@ -64,6 +64,7 @@ def make_plan(facts: Facts, out: str, test: str = "") -> Recipe:
     choices = [held, method, rules.choose(facts, "arithmetic")]
     build = {
         "the given model": _given,
+        "the given model, pretrained further": _pretrained_further,
         "wav2vec 2.0 Base": _wav2vec2,
         "HuBERT Base": _hubert,
         "CPC": _cpc,
@@ -274,28 +275,65 @@ def _finetuned(
 def _given(facts: Facts, out: str, left: float) -> Built:
     init = facts.init
     assert init is not None
-    steps, run = [], init.path
-    if not init.is_run:
-        run = f"{out}/imported"
-        convert = ("w2v_jax.convert", "--from", init.path, "--to", run)
-        steps.append(PlannedCommand("convert", convert, STARTS["convert"] * facts.start + 10))
-        left -= steps[0].seconds
+    steps, run = _imported(init, facts, out)
+    left -= sum(step.seconds for step in steps)
     steps.append(_finetuned(facts, out, left, candidate="given", config=init.config, run=run, changes=init.changes))
     return steps, [], ["given"]
 
 
+def _imported(init: rules.Init, facts: Facts, out: str) -> tuple[list[PlannedCommand], str]:
+    """The conversion of the given model where it needs one, and the run to start from."""
+    if init.is_run:
+        return [], init.path
+    run = f"{out}/imported"
+    convert = ("w2v_jax.convert", "--from", init.path, "--to", run)
+    return [PlannedCommand("convert", convert, STARTS["convert"] * facts.start + 10)], run
+
+
+def _pretrained_further(facts: Facts, out: str, left: float) -> Built:
+    init = facts.init
+    assert init is not None and init.pretraining is not None
+    steps, run = _imported(init, facts, out)
+    left -= sum(step.seconds for step in steps)
+    config, changes = init.pretraining
+    share = rules.CONTINUED_SHARE * left
+    first = _pretraining(
+        facts,
+        out,
+        share,
+        candidate="continued",
+        config=config,
+        changes={"init.run": run} | changes,
+        most=rules.CONTINUED_MOST,
+    )
+    run = f"{out}/pretraining"
+    last = _finetuned(
+        facts, out, left - first.seconds, candidate="given", config=init.config, run=run, changes=init.changes
+    )
+    return [*steps, first, last], [], ["given", "continued"]
+
+
+def _pretraining(
+    facts: Facts, out: str, share: float, *, candidate: str, config: str, changes: Mapping[str, Any], most: int
+) -> PlannedCommand:
+    """A pretraining of a size of the papers on all audio, of as many updates as fit into `share` seconds."""
+    second = rules.READING * facts.timings[candidate].update
+    updates = min(most, int(share / second))
+    given = dict(changes) | {"data.name": "jsonl", "data.root": f"{out}/lists/audio.jsonl"}
+    given |= {"optim.warmup": updates * 8 // 100, "train.steps": updates}
+    given |= {"data.loader": "threads"} if facts.machine.loader == "threads" else {}
+    return PlannedCommand("pretraining", _train(config, f"{out}/pretraining", given), updates * second)
+
+
 def _wav2vec2(facts: Facts, out: str, left: float) -> Built:
-    share = 0.75 * left
-    updates = min(rules.BASE_MOST, int(share / (rules.READING * facts.timings["base"].update)))
-    changes = {"data.name": "jsonl", "data.root": f"{out}/lists/audio.jsonl", "optim.warmup": updates * 8 // 100}
-    changes |= {"train.steps": updates} | ({"data.loader": "threads"} if facts.machine.loader == "threads" else {})
-    took = updates * rules.READING * facts.timings["base"].update
-    first = PlannedCommand("pretraining", _train("w2v2_base.py", f"{out}/pretraining", changes), took)
+    first = _pretraining(
+        facts, out, 0.75 * left, candidate="base", config="w2v2_base.py", changes={}, most=rules.BASE_MOST
+    )
     amount = rules.amount_of(facts.labelled_hours)
     second = _finetuned(
         facts,
         out,
-        left - took,
+        left - first.seconds,
         candidate="finetune",
         config=f"finetune.py:{amount}",
         run=f"{out}/pretraining",

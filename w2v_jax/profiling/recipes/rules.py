@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from w2v_jax.core.config import load
 from w2v_jax.profiling.recipes.look import DataFacts, MachineFacts
 from w2v_jax.profiling.recipes.speed import TimedConfig, Timing
 
@@ -27,6 +28,10 @@ CPC_RECOGNISER = 900
 BASE_FEWEST, BASE_MOST = 25_000, 400_000
 """Updates of wav2vec 2.0 Base or HuBERT Base with the batch of the papers."""
 FINETUNE_FEWEST = 500
+CONTINUED_FEWEST, CONTINUED_MOST = 5000, 50_000
+"""Updates, with the batch of the papers, of a pretraining that goes on from a given model."""
+CONTINUED_SHARE = 0.5
+"""The share of the time that such a pretraining is given."""
 AMOUNTS = {"10m": 0.5, "1h": 4.0, "10h": 40.0, "100h": 400.0, "960h": float("inf")}
 """The variants of configs/finetune.py, and below how many labelled hours each is taken."""
 
@@ -35,6 +40,7 @@ class Init(NamedTuple):
     """The model of --from: the folder or files, its method, and the config and changed keys that fine-tune it.
 
     is_run: it needs no conversion first. small: an acoustic model learns with the encoder, as after a CPC of one's own.
+    pretraining: the config and changed keys with which its own pretraining goes on; None where it cannot.
     """
 
     path: str
@@ -42,6 +48,7 @@ class Init(NamedTuple):
     method: str
     config: str
     changes: dict[str, Any]
+    pretraining: tuple[str, dict[str, Any]] | None = None
 
     @property
     def small(self) -> bool:
@@ -99,6 +106,11 @@ def few_labels(data: DataFacts) -> bool:
     return data.train_minutes <= 20 and 60 * data.hours >= 2 * data.train_minutes
 
 
+def much_unlabelled(data: DataFacts) -> bool:
+    """Whether audio is so much more than its labels that a pretrained model could learn from it first."""
+    return data.hours >= 10 and 60 * data.hours >= 10 * data.train_minutes
+
+
 def cpc_may_help(data: DataFacts) -> bool:
     """The part of the rule of CPC that needs no measurement."""
     return few_labels(data) and data.hours >= 0.4
@@ -120,6 +132,18 @@ RULES = (
         always,
         because="with fewer than five speakers, to hold one out would cost too much of the labels",
         rests_on="ten_minutes.md, What to expect",
+    ),
+    Rule(
+        "method",
+        "the given model, pretrained further",
+        lambda f: (
+            f.init is not None
+            and much_unlabelled(f.data)
+            and f.updates("continued", CONTINUED_SHARE) >= CONTINUED_FEWEST
+        ),
+        because=f"audio is 10 h or more and ten times as long as the labels, and {CONTINUED_FEWEST:,} updates fit into "
+        "half of the budget: the model can get to know the language and the channel first",
+        rests_on=f"papers on Amis and Seediq (arXiv 2409.08872) and others; {UNMEASURED}",
     ),
     Rule(
         "method",
@@ -264,7 +288,10 @@ def candidates(data: DataFacts, init: Init | None) -> dict[str, TimedConfig]:
     if init is not None:
         units = {"data.unit_seconds": max(UPDATE_SECONDS, buckets_of(data)[-1])}
         rows = max(1, int(UPDATE_SECONDS // length))
-        return {"given": TimedConfig(init.config, {**init.changes, **units}, rows, seconds=length)}
+        found = {"given": TimedConfig(init.config, {**init.changes, **units}, rows, seconds=length)}
+        if init.pretraining and much_unlabelled(data):
+            found["continued"] = _paper_batch(*init.pretraining)
+        return found
     found = {"logmel": TimedConfig("acoustic_logmel.py:ten_minutes", {**batch, **ONE_MODEL}, rows, seconds=length)}
     if not cpc_may_help(data):
         return found | _large(data, length)
@@ -278,10 +305,15 @@ def candidates(data: DataFacts, init: Init | None) -> dict[str, TimedConfig]:
 
 def _large(data: DataFacts, length: float) -> dict[str, TimedConfig]:
     """The candidates of accelerators, with the batches of the papers. length: seconds of most labelled recordings."""
-    rows, crop = 5, 15.625
     found = {
-        name: TimedConfig(config, {}, rows, seconds=crop, parts=gpus * 87.5 / (rows * crop), on_accelerator=True)
-        for name, config, gpus in (("base", "w2v2_base.py", 64), ("hubert", "hubert_base.py", 32))
+        name: _paper_batch(config, {}) for name, config in (("base", "w2v2_base.py"), ("hubert", "hubert_base.py"))
     }
     config, rows = f"finetune.py:{amount_of(data.train_minutes / 60)}", max(1, int(UPDATE_SECONDS // length))
     return found | {"finetune": TimedConfig(config, {}, rows, seconds=length, on_accelerator=True)}
+
+
+def _paper_batch(config: str, changes: dict[str, Any]) -> TimedConfig:
+    """A pretraining with the batch of its paper, of which a device is timed on five long rows."""
+    hours = load(config).data.batch_hours
+    rows, crop = 5, 15.625
+    return TimedConfig(config, changes, rows, seconds=crop, parts=3600 * hours / (rows * crop), on_accelerator=True)

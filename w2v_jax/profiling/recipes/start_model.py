@@ -6,10 +6,11 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 from w2v_jax import methods
 from w2v_jax.core.cli import UserError
-from w2v_jax.core.config import Config, load
+from w2v_jax.core.config import Config, flatten, load
 from w2v_jax.profiling.recipes.rules import FINE_TUNED, REGULARISED, Init, amount_of
 from w2v_jax.training.warm_start import encoder_changes
 from w2v_jax.training.workdir import has_checkpoint, read_config
@@ -42,7 +43,29 @@ def fine_tuning(path: str, config: Config, labelled_hours: float, *, is_run: boo
             "encoders, says how its features are used"
         )
     changes |= encoder_changes(load(name), config)
-    return Init(path, is_run=is_run, method=config.method, config=name, changes=changes)
+    further = continued(config)
+    return Init(path, is_run=is_run, method=config.method, config=name, changes=changes, pretraining=further)
+
+
+HEADS = ("quantizer.groups", "quantizer.codes", "quantizer.dim", "loss.proj")
+"""The keys that shape what wav2vec 2.0 has beside its encoder."""
+
+
+def continued(config: Config) -> tuple[str, dict[str, Any]] | None:
+    """The config and changed keys with which the pretraining of a run with this config goes on; None where it cannot.
+
+    wav2vec 2.0 can, where its quantizer came along. Others need new units first, or heads that files lack. The learning
+    rate is a tenth of the paper's, and the temperature begins where Base's ends (docs/how/continue.md).
+    """
+    if config.method != "wav2vec2" or not config.quantizer.groups:
+        return None
+    size = lambda name: len(encoder_changes(load(name), config))
+    name = min(("w2v2_base.py", "w2v2_large.py"), key=size)
+    usual, known = load(name), flatten(config)
+    changes = encoder_changes(usual, config)
+    changes |= {key: known[key] for key in HEADS if flatten(usual)[key] != known[key]}
+    last, decay = usual.quantizer.temperature[1:]
+    return name, changes | {"optim.peak": usual.optim.peak / 10, "quantizer.temperature": (0.5, last, decay)}
 
 
 def _converted(path: str) -> Config:
