@@ -40,6 +40,16 @@ def test_what_was_there_before_does_not_enter_the_rate():
     assert text == "3.00 of 4.00 h (60x real time, 1 min 00 s left)"
 
 
+def test_short_audio_is_counted_in_seconds_and_more_than_was_known_is_no_warning(monkeypatch):
+    assert progress._text(1, 0, n=0.001, total=0.002, elapsed=1.0, initial=0.001) == "4 of 7 s"
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(progress, "TERMINAL_SECONDS", 0.0)
+    with progress.ProgressBar("work", 1.0) as bar:
+        bar.add(5400)
+    assert "1.50 of 1.50 h" in stream.getvalue()
+
+
 def test_files_are_counted_where_the_amount_is_unknown():
     text = progress._text(1200, 3, n=1.25, total=None, elapsed=10.0, initial=0.0)
     assert text == "1,200 files, 1.2 h, 3 skipped (120 files/s)"

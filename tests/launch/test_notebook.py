@@ -31,7 +31,7 @@ def shell(command):
 shown = []
 display = types.SimpleNamespace(
     HTML=lambda text: ("page", text),
-    Audio=lambda sound, rate=None: ("sound", str(sound)),
+    Audio=lambda sound: ("sound", sound),
     Image=lambda path: ("picture", open(path, "rb").read(8)),
     display=shown.append,
 )
@@ -41,7 +41,7 @@ sys.modules["IPython"], sys.modules["IPython.display"] = types.ModuleType("IPyth
 ENDING = r"""
 assert [kind for kind, _ in shown] == ["picture", "picture", "sound", "sound", "page"]
 assert shown[0][1] == shown[1][1] == b"\x89PNG\r\n\x1a\n"
-assert shown[3][1] == heard["audio_filepath"]
+assert shown[2][1] == shown[3][1] == heard["audio_filepath"]
 frame = shown[4][1]
 assert html.unescape(frame.split('"')[1]) == open("report.html", encoding="utf-8").read()
 """

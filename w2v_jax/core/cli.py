@@ -15,6 +15,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from w2v_jax.core import environment
+
 
 class UserError(Exception):
     """A mistake of the person at the keyboard: shown as one message without a stack trace, exit code 1."""
@@ -73,6 +75,7 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     Exit codes: 0 success, 1 a mistake or a full disk, 2 wrong usage, 130 Ctrl-C, 141 when the reader of the output has
     gone. A fault of the code keeps its traceback.
     """
+    environment.prepare_libraries()
     try:
         code = main(sys.argv[1:])
     except UserError as error:

@@ -1,9 +1,18 @@
-"""Versions of what computes, for people who compare runs or report a fault. Imports none of the packages."""
+"""The libraries beneath: their versions, for people who compare runs or report a fault, and what they need to work.
+
+Imports none of them.
+"""
 
 from __future__ import annotations
 
+import atexit
 import importlib.metadata
+import os
+import pathlib
 import platform
+import shutil
+import tempfile
+import warnings
 from collections.abc import Iterable
 
 VERSION = "0.1.0"
@@ -23,3 +32,24 @@ def installed_versions(packages: Iterable[str] = STACK) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return known
+
+
+def prepare_libraries() -> None:
+    """Makes libraries work, and keep quiet, where a process has no home that it may write to, or no shared memory.
+
+    numba, with which librosa compiles, cannot be imported without a folder for its cache; matplotlib makes one and says
+    so. Both get one that is removed when this process ends. Call it before they are imported.
+    """
+    warnings.filterwarnings("ignore", ".*joblib will operate in serial mode", UserWarning)
+    if not _has_cache():
+        folder = tempfile.mkdtemp(prefix="w2v-jax-cache-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        for key in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR"):
+            os.environ.setdefault(key, folder)
+
+
+def _has_cache() -> bool:
+    """Whether the folder in which libraries keep what they made can be written to."""
+    cache = pathlib.Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
+    there = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    return cache.is_absolute() and os.access(there, os.W_OK)  # not absolute: nobody knows the home of this user

@@ -40,6 +40,8 @@ class ProgressBar:
 
     def add(self, seconds: float, *, is_new: bool = True, is_skipped: bool = False) -> None:
         """Counts a finished recording. What was there before (`is_new` False) does not enter the rate."""
+        if self.bar.total is not None:  # it may be an estimate
+            self.bar.total = max(self.bar.total, self.bar.n + seconds / 3600)
         self.bar.files += 1
         self.bar.skipped += is_skipped
         if not is_new:
@@ -94,7 +96,8 @@ def _text(files: int, skipped: int, *, n: float, total: float | None, elapsed: f
         return f"{files:,} files, {n:,.1f} h, {skipped:,} skipped ({files / max(elapsed, 1e-9):,.0f} files/s)"
     rate = (n - initial) / max(elapsed, 1e-9)  # hours per second
     rest = f" ({3600 * rate:.0f}x real time, {duration(max(0.0, total - n) / rate)} left)" if rate > 0 else ""
-    return f"{n:.2f} of {total:.2f} h{rest}"
+    done = f"{n:.2f} of {total:.2f} h" if total > 0.1 else f"{3600 * n:.0f} of {3600 * total:.0f} s"
+    return f"{done}{rest}"
 
 
 class _Log:

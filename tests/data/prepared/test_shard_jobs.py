@@ -1,5 +1,6 @@
 """Laws of corpora of shards: the same rows in the same order, the same bytes after any kill, nothing half-written."""
 
+import errno
 import multiprocessing
 import os
 import random
@@ -200,3 +201,13 @@ def test_a_corpus_without_one_usable_recording_is_an_error(tmp_path):
 def test_processes_make_the_same_shards(recordings, whole, tmp_path):
     make(recordings, tmp_path / "corpus", in_processes(2))
     assert contents(tmp_path / "corpus") == contents(whole)
+
+
+def test_without_shared_memory_one_process_makes_them(recordings, whole, tmp_path, monkeypatch, capsys):
+    def event():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))  # of sem_open, without /dev/shm
+
+    monkeypatch.setattr(multiprocessing, "get_context", lambda how: types.SimpleNamespace(Event=event))
+    make(recordings, tmp_path / "corpus", in_processes(2))
+    assert contents(tmp_path / "corpus") == contents(whole)
+    assert "this process makes all shards alone" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError, cannot_write
+from w2v_jax.core.cli import UserError, cannot_write, os_error_text, warn
 from w2v_jax.core.files import absolute, sole_maker, write_whole
 from w2v_jax.core.progress import ProgressBar
 from w2v_jax.data.index import SKIPPED, Index, Row, Skip, Source, write_skipped
@@ -242,7 +242,13 @@ def in_processes(workers: int) -> Run:
     def run(folder: pathlib.Path, numbers: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         context = multiprocessing.get_context("spawn")  # threads and TensorFlow do not survive a fork
         count = max(1, min(workers, len(numbers)))
-        stop = context.Event()
+        try:
+            stop = context.Event()
+        except OSError as error:
+            warn(f"this process makes all shards alone: other processes would need /dev/shm ({os_error_text(error)})")
+            for number in numbers:
+                yield number, write_shard(folder, number)
+            return
         pool = concurrent.futures.ProcessPoolExecutor(
             count, mp_context=context, initializer=_start_worker, initargs=(os.getpid(), stop)
         )
