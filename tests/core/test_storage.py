@@ -500,3 +500,11 @@ def test_shards_that_were_fetched_longest_ago_make_room(tmp_path):
     storage.make_room(["memory://lab/0/s"], 150, 400)
     left = [storage.local_copy(f"memory://lab/{number}/s", "shards").exists() for number in range(3)]
     assert left == [True, False, True]
+
+
+def test_copies_lie_in_the_home_unless_the_environment_says_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("W2V_JAX_CACHE", "~/copies")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert storage.cache_folder() == tmp_path / "copies"
+    monkeypatch.setenv("W2V_JAX_CACHE", "")
+    assert storage.cache_folder() == tmp_path / ".cache" / "w2v_jax"

@@ -37,10 +37,12 @@ def installed_versions(packages: Iterable[str] = STACK) -> dict[str, str]:
 def prepare_libraries() -> None:
     """Makes libraries work, and keep quiet, where a process has no home that it may write to, or no shared memory.
 
-    numba, with which librosa compiles, cannot be imported without a folder for its cache; matplotlib makes one and says
-    so. Both get one that is removed when this process ends. Call it before they are imported.
+    Where the system knows no home of the user, some libraries fail, and others make a folder called "~": there is one
+    then. numba, with which librosa compiles, cannot be imported without a folder for its cache; matplotlib makes one
+    and says so. Both get one that is removed when this process ends. Call it before they are imported.
     """
     warnings.filterwarnings("ignore", ".*joblib will operate in serial mode", UserWarning)
+    os.environ.setdefault("HOME", home())
     if not _has_cache():
         folder = tempfile.mkdtemp(prefix="w2v-jax-cache-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -48,8 +50,14 @@ def prepare_libraries() -> None:
             os.environ.setdefault(key, folder)
 
 
+def home() -> str:
+    """The user's home. Where the system knows none, as in a container with a number for a user: a temporary folder."""
+    known = os.path.expanduser("~")
+    return known if known != "~" else os.path.join(tempfile.gettempdir(), f"w2v_jax-{os.getuid()}")
+
+
 def _has_cache() -> bool:
     """Whether the folder in which libraries keep what they made can be written to."""
-    cache = pathlib.Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
-    there = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    return cache.is_absolute() and os.access(there, os.W_OK)  # not absolute: nobody knows the home of this user
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.join(home(), ".cache"))
+    there = next(folder for folder in (cache, *cache.parents) if os.path.exists(folder))
+    return os.access(there, os.W_OK)

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from w2v_jax.core.cli import UserError, duration, warn
+from w2v_jax.core.environment import home
 from w2v_jax.core.files import locked_file, whole_file, write_whole
 from w2v_jax.core.stores import TRIES, Folder, StoreError, connect, is_remote, listing, tried, version_of
 from w2v_jax.core.text import json_object
@@ -63,7 +64,8 @@ UNSEALED = Seals("", "")
 
 def cache_folder() -> pathlib.Path:
     """Where local copies lie: the environment's W2V_JAX_CACHE, else ~/.cache/w2v_jax."""
-    return pathlib.Path(os.environ.get("W2V_JAX_CACHE") or "~/.cache/w2v_jax").expanduser().absolute()
+    given = os.environ.get("W2V_JAX_CACHE")
+    return (pathlib.Path(given).expanduser() if given else pathlib.Path(home(), ".cache", "w2v_jax")).absolute()
 
 
 def local_copy(url: str, kind: str) -> pathlib.Path:
