@@ -59,12 +59,13 @@ def plain(cell: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # nine commands, a minute or two of two free cores
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     script = tmp_path / "notebook.py"
     script.write_text(RUNNER + "\n\n".join(map(plain, cells())) + ENDING)
     env = environment(haste=False, W2V_VARIANT="tiny", JAX_PLATFORMS="cpu")
     result = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600
+        [sys.executable, str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=890
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert "training on: cpu" in result.stdout and "skipped: choose a GPU" in result.stdout

@@ -3,8 +3,11 @@
 import html.parser
 import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
+import pytest
 from written_runs import curve, write_run
 
 from w2v_jax.reporting import markup, page
@@ -90,6 +93,24 @@ def test_the_newest_values_and_what_differs_are_tables(tmp_path):
     assert "optim.peak" in found.texts["th"]
     same = [write_run(tmp_path / "c", curve(5)), write_run(tmp_path / "d", curve(5))]
     assert "The configs are the same." in page_text(contents(*same))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="links are followed in Chromium")
+def test_links_work_within_another_page(tmp_path):
+    """As notebooks show it: an iframe with srcdoc has the address of the page around it."""
+    follows = """<script>
+        document.querySelector('a[href="#environment"]').click(); parent.postMessage(scrollY > 100, "*");
+    </script></body>"""
+    inner = html.escape(page_text(contents(write_run(tmp_path / "a", curve(200)))).replace("</body>", follows))
+    outer = """<p>no answer</p><script>
+        addEventListener("message", (event) => { document.querySelector("p").textContent = `moved: ${event.data}`; });
+    </script>"""
+    (tmp_path / "outer.html").write_text(f'{outer}<iframe srcdoc="{inner}" height="300"></iframe>', encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
+    command = ["chromium", *options, f"--user-data-dir={tmp_path}", str(tmp_path / "outer.html")]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    assert "<p>moved: true</p>" in shown
 
 
 def test_one_run_alone_has_no_differences(tmp_path):
