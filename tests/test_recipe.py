@@ -14,7 +14,8 @@ from recipe_facts import SMALL
 from w2v_jax import recipe
 from w2v_jax.core.cli import UserError
 from w2v_jax.data.sources import synthetic
-from w2v_jax.profiling.recipes import speed
+from w2v_jax.profiling.recipes import rules, speed
+from w2v_jax.profiling.recipes.speed import Timing
 from w2v_jax.profiling.recipes.steps import STATE
 
 DEVICES = {"platform": "cpu", "kind": "cpu", "devices": 1, "memory": 16e9, "slow_bfloat16": False}
@@ -44,6 +45,23 @@ def test_a_dry_run_prints_reasons_and_commands_and_writes_nothing(corpus, measur
         assert word in said, word
     assert said.count("python -m w2v_jax.") == 4 and f"--workdir={tmp_path / 'out' / 'recogniser'}" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_shows_that_a_given_model_is_pretrained_further(corpus, random_run, tmp_path, monkeypatch, capsys):
+    def measured(candidates):
+        wanted = {"given": Timing(0.05, 60.0, 10**8), "continued": Timing(2.5, 60.0, 10**8)}
+        return speed.Speeds(DEVICES | {"platform": "gpu"}, 4.0, {name: wanted[name] for name in candidates})
+
+    monkeypatch.setattr(speed, "measured_speeds", measured)
+    monkeypatch.setattr(rules, "much_unlabelled", lambda data: True)
+    given = ("--from", str(random_run()), "--dry-run")
+    assert recipe.main(arguments(corpus, tmp_path / "out", *given, budget="2d")) == 0
+    said = capsys.readouterr().out
+    assert "the given model, pretrained further:" in said and "get to know the language" in " ".join(said.split())
+    assert f"--config.init.run={given[1]}" in said and f"--config.init.run={tmp_path / 'out' / 'pretraining'}" in said
+    assert recipe.main(arguments(corpus, tmp_path / "out", *given, budget="5h")) == 0
+    said = capsys.readouterr().out
+    assert "the given model:" in said and "pretraining" not in said.partition("plan:")[2]
 
 
 def test_nothing_runs_without_yes_where_nobody_can_be_asked(corpus, measured, tmp_path, capsys):
