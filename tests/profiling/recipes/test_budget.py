@@ -63,22 +63,25 @@ seconds = st.floats(1e-3, 60.0)
     timings=st.fixed_dictionaries(
         {
             name: st.builds(Timing, seconds, seconds, st.integers(1, 10**9))
-            for name in ("logmel", "cpc", "cpc_ctc", "base", "hubert", "finetune")
+            for name in ("logmel", "cpc", "cpc_ctc", "base", "hubert", "finetune", "given", "continued")
         }
     ),
     data=st.fixed_dictionaries(
         {"hours": st.floats(0.02, 1e4), "train_minutes": st.floats(0.5, 1e4), "dev_minutes": st.floats(0.5, 20.0)}
     ),
     machine=st.sampled_from([PROCESSOR, ACCELERATOR]),
+    init=st.sampled_from([None, WAV2VEC2, DOWNLOADED._replace(pretraining=("w2v2_base.py", {}))]),
 )
-def test_a_plan_keeps_to_its_budget_or_is_refused(budget, timings, data, machine):
-    if machine is PROCESSOR:
-        timings = {name: timings[name] for name in ("logmel", "cpc", "cpc_ctc")}
-    known = facts(budget=budget, timings=timings, machine=machine, **data)
+def test_a_plan_keeps_to_its_budget_or_is_refused(budget, timings, data, machine, init):
+    names = {"given"} if init else timings.keys() - {"given", "continued"}
+    names |= {"continued"} if init and init.pretraining else set()
+    names -= {"base", "hubert", "finetune", "continued"} if machine is PROCESSOR else set()
+    timings = {name: timings[name] for name in names}
+    known = facts(budget=budget, timings=timings, machine=machine, init=init, **data)
     try:
         plan = make_plan(known, "out")
     except UserError as error:
-        assert "--budget" in str(error)
+        assert "--budget" in str(error) and (init is None or least_minutes(known) * 60 > budget)
         return
     assert 0 < plan.seconds <= budget
     updates = [int(n) for step in plan.steps for n in re.findall(r"train.steps=(\d+)", " ".join(step.command))]

@@ -140,6 +140,7 @@ RULES = (
             f.init is not None
             and much_unlabelled(f.data)
             and f.updates("continued", CONTINUED_SHARE) >= CONTINUED_FEWEST
+            and f.updates("given", 1 - CONTINUED_SHARE) >= 4 * FINETUNE_FEWEST
         ),
         because=f"audio is 10 h or more and ten times as long as the labels, and {CONTINUED_FEWEST:,} updates fit into "
         "half of the budget: the model can get to know the language and the channel first",
