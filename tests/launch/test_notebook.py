@@ -63,7 +63,7 @@ def plain(cell: str) -> str:
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     script = tmp_path / "notebook.py"
     script.write_text(RUNNER + "\n\n".join(map(plain, cells())) + ENDING)
-    env = environment(haste=False, W2V_VARIANT="tiny", JAX_PLATFORMS="cpu")
+    env = environment(W2V_VARIANT="tiny", JAX_PLATFORMS="cpu")
     result = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=890
     )
