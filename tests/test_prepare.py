@@ -221,6 +221,7 @@ def test_shards_hold_what_is_usable_and_tell_what_is_not(corpus, tmp_path, capsy
     assert "another size" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_shards_in_a_store_are_sent_when_all_are_made_and_a_finished_corpus_stays(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("W2V_JAX_CACHE", str(tmp_path / "cache"))
     poor_store.reset()
