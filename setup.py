@@ -41,7 +41,7 @@ CORE = [
 CONVERT = ["safetensors>=0.5"]
 DECODE = ["flashlight-text>=0.0.7"]
 FEATURES = ["pyarrow>=18", "h5py>=3.12"]
-GCS, S3 = ["gcsfs>=2025.5"], ["s3fs>=2025.5"]
+GCS, S3 = ["gcsfs>=2025.5", "aiohttp>=3.10"], ["s3fs>=2025.5"]
 WANDB, HUB = ["wandb>=0.19"], ["huggingface_hub>=0.30"]
 DOCS = ["sphinx>=8.2", "furo>=2025.7", "myst-parser>=4", "latex2mathml>=3.78", "codespell>=2.4"]
 DEMO = ["espeakng-loader>=0.2.4"]

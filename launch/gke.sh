@@ -171,8 +171,9 @@ if [ "$action" = train ] || [ "$action" = manifest ]; then
   need_number per-node 8
   need_number restarts 30
   need_training
-  [[ ${option[workdir]} == /data/* ]] ||
-    wrong "--workdir=${option[workdir]}: only /data, where --volume is mounted, outlives a pod; e.g. /data/runs/$name"
+  [[ ${option[workdir]} == /data/* || ${option[workdir]} == *://* ]] ||
+    wrong "--workdir=${option[workdir]}: only /data, where --volume is mounted, and a URL outlive a pod; e.g." \
+      "/data/runs/$name"
   is_tpu=false
   if [[ ${option[accelerator]} == tpu* ]]; then
     is_tpu=true

@@ -138,8 +138,6 @@ need_training() {
   done
   $config && [ -n "$workdir" ] ||
     wrong "--config and --workdir of the training are needed after --, e.g. -- --config=configs/w2v2_base.py --workdir=DIR"
-  [[ $workdir != *://* ]] ||
-    wrong "--workdir=$workdir: training writes to folders; mount the bucket and name the folder where it is mounted"
   option[workdir]=$workdir
 }
 

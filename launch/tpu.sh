@@ -36,7 +36,8 @@ delete  the same, and deletes the TPU
   --yes                do not ask
   --dry-run            print the commands of a run without incidents, run nothing
 
-The workdir must be on a shared place (the bucket or a mounted disk): what is on the TPU is lost with it.
+The workdir must be on a shared place: a URL (--workdir=gs://BUCKET/runs/NAME, which needs neither --bucket nor --before),
+the mounted bucket, or a mounted disk. What is on the TPU is lost with it.
 Example: launch/tpu.sh train base --zone us-west4-a --accelerator v5litepod-16 --spot --bucket speech -- \
            --config=configs/w2v2_base.py --workdir=bucket/runs/base --config.data.root=bucket/recordings
 TEXT
@@ -60,10 +61,13 @@ if [ "$action" = train ]; then
   need_option accelerator "the kind and size of the TPU, e.g. --accelerator v5litepod-16"
   need_training
   [ -z "${option[bucket]:-}" ] || option[bucket]=${option[bucket]#gs://}
-  [ -n "${option[bucket]:-}${option[before]:-}" ] ||
-    wrong "--bucket is needed (or --before, to mount a shared disk): a workdir on the TPU is lost with it"
-  if [ -z "${option[before]:-}" ] && [[ ${option[workdir]} != bucket/* ]]; then
-    wrong "--workdir=${option[workdir]} is not in the bucket; it begins with bucket/, e.g. bucket/runs/$name"
+  if [[ ${option[workdir]} != *://* ]]; then
+    [ -n "${option[bucket]:-}${option[before]:-}" ] ||
+      wrong "--bucket is needed (or --workdir=gs://BUCKET/runs/$name, or --before, to mount a shared disk): a workdir on" \
+        "the TPU is lost with it"
+    if [ -z "${option[before]:-}" ] && [[ ${option[workdir]} != bucket/* ]]; then
+      wrong "--workdir=${option[workdir]} is not in the bucket; it begins with bucket/, e.g. bucket/runs/$name"
+    fi
   fi
 fi
 need_tool gcloud "Install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install), then: gcloud auth login"

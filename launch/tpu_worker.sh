@@ -24,7 +24,7 @@ case ${1:-} in
       python3 -m uv venv --quiet --python 3.11 ../venv
     fi
     python3 -m uv pip install --quiet --python ../venv/bin/python --constraint requirements/constraints.txt \
-      --editable '.[tpu]'
+      --editable '.[tpu,gcs]'
     ;;
   start) # TRAINING...
     exec 9>>../lock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -33,9 +34,10 @@ def poor(environ, start_response):
 run_simple("127.0.0.1", int(sys.argv[1]), poor, threaded=True)
 """
 GCS = """
-import sys
+import http.server, sys
 from gcp_storage_emulator.server import create_server
 
+http.server.HTTPServer = http.server.ThreadingHTTPServer  # a client that is slow must not block the others
 create_server("127.0.0.1", int(sys.argv[1]), in_memory=True, default_bucket="lab").run()
 """
 SERVERS = {"s3": (S3, "moto", "s3fs"), "gs": (GCS, "gcp_storage_emulator", "gcsfs")}
@@ -154,3 +156,56 @@ def test_a_run_in_a_store_that_is_killed_twice_ends_as_one_on_a_disk(store, tiny
     assert there.keys() == names and json.loads(there["extract.json"])["complete"]
     for name in names - {"extract.json", "skipped.jsonl"}:
         assert there[name] == (tmp_path / "codes" / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_with_a_run_in_a_store_that_are_killed_go_on_elsewhere(store, tmp_path, monkeypatch):
+    """Each process has a disk of its own; parameters are cut into pieces that lie on both.
+
+    The first life leaves nothing but what is in the store. A process that cannot fetch it ends both.
+    """
+    url, found = store
+    fs = fsspec.filesystem(url.partition(":")[0], skip_instance_cache=True, use_listings_cache=False)
+    overrides = {"data.root": str(tmp_path / "corpus"), "data.loader": "threads", "sharding.fsdp": "2"}
+    overrides |= {"train.steps": "12", "train.checkpoint_every": "2", "train.log_every": "1", "train.log_rows": "true"}
+    settings = environment(**found, JAX_PLATFORMS="cpu")
+
+    def start(workdir, life):
+        flags = [flag for flag in training("cpc.py:tiny", tmp_path, overrides)[3:] if "--workdir" not in flag]
+        port, running = free_port(), []
+        for number in range(2):
+            join = [f"--workdir={workdir}", f"--distributed=127.0.0.1:{port},2,{number}"]
+            place = settings | {"W2V_JAX_CACHE": str(tmp_path / f"{life}-{number}")}
+            command = [sys.executable, "-c", UNHURRIED, *flags, *join]
+            with open(tmp_path / f"{life}-{number}.log", "w") as said:
+                running.append(subprocess.Popen(command, env=place, stderr=said))
+        return running
+
+    def codes(running):
+        return [process.wait() for process in running]
+
+    assert codes(start(tmp_path / "alone", "alone")) == [0, 0]
+    running = start(f"{url}/run", "first")
+    while newest_sealed(fs) < 4:
+        assert running[0].poll() is running[1].poll() is None
+        time.sleep(0.05)
+    for process in running:
+        process.kill()
+    codes(running)
+    there = newest_sealed(fs)
+    assert there < 12
+    (tmp_path / "full-1").write_text("no folder")
+    assert codes(start(f"{url}/run", "full")) == [1, 1]
+    for number in range(2):
+        said = (tmp_path / f"full-{number}.log").read_text()
+        assert re.search(r"error: .*/full-1/runs-1/run-\w+: cannot be written \(Not a directory\)", said), said
+    assert codes(start(f"{url}/run", "second")) == [0, 0]
+    rows = {name: fs.cat_file(f"lab/run/{name}").decode() for name in ("metrics.jsonl", "rows.jsonl", "rows-1.jsonl")}
+    alone = {name: (tmp_path / "alone" / name).read_text() for name in rows}
+    assert losses(rows["metrics.jsonl"]) == losses(alone["metrics.jsonl"])
+    for name in ("rows.jsonl", "rows-1.jsonl"):
+        assert rows[name].splitlines()[there - 12 :] == alone[name].splitlines()[there - 12 :]
+    assert json.loads(fs.cat_file("lab/run/done.json"))["step"] == 12 and not fs.exists("lab/run/.lock")
+    monkeypatch.setenv("W2V_JAX_CACHE", str(tmp_path / "reader"))
+    assert open_run(f"{url}/run").digest == open_run(tmp_path / "alone").digest

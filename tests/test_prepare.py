@@ -1,5 +1,6 @@
 """Laws of the preparing command: its manifest is the same data, its report names every loss, its sheet shows faults."""
 
+import contextlib
 import json
 import random
 import shutil
@@ -7,7 +8,9 @@ import subprocess
 import sys
 import time
 
+import fsspec
 import numpy as np
+import poor_store
 import pytest
 from commands import environment
 
@@ -16,6 +19,7 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import load, run_json
 from w2v_jax.data import open_source
 from w2v_jax.data.index import Skip
+from w2v_jax.data.prepared.shard_files import write_shard
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -178,6 +182,7 @@ def test_what_cannot_be_written_is_said_in_words(corpus):
         ["--report", "m.txt"],
         ["--rate", "16000"],
         ["--beam", "x"],
+        ["--shards", "gs://lab/a", "--beam", "x"],
         ["--step", "1"],
         ["--config", "a.py", "--run", "b", "--step", "1"],
     ],
@@ -214,6 +219,30 @@ def test_shards_hold_what_is_usable_and_tell_what_is_not(corpus, tmp_path, capsy
     shard.write_bytes(shard.read_bytes()[:-1])
     assert run("--verify", "--root", out) == 1
     assert "another size" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_shards_in_a_store_are_sent_when_all_are_made_and_a_finished_corpus_stays(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("W2V_JAX_CACHE", str(tmp_path / "cache"))
+    poor_store.reset()
+    fs, url = fsspec.filesystem("memory"), "poor://lab/mine"
+    options = ("--root", corpus, "--max-bad", 0.4, "--shards")
+
+    def killed(folder, number):
+        raise KeyboardInterrupt
+
+    for write_one in (killed, write_shard):
+        in_this = lambda _, write_one=write_one: lambda folder, all: ((n, write_one(folder, n)) for n in all)
+        monkeypatch.setattr(prepare, "in_processes", in_this)
+        with pytest.raises(KeyboardInterrupt) if write_one is killed else contextlib.nullcontext():
+            assert run(*options, url) == 0
+        assert fs.exists("/lab/mine/shards.json") == (write_one is write_shard)
+    assert run(*options, tmp_path / "mine") == 0
+    there = {path.removeprefix("/lab/mine/"): fs.cat_file(path) for path in fs.find("/lab/mine")}
+    assert there == {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()}
+    with pytest.raises(UserError, match="poor://lab/mine: a finished corpus is there already"):
+        run(*options, url)
+    poor_store.reset()
 
 
 def test_an_index_of_pieces_has_every_sample_once(corpus, tmp_path):

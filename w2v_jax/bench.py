@@ -32,7 +32,7 @@ import jax
 import numpy as np
 
 from w2v_jax import methods
-from w2v_jax.core.cli import UserError, expand_home, run_command
+from w2v_jax.core.cli import UserError, path_argument, run_command
 from w2v_jax.core.config import Config, add_config_argument, load, setting, split_overrides
 from w2v_jax.core.units import SAMPLE_RATE, batch_units
 from w2v_jax.profiling.chips import stated_flops
@@ -79,7 +79,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     add("--stages", action="store_true", help=f"also time the parts of a step, by a trace of {TRACED} steps")
     add("--data", action="store_true", help="also report the padding of the config's data (lists its recordings)")
     add(
-        "--profile", type=expand_home, metavar="DIR", help=f"keep a trace of {TRACED} steps for TensorBoard or Perfetto"
+        "--profile",
+        type=path_argument,
+        metavar="DIR",
+        help=f"keep a trace of {TRACED} steps for TensorBoard or Perfetto",
     )
     add("--torch-compile", action="store_true", help="compile the PyTorch side by torch.compile (minutes)")
     add("--json", action="store_true", help="print one JSON object on stdout, and all else on stderr")
@@ -164,7 +167,7 @@ def timed_comparison(config: Config, samples: int, args: argparse.Namespace) -> 
     return result | _flops(config, batch, medians["ours"], device_kind=device.device_kind)
 
 
-def _traced(side: Side, folder: str | None) -> tuple[dict[str, dict[str, float]], str | None]:
+def _traced(side: Side, folder: pathlib.Path | None) -> tuple[dict[str, dict[str, float]], str | None]:
     """(seconds of a step on the device by part of the model, forward and backward; why there are none, or None).
 
     `folder` keeps the trace. A profiler that fails does not lose what was measured before.

@@ -23,16 +23,16 @@ from collections.abc import Sequence
 
 from w2v_jax import __version__
 from w2v_jax.core import config as configs
-from w2v_jax.core.cli import STEP, STEP_HELP, UserError, path_argument, run_command, step_argument
+from w2v_jax.core.cli import STEP, STEP_HELP, UserError, expand_home, run_command, step_argument
 from w2v_jax.core.config import Config, changed
 from w2v_jax.core.files import file_digest, whole_folder, write_whole
-from w2v_jax.core.storage import output_folder
+from w2v_jax.core.storage import fetched_path, output_folder
 from w2v_jax.core.stores import place_argument
 from w2v_jax.data.transcripts import ALPHABET_FILE, Alphabet
 from w2v_jax.interop import fairseq, hub, huggingface, huggingface_config, huggingface_tokenizer
 from w2v_jax.interop.tensor_mapping import Imported, write_run
 from w2v_jax.training.console import read_metrics
-from w2v_jax.training.workdir import read_config, read_weights
+from w2v_jax.training.workdir import read_config, read_weights, run_folder
 
 THEIR_SUFFIXES = (".json", ".safetensors", ".bin")
 """The files of a model of transformers. Any other file is read as one of fairseq: .pt, .pth, .ckpt."""
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
 
 def convert(args: argparse.Namespace) -> int:
     """Writes the model into a new folder args.to. Raises UserError."""
-    source, target, dictionary = args.source, args.to, args.dictionary
+    source, target, dictionary = run_folder(args.source), args.to, args.dictionary and fetched_path(args.dictionary)
     if not source.exists():
         raise UserError(f"--from {source} does not exist")
     source = _model_folder(source) if source.is_dir() else source
@@ -120,14 +120,14 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--from",
         dest="source",
         required=True,
-        type=path_argument,
+        type=expand_home,
         metavar="PATH",
         help="run, .pt file, or folder or weights of a model",
     )
     add("--to", required=True, type=place_argument, metavar="FOLDER", help="folder to create; it must not exist")
     add("--step", type=step_argument, metavar=STEP, help=f"of a run: {STEP_HELP}")
     add("--encoder-only", action="store_true", help="leave out the quantizer and the heads (not for fairseq)")
-    add("--dictionary", type=path_argument, metavar="FILE", help="the dict.ltr.txt of a fine-tuned model of fairseq")
+    add("--dictionary", type=expand_home, metavar="FILE", help="the dict.ltr.txt of a fine-tuned model of fairseq")
     push = "of a run: send the written folder to this repository of the Hub, a new private one if there is none"
     add("--push", metavar="REPO", help=push)
     add("--tensors", action="store_true", help="print both names of every tensor")

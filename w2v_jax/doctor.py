@@ -27,7 +27,7 @@ import jax
 
 from w2v_jax import __version__
 from w2v_jax.core import environment
-from w2v_jax.core.cli import expand_home, run_command
+from w2v_jax.core.cli import path_argument, run_command
 from w2v_jax.training.throughput import dtype_advice, page_advice
 
 EXTRAS = {
@@ -65,12 +65,12 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m w2v_jax.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--folder", type=expand_home, default=".", metavar="DIR", help="where runs will lie (default: this folder)"
+        "--folder", type=path_argument, default=".", metavar="DIR", help="where runs will lie (default: this folder)"
     )
     parser.add_argument("--no-training", action="store_true", help="leave out the training")
     args = parser.parse_args(argv)
     found = []
-    for check in checks(args.folder):
+    for check in checks(str(args.folder)):
         found.append(check)
         print(line(check), flush=True)
     if not args.no_training:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
-from w2v_jax.core.cli import UserError, cannot_write, expand_home, path_argument, run_command, some_of, table
+from w2v_jax.core.cli import UserError, cannot_write, expand_home, run_command, some_of, table
+from w2v_jax.core.storage import output_file
+from w2v_jax.core.stores import place_argument
 from w2v_jax.core.text import numbered_lines
 from w2v_jax.data import open_source, source_names
 from w2v_jax.data.index import Skip, TooFew, skipped_by_kind
 from w2v_jax.data.transcripts import ALPHABET_FILE, CASINGS, Alphabet, clean_text
 from w2v_jax.decoding.ngram_lm import build_ngram, write_arpa
+from w2v_jax.training.workdir import run_folder
 
 EXAMPLES = """examples:
   Words of the training transcripts, in the form that the run learnt:
@@ -28,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
     if not args.root and not args.text:
         raise UserError("there is nothing to learn from: give transcribed recordings (--root) or sentences (--text)")
-    alphabet = Alphabet.load(args.run / ALPHABET_FILE) if args.run else None
+    alphabet = Alphabet.load(run_folder(args.run) / ALPHABET_FILE) if args.run else None
     if args.unit == "token" and alphabet is None:
         raise UserError("--unit token needs the alphabet of a run; give --run RUN")
     if alphabet is None:
@@ -47,8 +50,8 @@ def main(argv: Sequence[str]) -> int:
         )
     lm = build_ngram(sentences, args.order)
     try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_arpa(args.out, lm)
+        with output_file(args.out) as file:
+            write_arpa(file, lm)
     except OSError as error:
         raise cannot_write(f"--out {args.out}", error) from None
     words = sum(map(len, sentences))
@@ -74,11 +77,11 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--root", nargs="+", type=expand_home, default=[], metavar="PATH", help="transcribed recordings")
     add("--split", default="", help="split of a TensorFlow dataset, e.g. train")
     add("--text", nargs="+", type=expand_home, default=[], metavar="FILE", help="UTF-8 text, one sentence per line")
-    add("--run", type=path_argument, metavar="RUN", help="clean the text as this CTC run cleaned its transcripts")
+    add("--run", type=expand_home, metavar="RUN", help="clean the text as this CTC run cleaned its transcripts")
     add("--casing", choices=CASINGS, default="keep", help="casing without --run (default: keep)")
     add("--unit", choices=("word", "token"), default="word", help="token: of --run's alphabet (default: word)")
     add("--order", type=int, default=3, metavar="N", help="length of the longest n-grams (default: 3)")
-    add("--out", required=True, type=path_argument, metavar="FILE.arpa", help="or .arpa.gz")
+    add("--out", required=True, type=place_argument, metavar="FILE.arpa", help="or .arpa.gz")
     return parser.parse_args(argv)
 
 

@@ -26,6 +26,7 @@ from w2v_jax.core.cli import (
     cannot_write,
     count_argument,
     expand_home,
+    path_argument,
     positive,
     run_command,
     some_of,
@@ -33,7 +34,7 @@ from w2v_jax.core.cli import (
 from w2v_jax.core.config import load, split_overrides
 from w2v_jax.core.files import absolute, state_of, write_whole
 from w2v_jax.core.progress import ProgressBar
-from w2v_jax.core.storage import output_file
+from w2v_jax.core.storage import MARK, output_file, output_folder
 from w2v_jax.core.stores import is_remote, joined_path, place_argument
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data import open_source, source_names
@@ -44,7 +45,7 @@ from w2v_jax.data.kept.listings import KeptListing
 from w2v_jax.data.prepared.cuts import PLACES, Cut, cut_source
 from w2v_jax.data.prepared.on_beam import on_beam
 from w2v_jax.data.prepared.records import Options
-from w2v_jax.data.prepared.shard_files import damaged_shards
+from w2v_jax.data.prepared.shard_files import CONTENTS, damaged_shards
 from w2v_jax.data.prepared.shard_jobs import ShardJob, in_processes, make_shards
 from w2v_jax.data.prepared.summaries import index_report, report_text
 from w2v_jax.data.sources.jsonl import manifest_lines, path_from
@@ -130,11 +131,21 @@ def write_index(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_shards(args: argparse.Namespace) -> dict[str, Any]:
-    """Makes the corpus of --shards, or goes on with it. Returns its report, which it also writes and prints."""
+    """Makes the corpus of --shards, or goes on with it. Returns its report, which it also writes and prints.
+
+    For a store it is made on this machine, and sent when it is whole. Raises UserError.
+    """
+    if is_remote(args.shards) and (args.shards / CONTENTS).is_file() and not (args.shards / MARK).is_file():
+        raise UserError(f"--shards {args.shards}: a finished corpus is there already; choose another folder")
+    with output_folder(args.shards, last=[CONTENTS]) as folder:
+        return _write_shards(args, folder)
+
+
+def _write_shards(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     cut = Cut(args.cut_seconds, args.cut_at) if args.cut_seconds else None
     about = {"source": args.source, "root": [absolute(root) for root in args.root], "split": args.split}
     job = ShardJob(
-        args.shards,
+        folder,
         Options(args.rate, cut, decode=args.decode),
         shard_bytes=round(args.shard_mb * 1e6),
         language=args.language or "",
@@ -147,7 +158,7 @@ def write_shards(args: argparse.Namespace) -> dict[str, Any]:
     print(report_text(report))
     write_reasons(args.skipped, [Skip(**skip) for skip in report["skipped"]])
     try:
-        draw_lengths(report["lengths"], args.shards / "report.png")
+        draw_lengths(report["lengths"], folder / "report.png")
         if args.report:
             write_report(args.report, report)
     except OSError as error:
@@ -168,7 +179,7 @@ def write_report(path: pathlib.Path, report: dict[str, Any]) -> None:
 
 def check_shards(roots: Sequence[str], workers: int) -> int:
     """Compares the shards of corpora with the sums of their bytes: 0 where all are as they were written, else 1."""
-    damaged = [skip for root in roots for skip in damaged_shards(pathlib.Path(root), workers)]
+    damaged = [skip for root in roots for skip in damaged_shards(path_argument(root), workers)]
     print("\n".join(skipped_by_kind(damaged)) or f"every shard of {', '.join(roots)} is as it was written")
     return 1 if damaged else 0
 
@@ -260,8 +271,8 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str,
         parser.error("--root is needed: where the recordings are")
     if args.out and args.shards:
         parser.error("--out lists the recordings where they are, and --shards stores them anew: give one of the two")
-    if args.shards and is_remote(args.shards):
-        parser.error(f"--shards {args.shards}: shards are made on a disk, or a mounted bucket; copy the folder then")
+    if args.shards and is_remote(args.shards) and args.beam is not None:
+        parser.error(f"--shards {args.shards}: Beam's workers need a folder that all of them see: mount the bucket")
     if args.rate and not args.shards:
         parser.error("--rate needs --shards: training resamples what it reads anyway")
     if args.beam is not None and not args.shards:

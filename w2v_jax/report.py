@@ -12,8 +12,10 @@ from collections.abc import Sequence
 
 import jax
 
-from w2v_jax.core.cli import UserError, cannot_write, count_argument, expand_home, path_argument, run_command
+from w2v_jax.core.cli import UserError, cannot_write, count_argument, expand_home, run_command
 from w2v_jax.core.files import write_whole
+from w2v_jax.core.storage import output_file
+from w2v_jax.core.stores import place_argument
 from w2v_jax.reporting import page, reference
 from w2v_jax.reporting.examples import read_examples
 from w2v_jax.reporting.markup import RUNS
@@ -52,7 +54,8 @@ def main(argv: Sequence[str]) -> int:
     )
     text = page.page_text(content)
     try:
-        write_whole(args.out, text)
+        with output_file(args.out) as file:
+            write_whole(file, text)
     except OSError as error:
         raise cannot_write(f"--out {args.out}", error) from None
     for run, verdict in zip(runs, verdicts):
@@ -75,7 +78,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("runs", nargs="+", type=expand_home, metavar="RUN", help="the --workdir of a training, complete or not")
     add(
         "--out",
-        type=path_argument,
+        type=place_argument,
         default=pathlib.Path("report.html"),
         metavar="FILE",
         help="the page (default: report.html)",

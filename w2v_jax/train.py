@@ -27,7 +27,8 @@ from w2v_jax.core import config as configs
 from w2v_jax.core.cli import UserError, expand_home, out_of_memory, run_command, table
 from w2v_jax.core.config import Config
 from w2v_jax.core.display import short_repr
-from w2v_jax.core.distributed import add_distributed_argument, cannot_go_on, join_processes
+from w2v_jax.core.distributed import add_distributed_argument, cannot_go_on, joined_processes
+from w2v_jax.core.stores import is_remote
 from w2v_jax.core.types import Mean, Method, PyTree, State
 from w2v_jax.core.units import SAMPLE_RATE, batch_units
 from w2v_jax.data.index import SKIPPED, TooFew, write_skipped
@@ -88,10 +89,9 @@ def main(argv: Sequence[str]) -> int:
     if not args.workdir:
         parser.error("--workdir is needed: the folder for checkpoints, metrics and plots")
     trackers.check_tracker(args.track)
-    join_processes(args.distributed)
     try:
-        with workdir.local_workdir(args.workdir) as path:
-            return run(config, path, track=args.track)
+        with joined_processes(args.distributed), workdir.local_workdir(args.workdir) as path:
+            return run(config, path, track=args.track, is_shared=not is_remote(args.workdir))
     except jax.errors.JaxRuntimeError as error:
         if reason := out_of_memory(error):
             raise UserError(estimates.exhausted(config, reason)) from None
@@ -101,15 +101,21 @@ def main(argv: Sequence[str]) -> int:
         raise
 
 
-def run(config: Config, path: pathlib.Path, *, track: str = "") -> int:
+def run(config: Config, path: pathlib.Path, *, track: str = "", is_shared: bool = True) -> int:
     """Trains to config.train.steps; returns the exit code. track: a tracker that gets the metrics, too.
+
+    is_shared: all processes see the folder `path`; otherwise each has one of its own, and that of process 0 counts.
 
     While the device works on step n, the host reads the batch of step n + 1 and reports step n - 1.
     """
     with set_up(config, path) as training:
         config, train = training.config, training.config.train
         manager = checkpoint.open_checkpoints(
-            path / "checkpoints", keep_latest=train.keep_latest, keep_best=train.keep_best, best_metric=train.best
+            path / "checkpoints",
+            keep_latest=train.keep_latest,
+            keep_best=train.keep_best,
+            best_metric=train.best,
+            is_shared=is_shared,
         )
         restored = checkpoint.restore_latest(manager, training.shapes)
         first = restored.step if restored else 0

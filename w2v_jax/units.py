@@ -27,7 +27,6 @@ from w2v_jax.core.cli import (
     count_argument,
     duration,
     expand_home,
-    path_argument,
     positive,
     run_command,
     some_of,
@@ -39,12 +38,12 @@ from w2v_jax.core.distributed import (
     broadcast_from_first,
     cannot_go_on,
     is_first,
-    join_processes,
+    joined_processes,
     wait_for_all,
 )
 from w2v_jax.core.files import file_digest, whole_file, write_whole
 from w2v_jax.core.progress import LOG_SECONDS, ProgressBar
-from w2v_jax.core.storage import output_file, output_folder
+from w2v_jax.core.storage import fetched_path, output_file, output_folder
 from w2v_jax.core.stores import is_remote, place_argument
 from w2v_jax.data import open_source, source_names
 from w2v_jax.data.index import SKIPPED, Skip, Source, write_skipped
@@ -94,13 +93,14 @@ SAVE_SECONDS = 30.0
 def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
     try:
-        join_processes(args.distributed)
-        if args.command == "measure":
-            return measure(args)
-        if is_remote(args.out) and jax.process_count() > 1:
-            raise UserError(f"--out {args.out}: several processes need a folder that all of them see: mount the bucket")
-        with output_folder(args.out, last=[ABOUT] if args.command == "fit" else SENT_LAST) as args.out:
-            return {"fit": fit, "label": label}[args.command](args)
+        with joined_processes(args.distributed):
+            if args.command == "measure":
+                return measure(args)
+            if is_remote(args.out) and jax.process_count() > 1:
+                needed = "several processes need a folder that all of them see: mount the bucket"
+                raise UserError(f"--out {args.out}: {needed}")
+            with output_folder(args.out, last=[ABOUT] if args.command == "fit" else SENT_LAST) as args.out:
+                return {"fit": fit, "label": label}[args.command](args)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() > 1:
             remedy = "The same command, in all processes, goes on from what is finished"
@@ -145,7 +145,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     add("--clusters", type=_at_least_one, metavar="K", help="clusters of each codebook")
     codebooks = "cut the features into G equal groups with a codebook each; 3 of MFCC are static, delta, delta-delta"
     centers = "take the centres of a k-means of scikit-learn (joblib), of faiss, or in .npy, and fit nothing"
-    add("--centers", type=path_argument, metavar="FILE", help=centers)
+    add("--centers", type=expand_home, metavar="FILE", help=centers)
     add("--codebooks", type=_at_least_one, default=1, metavar="G", help=codebooks)
     add("--share", type=_share, default=1.0, metavar="S", help="a random share of the recordings (default: 1.0)")
     add("--seed", type=count_argument, default=0, metavar="N", help="of the share, the starts and the batches")
@@ -234,6 +234,7 @@ def _open_source(args: argparse.Namespace) -> Source:
 
 def fit(args: argparse.Namespace) -> int:
     """Fits a k-means model, or goes on with it. Raises UserError."""
+    args.centers = args.centers and fetched_path(args.centers)
     if args.run is None:
         features = mfcc_features()
     else:

@@ -22,7 +22,8 @@ def test_alone_a_process_hears_what_it_says():
     with pytest.raises(UserError, match="no"):
         distributed.broadcast_from_first(lambda: (_ for _ in ()).throw(UserError("no")))
     distributed.wait_for_all()
-    distributed.join_processes(None)
+    with distributed.joined_processes(None):
+        pass
     rows = np.arange(6.0)
     distributed.share_rows(rows, [0, 6])
     assert rows.tolist() == [0, 1, 2, 3, 4, 5]
@@ -91,3 +92,27 @@ def test_a_process_that_cannot_go_on_says_which_it_is_and_what_to_do():
     text = distributed.cannot_go_on(RuntimeError("connection reset\nat line 3"), "Give it again")
     assert text.startswith("process 0 of 1 cannot go on: connection reset. Where another process was lost, ")
     assert text.endswith("within 30 s; the leader is process 0. Give it again")
+
+
+@pytest.mark.parametrize("own", [0, 1, 2])
+@pytest.mark.parametrize("last", [False, True])
+def test_processes_that_take_turns_wait_for_each_other_and_a_mistake_of_one_is_one_of_all(monkeypatch, own, last):
+    """Process 1 fails. The first process does nothing where its turn is the last."""
+    order = []
+
+    def do():
+        order.append("done")
+        if own == 1:
+            raise UserError("its disk is full")
+        return own
+
+    def messages(*texts):
+        size = max(map(len, texts))
+        sizes = np.array([[len(text)] for text in texts], np.int32)
+        return [sizes, np.array([list(text.ljust(size, b"\0")) for text in texts], np.uint8)]
+
+    none, failed = b"[null, null]", b'[null, "its disk is full"]'
+    network = Others(monkeypatch, own, [*([] if last else messages(none, none, none)), *messages(none, failed, none)])
+    with pytest.raises(UserError, match="^its disk is full$" if own == 1 else "^process 1: its disk is full$"):
+        distributed.take_turns(do, last=last)
+    assert order == ([] if own == 0 and last else ["done"]) and not list(network.sent)

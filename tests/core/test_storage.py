@@ -508,3 +508,34 @@ def test_copies_lie_in_the_home_unless_the_environment_says_where(tmp_path, monk
     assert storage.cache_folder() == tmp_path / "copies"
     monkeypatch.setenv("W2V_JAX_CACHE", "")
     assert storage.cache_folder() == tmp_path / ".cache" / "w2v_jax"
+
+
+def test_each_process_of_a_training_has_a_copy_of_its_own_and_sends_its_own_files():
+    """Process 0 sends and removes the rest, and first what the store lacks; no one touches what others have added."""
+    with storage.working_copy(URL, SEALS) as first:
+        pass
+    write(first, {"checkpoints/5/a": "5", "checkpoints/5/seal.json": "{}"})  # a process that was killed then
+    put({"rows-1.jsonl": "by 1\n", "rows-2.jsonl": "by 2\n"})
+    with storage.working_copy(URL, SEALS, token="x") as first:
+        with storage.further_copy(URL, SEALS, token="x", process=1) as second:
+            assert second != first and (second / "checkpoints/5/a").read_text() == "5"
+            assert (second / "rows-1.jsonl").read_text() == "by 1\n"
+            write(second, {"rows-1.jsonl": "by 1\nmore\n", "rows.jsonl": "not mine", "rows-2.jsonl": "not mine"})
+            shutil.rmtree(second / "checkpoints")
+        there = stored()
+        assert there["rows-1.jsonl"] == "by 1\nmore\n" and there["rows-2.jsonl"] == "by 2\n"
+        assert "checkpoints/5/a" in there and "rows.jsonl" not in there
+        write(first, {"rows.jsonl": "by 0\n"})
+    assert stored()["rows.jsonl"] == "by 0\n" and stored()["rows-1.jsonl"] == "by 1\nmore\n"
+    with storage.further_copy(URL, SEALS, token="x", process=1) as second:  # the first process has ended by an error
+        write(second, {"rows-1.jsonl": "the last\n"})
+    assert stored()["rows-1.jsonl"] == "the last\n"
+
+
+def test_a_local_copy_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    put({"a": "1"})
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("W2V_JAX_CACHE", str(tmp_path / "file"))
+    for use in (lambda: storage.fetched(URL), lambda: storage.working_copy(URL, SEALS).__enter__()):
+        with pytest.raises(UserError, match="file/.*cannot be written .*W2V_JAX_CACHE names another folder"):
+            use()

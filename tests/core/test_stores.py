@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -143,3 +144,16 @@ def test_nothing_of_stores_is_imported_for_data_on_a_disk(tmp_path):
     code += "exists('/tmp'); state_of('/tmp')\ntry: open_source('folder', sys.argv[1])\nexcept Exception: pass\n"
     code += "assert not {'fsspec', 'gcsfs', 's3fs'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+def test_a_request_to_gs_that_is_never_answered_fails(monkeypatch):
+    """The client alone would wait for ever, and with it the lock of a run and all that is to be sent."""
+    gcsfs, aiohttp = pytest.importorskip("gcsfs"), pytest.importorskip("aiohttp")
+    monkeypatch.setattr(stores, "SILENCE", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        fs = stores.connect("gs://lab/a").fs
+        once = gcsfs.core.GCSFileSystem._request.__wrapped__
+        with pytest.raises(fsspec.exceptions.FSTimeoutError) as raised:
+            fsspec.asyn.sync(fs.loop, once, fs, "GET", "b/lab", timeout=20)
+    assert isinstance(raised.value.__cause__, aiohttp.ServerTimeoutError)

@@ -37,7 +37,8 @@ def test_a_run_of_several_corpora_logs_and_tells_what_it_heard_of_each(tmp_path,
     (row,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
     wanted = {"hours/a": 1.0, "epochs/a": 8.0, "hours/b": 1.0, "epochs/b": 8.0}
     assert {name: row[name] for name in row if "/" in name} == wanted
-    manager = SimpleNamespace(latest_step=lambda: 4, wait_until_finished=lambda: None, close=lambda: None)
+    nothing = lambda: None
+    manager = SimpleNamespace(is_shared=True, latest_step=lambda: 4, wait_until_finished=nothing, close=nothing)
     log.close(manager, 4, "")
     assert list(json.loads((tmp_path / "done.json").read_text())["corpora"]) == ["a", "b/de"]
     assert "heard       a: 1 h, 8 epochs" in capsys.readouterr().out

@@ -191,5 +191,11 @@ def expand_home(path: str | os.PathLike) -> str:
 
 
 def path_argument(text: str | os.PathLike) -> pathlib.Path:
-    """A path as a person names it, with the home folder in place of `~`. Raises UserError as `expand_home` does."""
-    return pathlib.Path(expand_home(text))
+    """A path of this machine as a person names it, with the home folder in place of `~`.
+
+    Raises UserError as `expand_home` does, and for the URL of a store.
+    """
+    text = expand_home(text)
+    if re.match(r"[\w+.:-]+://", text):
+        raise UserError(f"{text}: a path on this machine is needed here, not a URL; copy what lies there first")
+    return pathlib.Path(text)

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from w2v_jax.core.cli import UserError, did_you_mean, expand_home
+from w2v_jax.core.cli import UserError, did_you_mean, expand_home, path_argument
 
 if TYPE_CHECKING:
     import ml_collections
@@ -44,7 +44,7 @@ def load(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     UserError when the file, the variant or a key does not exist, a value has the wrong type, or a file of the user's
     lacks a key or has one that nothing reads.
     """
-    path, _, variant = expand_home(spec).partition(":")
+    path, _, variant = os.fspath(path_argument(spec)).partition(":")
     file = _file(path)
     config = _read(path, file, variant)
     flat = flatten(config)

@@ -6,20 +6,27 @@ of them, in the same order. With one process nothing is said, and nothing waits.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import os
 import re
 import socket
-from collections.abc import Callable, Sequence
-from typing import Any
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from w2v_jax.core.cli import UserError
 
+T = TypeVar("T")
 LOST = 30
 """Seconds without a sign of life after which a process is lost, and ends the others."""
+LINGER = 5.0
+"""Seconds for which process 0, on which the others depend, stays after an error, so that they can say theirs."""
 FLAG = "--distributed"
 METAVAR = "HOST:PORT,COUNT,NUMBER"
 HELP = (
@@ -31,14 +38,41 @@ MESSAGE_BYTES = 1 << 26
 
 
 def add_distributed_argument(parser: Any) -> None:
-    """Adds --distributed to a command; `join_processes` reads it."""
+    """Adds --distributed to a command; `joined_processes` reads it."""
     parser.add_argument(FLAG, nargs="?", const="auto", metavar=METAVAR, help=HELP)
 
 
-def join_processes(others: str | None) -> None:
-    """Joins the other processes. others: "auto", HOST:PORT,COUNT,NUMBER, or None for none. Raises UserError."""
+@contextlib.contextmanager
+def joined_processes(others: str | None) -> Iterator[None]:
+    """Joins the other processes for the work of a command. Raises UserError where they cannot be joined.
+
+    others: "auto", HOST:PORT,COUNT,NUMBER, or None for none. A process that ends by an error says so, and does not wait
+    at its end for the others, which might wait for it: they notice that it is gone. One that cannot go on because
+    another is lost waits, as JAX does, until that one is named.
+    """
     if others is None:
+        yield
         return
+    _join(others)
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        raise
+    except BaseException as error:
+        atexit.register(_leave, 130 if isinstance(error, KeyboardInterrupt) else 1)  # before JAX's, which waits
+        raise
+    wait_for_all()  # one that has more to finish must not find the others gone
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if is_first():
+        time.sleep(LINGER)
+    os._exit(code)
+
+
+def _join(others: str) -> None:
     part = {} if others == "auto" else process_of(others)
     try:
         jax.distributed.initialize(**part, heartbeat_timeout_seconds=LOST)
@@ -98,16 +132,40 @@ def broadcast_from_first(make: Callable[[], Any]) -> Any:
     """What `make` returns in the first process, in all of them. A UserError there is raised in all."""
     if jax.process_count() == 1:
         return make()
-    value, mistake = None, None
-    if is_first():
-        try:
-            value = make()
-        except UserError as error:
-            mistake = str(error)
-    value, mistake = gather_from_all([value, mistake])[0]
-    if mistake is not None:
-        raise UserError(mistake)
-    return value
+    return _shared(*_tried(make if is_first() else _nothing))[0]
+
+
+def take_turns(do: Callable[[], T], *, last: bool = False) -> T:
+    """`do()` of each process: of the first one, and when that is done, of all others.
+
+    last: the first one is the last. A UserError of one process is raised in all, and whose turn is later does nothing.
+    """
+    results = []
+    for turn in (True, False):
+        result, mistake = _tried(do if (is_first() != last) == turn else _nothing)
+        _shared(None, mistake)
+        results.append(result)
+    return results[is_first() == last]
+
+
+def _nothing() -> None:
+    return None
+
+
+def _tried(do: Callable[[], Any]) -> tuple[Any, UserError | None]:
+    try:
+        return do(), None
+    except UserError as error:
+        return None, error
+
+
+def _shared(value: Any, mistake: UserError | None) -> list[Any]:
+    """The `value` of each process. A mistake of one is raised in all."""
+    everyone = gather_from_all([value, None if mistake is None else str(mistake)])
+    for number, (_, text) in enumerate(everyone):
+        if text is not None:
+            raise mistake or UserError(f"process {number}: {text}" if number else text)
+    return [value for value, _ in everyone]
 
 
 def wait_for_all() -> None:

@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import socket
@@ -25,10 +26,20 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from w2v_jax.core.cli import UserError, duration, warn
+from w2v_jax.core.cli import UserError, cannot_write, duration, warn
 from w2v_jax.core.environment import home
 from w2v_jax.core.files import locked_file, whole_file, write_whole
-from w2v_jax.core.stores import TRIES, Folder, StoreError, connect, is_remote, listing, tried, version_of
+from w2v_jax.core.stores import (
+    TRIES,
+    Folder,
+    StoreError,
+    connect,
+    is_remote,
+    listing,
+    place_argument,
+    tried,
+    version_of,
+)
 from w2v_jax.core.text import json_object
 
 EVERY = 60.0
@@ -71,7 +82,8 @@ def cache_folder() -> pathlib.Path:
 def local_copy(url: str, kind: str) -> pathlib.Path:
     """The folder of the cache for a URL.
 
-    kind: "read", "runs" that go on, which reading leaves alone, "out", or "shards", which `make_room` removes.
+    kind: "read", "runs" that go on, which reading leaves alone, "runs-N" of process N of several, "out", or "shards",
+    which `make_room` removes.
     """
     url = url.rstrip("/")
     return cache_folder() / kind / f"{url.rsplit('/', 1)[-1]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
@@ -87,8 +99,9 @@ def fetched(url: str, seals: Seals = UNSEALED, kind: str = "read") -> pathlib.Pa
     URL.
     """
     folder, local = connect(url), local_copy(url, kind)
-    local.parent.mkdir(parents=True, exist_ok=True)
-    with locked_file(local.with_name(f".{local.name}.lock"), lambda: None):
+    with _writable(local), contextlib.ExitStack() as stack:
+        local.parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(locked_file(local.with_name(f".{local.name}.lock"), lambda: None))
         if tried(url, lambda: folder.fs.isfile(folder.path)):
             info = tried(url, lambda: folder.fs.info(folder.path))
             above, _, name = folder.path.rpartition("/")
@@ -105,6 +118,21 @@ def fetched(url: str, seals: Seals = UNSEALED, kind: str = "read") -> pathlib.Pa
                 if attempt == TRIES:
                     raise StoreError(f"{url} changes faster than it can be fetched: {error}") from None
     return local
+
+
+def fetched_path(name: str | os.PathLike, seals: Seals = UNSEALED) -> pathlib.Path:
+    """The path on this machine of what a person names: that at a URL is fetched first. Raises UserError."""
+    path = place_argument(name)
+    return fetched(str(path), seals) if is_remote(path) else path
+
+
+@contextlib.contextmanager
+def _writable(local: pathlib.Path) -> Iterator[None]:
+    """Says of an error of the disk what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{cannot_write(local, error)}; W2V_JAX_CACHE names another folder for local copies") from None
 
 
 def make_room(urls: Sequence[str], size: int, limit: int) -> None:
@@ -178,9 +206,12 @@ def send(
     *,
     seals: Seals = UNSEALED,
     last: Sequence[str] = (),
+    process: int | None = None,
     may_go_on: Callable[[], bool] = lambda: True,
 ) -> None:
     """Makes the store's folder hold what the local one holds. `sent` says what it holds, and is brought up to date.
+
+    process: the process of a training, which leaves the files of others (`_writer`) alone.
 
     What appears under its name half-written (`.partial`), and sub-folders without their seal, are left out. A seal is
     the last of its sub-folder to be sent and the first to be removed. last: patterns of files, each of which says that
@@ -190,7 +221,8 @@ def send(
     """
     found = _files(local)
     stats = {name: _stat(file) for name, file in found.items()}
-    names = _whole({name: "" for name, stat in stats.items() if stat and _is_sent(name)}, seals)
+    is_ours = lambda name: process in (None, _writer(name)) and _is_sent(name)
+    names = _whole({name: "" for name, stat in stats.items() if stat and is_ours(name)}, seals)
     is_seal = lambda name: name == f"{seals.unit(name)}/{seals.name}"
     is_seen = lambda name: is_seal(name) or seals.unit(name) is None
     rank = lambda name: max((n for n, pattern in enumerate(last, 1) if fnmatch.fnmatchcase(name, pattern)), default=0)
@@ -200,7 +232,7 @@ def send(
                 return
             if _put(found[name], folder, name, only=stats[name] if rank(name) else None):
                 sent[name] = stats[name]
-    gone = sent.keys() - names.keys()
+    gone = set(filter(is_ours, sent)) - names.keys()
     if gone and not ((local / MARK).exists() or (local.parent / MARK).exists() and local.exists()):
         raise StoreError(f"{local} was removed while the run used it; nothing was removed from {folder.url}")
     for name in sorted(gone, key=lambda name: (not is_seal(name), name)):
@@ -213,6 +245,12 @@ def send(
 def _is_sent(name: str) -> bool:
     parts = name.split("/")
     return parts[0] not in UNSENT and not any(".partial" in part for part in parts)
+
+
+def _writer(name: str) -> int:
+    """The process of a training that writes a file of its folder: N of NAME-N.jsonl, 0 of others."""
+    match = re.fullmatch(r"[^/]+-(\d+)\.jsonl", name)
+    return int(match[1]) if match else 0
 
 
 def _stat(file: pathlib.Path) -> list[int] | None:
@@ -256,19 +294,37 @@ def _remove(folder: Folder, name: str) -> None:
 
 
 @contextlib.contextmanager
-def working_copy(url: str, seals: Seals) -> Iterator[pathlib.Path]:
+def working_copy(url: str, seals: Seals, *, token: str = "") -> Iterator[pathlib.Path]:
     """The local folder of a training whose folder is at the URL. It is sent every minute, and at the end.
 
     A run that another machine has brought further is fetched first. One process at a time holds the folder. A store
     that fails for half an hour stops the training as a SIGTERM does: its checkpoint is saved here. Raises UserError
     while another run holds the folder, and StoreError where the last state cannot be sent.
+
+    token: of a training of several processes, the first of which is this one. What the store lacks is sent first, so
+    that the others find it in their `further_copy`.
     """
     folder, local = connect(url), local_copy(url, "runs")
-    with Lease(folder) as lease:
-        sent = _bring_up_to_date(folder, local, seals)
+    with Lease(folder, token) as lease:
+        with _writable(local):
+            sent = _bring_up_to_date(folder, local, seals)
         print(f"{url}: the run is in {local}, and is sent every {EVERY:.0f} s", flush=True)
-        with Sender(local, folder, seals, lease=lease, sent=sent):
+        with Sender(local, folder, seals, lease=lease, sent=sent, process=0) as sender:
+            if token:
+                sender.send_now()
             yield local
+
+
+@contextlib.contextmanager
+def further_copy(url: str, seals: Seals, *, token: str, process: int) -> Iterator[pathlib.Path]:
+    """The local folder of another process of a training, whose first one has the `working_copy` with this token.
+
+    It holds what lies at the URL now. Of what is written there, the files of this process alone (`_writer`) are sent.
+    """
+    folder, local = connect(url), fetched(url, seals, kind=f"runs-{process}")
+    sent: dict[str, Any] = {name: _stat(file) for name, file in _files(local).items()}
+    with Sender(local, folder, seals, lease=Lease(folder, token), sent=sent, process=process):
+        yield local
 
 
 @contextlib.contextmanager
@@ -284,7 +340,9 @@ def output_folder(path: pathlib.Path, last: Sequence[str]) -> Iterator[pathlib.P
     folder, home = connect(str(path)), local_copy(str(path), "out")
     local = home / (path.name or "out")
     with Lease(folder) as lease:
-        with Sender(local, folder, UNSEALED, lease=lease, sent=_fetch_output(folder, local), last=last):
+        with _writable(local):
+            sent = _fetch_output(folder, local)
+        with Sender(local, folder, UNSEALED, lease=lease, sent=sent, last=last):
             yield local
         _remove(folder, MARK)
         shutil.rmtree(home, ignore_errors=True)
@@ -367,12 +425,13 @@ class Lease:
     """The lock of a folder in a store: an object that only one can make, and that its owner renews all the time.
 
     The lock of a process of this machine that has ended, and one that was not renewed for `LEASE` seconds, has no owner
-    any more. A run whose lock another one has taken is stopped as by a SIGTERM, and sends nothing more.
+    any more. A run whose lock another one has taken is stopped as by a SIGTERM, and sends nothing more. Processes of
+    one run have one token: one of them enters the lease, and the others may ask `is_held`.
     """
 
-    def __init__(self, folder: Folder):
+    def __init__(self, folder: Folder, token: str = ""):
         self.folder, self.path, self.is_lost = folder, folder.at(LOCK), False
-        self.owner: dict[str, Any] = machine() | {"pid": os.getpid(), "token": uuid.uuid4().hex}
+        self.owner: dict[str, Any] = machine() | {"pid": os.getpid(), "token": token or uuid.uuid4().hex}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -436,8 +495,13 @@ class Lease:
         return self._is_mine(self._read())
 
     def is_held(self) -> bool:
-        """Looks if the lock is still this run's, and stops the run where it is not. Raises StoreError."""
-        if not self.is_lost and not self._is_mine(self._read()):
+        """Looks if the lock is still this run's, and stops the run where it is not. Raises StoreError.
+
+        To a process that only asks, a lock that is gone is that of its own run, whose first process has ended.
+        """
+        holder = self._read()
+        is_released = not holder and self._thread.ident is None
+        if not (self.is_lost or is_released or self._is_mine(holder)):
             self.is_lost = True
             _stop(f"{self.folder.url}: another run has taken this folder")
         return not self.is_lost
@@ -491,8 +555,10 @@ class Sender:
         lease: Lease,
         sent: dict[str, Any],
         last: Sequence[str] = (),
+        process: int | None = None,
     ):
-        self.local, self.folder, self.seals, self.lease, self.sent, self.last = local, folder, seals, lease, sent, last
+        self.local, self.folder, self.seals, self.lease, self.sent = local, folder, seals, lease, sent
+        self.last, self.process = last, process
         self.sent_file = (local.parent if last else local) / SENT
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
@@ -514,17 +580,26 @@ class Sender:
         self._over.set()
         self._thread.join()
         try:
-            self._send()
+            self.send_now()
         except StoreError as error:
             rest = f"What was not sent is in {self.local}; the same command, here, sends it"
             raise StoreError(f"{error}\n{rest}") from None
         if not self.lease.is_held():
             raise UserError(f"{self.folder.url} belongs to another run now; what this one did last is in {self.local}")
 
-    def _send(self) -> None:
+    def send_now(self) -> None:
+        """Sends what is not there yet. Raises StoreError."""
         try:
             held = self.lease.is_held
-            send(self.local, self.folder, self.sent, seals=self.seals, last=self.last, may_go_on=held)
+            send(
+                self.local,
+                self.folder,
+                self.sent,
+                seals=self.seals,
+                last=self.last,
+                process=self.process,
+                may_go_on=held,
+            )
             write_whole(self.sent_file, json.dumps(self.sent))
         except OSError as error:
             raise StoreError(f"{self.local} cannot be read or written ({error})") from None
@@ -533,7 +608,7 @@ class Sender:
         failing_since = 0.0
         while not self._over.wait(EVERY) and not self.lease.is_lost:
             try:
-                self._send()
+                self.send_now()
                 failing_since = 0.0
             except StoreError as error:
                 failing_since = failing_since or time.monotonic()

@@ -29,6 +29,8 @@ EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 """The extra that installs the client of a scheme."""
 TRIES, FIRST_WAIT = 6, 1.0
 """A request is tried so often; each wait is twice the one before: half a minute in all."""
+CONNECT, SILENCE = 30.0, 120.0
+"""Seconds without a connection, or without a byte, after which a request has failed."""
 BLOCK = 32 << 10
 """Bytes that are kept, or dropped, together."""
 SMALL = 128 << 10
@@ -82,13 +84,22 @@ def connect(url: str) -> Folder:
 
     scheme = url.partition("://")[0]
     try:
-        fs, path = fsspec.url_to_fs(url.rstrip("/"), use_listings_cache=False)
+        fs, path = fsspec.url_to_fs(url.rstrip("/"), use_listings_cache=False, **_timeout(scheme))
     except ImportError as error:
         hint = f'pip install "w2v-jax[{EXTRAS[scheme]}]"' if scheme in EXTRAS else str(error)
         raise UserError(f"{url}: the client of {scheme}:// is not installed: {hint}") from None
     except ValueError as error:
         raise UserError(f"{url}: {error}") from None
     return Folder(url.rstrip("/"), fs, path.rstrip("/"))
+
+
+def _timeout(scheme: str) -> dict[str, Any]:
+    """The setting of gcsfs, which would wait for ever for a server that is silent; other clients have limits."""
+    if EXTRAS.get(scheme) != "gcs":
+        return {}
+    import aiohttp
+
+    return {"requests_timeout": aiohttp.ClientTimeout(sock_connect=CONNECT, sock_read=SILENCE)}
 
 
 def tried(what: str, do: Callable[[], T]) -> T:

@@ -7,7 +7,6 @@ import pathlib
 
 import flax.linen as nn
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType
 
 from w2v_jax import methods
@@ -57,11 +56,10 @@ class LiveProbe:
 
     def measure(self, params: PyTree, extra: PyTree, step: int) -> dict[str, float]:
         """{"probe_LABEL": accuracy, "probe_log-mel": accuracy of log-mel features}; empty on processes other than 0."""
-        if jax.process_count() > 1:
-            params, extra = multihost_utils.process_allgather((params, extra), tiled=True)
+        weights = sharding.to_first_host((params, extra))
         if self.parts is None:
             return {}
-        params, extra = jax.device_get((params, extra))
+        params, extra = weights
         run = dataclasses.replace(self.run, params=params, extra=extra, step=step)  # shares the compiled functions
         return {self.name: self._accuracy(Input("the run", run, "context"))} | self.log_mel_accuracy
 

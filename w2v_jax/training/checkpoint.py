@@ -7,9 +7,11 @@ files. It does not decide when to save (the loop does) and holds no position in 
     manager = open_checkpoints(directory, keep_latest=2, keep_best=1)
     restored = restore_latest(manager, abstract_state)     # None on a fresh directory
     save(manager, step, state, metrics={"loss": 3.2})      # returns while the files are being written
-    close(manager)                                         # waits; raises SaveError if the last save failed
+    close(manager)                                         # waits; raises UserError if the last save failed
 
-Every function here is called by all processes of a run, in the same order.
+Every function here is called by all processes of a run, in the same order. Where all of them see the directory, each
+writes its part of the arrays. Where each has a directory of its own, process 0 saves alone, and the arrays come to it
+one by one. Each process then restores from its own copy of what process 0 has saved.
 """
 
 from __future__ import annotations
@@ -35,8 +37,10 @@ from orbax.checkpoint import checkpoint_managers
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
+from w2v_jax.core.distributed import broadcast_from_first, gather_from_all, is_first
 from w2v_jax.core.tree import differences
 from w2v_jax.core.types import PyTree
+from w2v_jax.training.sharding import to_first_host
 
 SEAL = "crc32.json"
 UNFINISHED = "*.orbax-checkpoint-tmp*"
@@ -72,6 +76,12 @@ class Weights(NamedTuple):
     __repr__ = short_repr
 
 
+class Manager(ocp.CheckpointManager):
+    """Orbax's manager. is_shared: all processes see its directory; otherwise each has one of its own."""
+
+    is_shared = True
+
+
 class KeepBest:
     """Preserves the `count` checkpoints with the lowest finite `metric`; those without the metric do not compete.
 
@@ -88,11 +98,14 @@ class KeepBest:
         return [step in best for step in steps]
 
 
-def open_checkpoints(directory, *, keep_latest: int, keep_best: int, best_metric: str = "loss"):
-    """The `ocp.CheckpointManager` of a directory (local or gs://), made if missing; half-written saves are removed.
+def open_checkpoints(
+    directory, *, keep_latest: int, keep_best: int, best_metric: str = "loss", is_shared: bool = True
+) -> Manager:
+    """The manager of a directory (local or gs://), made if missing; half-written saves are removed.
 
-    Kept are the newest `keep_latest` (at least 1) and, besides, the `keep_best` with the lowest `best_metric`.
-    Two separate policies: a poor metric can never delete the newest checkpoint, which a run resumes from.
+    is_shared: that of `Manager`; always true of one process. Kept are the newest `keep_latest` (at least 1) and,
+    besides, the `keep_best` with the lowest `best_metric`. Two separate policies: a poor metric can never delete the
+    newest checkpoint, which a run resumes from.
     """
     if keep_latest < 1 or keep_best < 0:
         raise UserError(
@@ -100,17 +113,27 @@ def open_checkpoints(directory, *, keep_latest: int, keep_best: int, best_metric
             "at least 1 newest checkpoint is kept (a run resumes from it) and 0 or more best ones"
         )
     path = _absolute(directory)
+    is_shared = is_shared or jax.process_count() == 1
+    processes = ocp.options.MultiprocessingOptions()
+    if not is_shared:
+        own = jax.process_index()
+        processes = ocp.options.MultiprocessingOptions(own, {own}, barrier_sync_key_prefix=f"process{own}")
     policies = [checkpoint_managers.LatestN(keep_latest), KeepBest(path, best_metric, keep_best)]
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         cleanup_tmp_directories=True,
+        create=False,
+        multiprocessing_options=processes,
         async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _seal(path)),
     )
     _quieten_orbax()
     try:
-        return ocp.CheckpointManager(path, options=options, item_handlers=_handlers())
+        path.mkdir(parents=True, exist_ok=True)
+        manager = Manager(path, options=options, item_handlers=_handlers(processes))
     except OSError as error:
         raise UserError(f"checkpoints cannot be kept in {path}: {error}. Choose another --workdir") from None
+    manager.is_shared = is_shared
+    return manager
 
 
 def save(
@@ -126,8 +149,13 @@ def save(
 
     `metrics` are the evaluation's, given only at steps that were evaluated. `force` also writes a step that is
     older than the newest one. Waits for the previous save first. Raises SaveError when this one does not fit on the
-    disk, and when the previous one failed: this one has then been started all the same.
+    disk, and when the previous one failed: this one has then been started all the same. Where process 0 saves alone,
+    it alone raises.
     """
+    if not manager.is_shared:
+        state = to_first_host(state)
+        if not is_first():
+            return True
     earlier = _failure(manager)
     if step in manager.all_steps():
         return False
@@ -153,10 +181,15 @@ def wait(manager) -> None:
         raise failure
 
 
-def close(manager) -> None:
-    """Finishes the save under way and frees the manager. Raises SaveError if that save failed."""
-    try:
+def close(manager) -> int | None:
+    """Finishes the save under way and frees the manager. Returns the newest step. Raises UserError if a save failed."""
+
+    def finish() -> int | None:
         wait(manager)
+        return manager.latest_step()
+
+    try:
+        return finish() if manager.is_shared else broadcast_from_first(finish)
     finally:
         manager.close()
 
@@ -240,8 +273,12 @@ def restore_params(
     raise UserError(f"no checkpoint in {directory} can be read: {reasons}")
 
 
-def _handlers() -> dict[str, Any]:
-    return {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+def _handlers(processes: ocp.options.MultiprocessingOptions | None = None) -> dict[str, Any]:
+    processes = processes or ocp.options.MultiprocessingOptions()
+    return {
+        "state": ocp.StandardCheckpointHandler(multiprocessing_options=processes),
+        "meta": ocp.JsonCheckpointHandler(multiprocessing_options=processes),
+    }
 
 
 def _ranked(directory: epath.Path, steps: Sequence[int], metric: str) -> list[int]:
@@ -285,7 +322,7 @@ def _check_space(manager, step: int, state: PyTree) -> None:
     free = -1
     if jax.process_index() == 0 and "://" not in str(manager.directory):
         free = shutil.disk_usage(manager.directory).free
-    free = _from_first(free)
+    free = _from_first(free) if manager.is_shared else free
     if 0 <= free < needed:
         detail = f"No space left: it takes {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free"
         raise SaveError(_save_message(manager, step, detail))
@@ -408,16 +445,26 @@ def _agreed(steps: Sequence[int]) -> list[int]:
 
 
 def _damage(manager, step: int) -> str:
-    """Why the files of a checkpoint cannot be trusted, on every process; empty if they can (or have no seal)."""
-    reason = ""
-    if jax.process_index() == 0:
+    """Why the files of a checkpoint cannot be trusted, on every process; empty if they can (or have no seal).
+
+    Raises UserError where another process has a copy of its own that is not as whole as that of process 0.
+    """
+    reason, path = "", manager.directory / str(step)
+    if is_first() or not manager.is_shared:
         try:
-            reason = _broken_seal(manager.directory / str(step))
+            reason = _broken_seal(path)
         except (OSError, ValueError) as error:
             reason = _one_line(error)
-    if jax.process_count() == 1:
-        return reason
-    return (reason or "process 0 found it corrupt") if _from_first(int(bool(reason))) else ""
+    if not is_first() and not manager.is_shared and not path.exists():
+        reason = "it is missing"
+    (first, _), *others = gather_from_all([reason, str(path)])
+    for number, (own, where) in enumerate(others, start=1):
+        if own and not first:
+            raise UserError(
+                f"process {number}: its copy of the checkpoint of step {step}, {where}, is damaged ({own}): remove it "
+                "there, and give the same command again"
+            )
+    return first
 
 
 def _broken_seal(path: epath.Path) -> str:

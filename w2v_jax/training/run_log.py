@@ -176,9 +176,7 @@ class RunLog:
 
     def close(self, manager: Any, n: int, stopped: str) -> None:
         """Waits for the last checkpoint, writes done.json after a whole run, and says where everything is."""
-        checkpoint.wait(manager)
-        saved = manager.latest_step()
-        checkpoint.close(manager)
+        saved = checkpoint.close(manager)
         if saved != n:
             raise UserError(f"the checkpoint of step {n} could not be saved; the newest is of step {saved}")
         if stopped:

@@ -179,6 +179,28 @@ def put_whole(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.device_put(tree, whole_everywhere(mesh))
 
 
+def to_first_host(tree: PyTree) -> PyTree:
+    """NumPy arrays of global arrays, in process 0; None in the others, each of which must call it, too.
+
+    The devices hold one whole array at a time besides what they hold anyway.
+    """
+    first = jax.process_index() == 0
+
+    def fetch(x: jax.Array) -> np.ndarray | None:
+        if x.is_fully_addressable:
+            return np.array(x) if first else None
+        if not x.is_fully_replicated:
+            x = jax.jit(_same, out_shardings=NamedSharding(x.sharding.mesh, P()))(x)  # pyright: ignore[reportAttributeAccessIssue]
+        return np.array(x.addressable_data(0)) if first else None
+
+    fetched = jax.tree.map(fetch, tree)
+    return fetched if first else None
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x
+
+
 def accumulation(units: int, unit_seconds: float, device_seconds: float, *, shards: int) -> int:
     """The fewest micro-batches per update such that a device holds at most device_seconds of audio at once.
 

@@ -9,14 +9,16 @@ import pathlib
 import shlex
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from w2v_jax.core import environment, storage
-from w2v_jax.core.cli import UserError, cannot_write, path_argument, warn
+from w2v_jax.core.cli import UserError, cannot_write, warn
 from w2v_jax.core.config import Config, changed_keys, from_json, keys_of, run_json, setting
+from w2v_jax.core.distributed import broadcast_from_first, take_turns
 from w2v_jax.core.files import append_lines, locked_file, write_whole
 from w2v_jax.core.stores import is_remote
 from w2v_jax.core.text import json_object
@@ -41,22 +43,31 @@ SEALS = storage.Seals("checkpoints", SEAL)
 
 @contextlib.contextmanager
 def local_workdir(name: str) -> Iterator[pathlib.Path]:
-    """The folder that `--workdir` names or, for a URL, the local copy that is sent to it. Raises UserError."""
+    """The folder that `--workdir` names or, for a URL, the local copy of it that is sent there. Raises UserError.
+
+    Of several processes each has a copy of its own. That of process 0 is the run: it holds the lock, and sends all but
+    what each of the others adds to its copy.
+    """
     if not is_remote(name):
         yield pathlib.Path(name).absolute()
         return
-    if jax.process_count() > 1:
-        raise UserError(
-            f"--workdir={name}: several processes need a folder that all of them see: mount the bucket, and name the "
-            "folder (launch/README.md)"
-        )
-    with storage.working_copy(name, SEALS) as path:
-        yield path
+    if jax.process_count() == 1:
+        with storage.working_copy(name, SEALS) as path:
+            yield path
+        return
+    token, process = broadcast_from_first(lambda: uuid.uuid4().hex), jax.process_index()
+    if process == 0:
+        copy = storage.working_copy(name, SEALS, token=token)
+    else:
+        copy = storage.further_copy(name, SEALS, token=token, process=process)
+    with contextlib.ExitStack() as stack:
+        yield take_turns(lambda: stack.enter_context(copy))
+        take_turns(stack.close, last=True)
 
 
 def run_folder(name: str | os.PathLike) -> pathlib.Path:
     """The folder of a run as a person names it; that at a URL is fetched first. Raises UserError."""
-    return storage.fetched(os.fspath(name), SEALS) if is_remote(name) else path_argument(name)
+    return storage.fetched_path(name, SEALS)
 
 
 @contextlib.contextmanager

@@ -13,18 +13,18 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import Config, flatten, load
 from w2v_jax.profiling.recipes.rules import FINE_TUNED, REGULARISED, Init, amount_of
 from w2v_jax.training.warm_start import encoder_changes
-from w2v_jax.training.workdir import has_checkpoint, read_config
+from w2v_jax.training.workdir import has_checkpoint, read_config, run_folder
 
 
 def described(path: str, labelled_hours: float) -> Init:
     """What --from is. Downloaded files are converted in a scratch folder, to see what they hold. Raises UserError."""
-    place = pathlib.Path(path)
+    place = run_folder(path)
     if not place.exists():
         raise UserError(f"--from {path} does not exist; give the folder of a run or downloaded files of a model")
     try:
         is_run, config = True, read_config(place)
     except UserError:
-        is_run, config = False, _converted(path)
+        is_run, config = False, _converted(str(place))
     if is_run and not has_checkpoint(place):
         raise UserError(f"--from {path}: this run has saved no checkpoint yet; train it for longer, or give another")
     return fine_tuning(path, config, labelled_hours, is_run=is_run)
