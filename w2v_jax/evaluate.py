@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError, cannot_write, expand_home, run_command, some_of, table
+from w2v_jax.core.cli import UserError, cannot_write, command_parser, expand_home, run_command, some_of, table
 from w2v_jax.core.files import write_whole
 from w2v_jax.core.progress import ProgressBar
 from w2v_jax.core.storage import output_folder
@@ -106,12 +106,8 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.evaluate",
-        description="Scores a recogniser on transcribed recordings: word and character error rates, with alignments.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Scores a recogniser on transcribed recordings: word and character error rates, with alignments."
+    parser = command_parser("evaluate", description, EXAMPLES)
     recognizers.add_arguments(parser)
     add = parser.add_argument_group("recordings").add_argument
     add("--source", default="folder", metavar="NAME", help=f"one of {', '.join(source_names())} (default: folder)")

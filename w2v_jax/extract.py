@@ -19,6 +19,7 @@ from w2v_jax.core.cli import (
     STEP_HELP,
     UserError,
     cannot_write,
+    command_parser,
     count_argument,
     expand_home,
     positive,
@@ -120,22 +121,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.extract",
-        description="Writes features or codes of recordings, aligned to frames, with ids and durations, in .npy parts.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Writes features or codes of recordings, aligned to frames, with ids and durations, in .npy parts."
+    parser = command_parser("extract", description, EXAMPLES)
     add = parser.add_argument
     add("--run", required=True, type=expand_home, metavar="RUN", help="the --workdir of a training")
     add("--step", type=step_argument, metavar=STEP, help=STEP_HELP)
     add("--untrained", action="store_true", help="use the parameters before training, for comparison")
-    add(
-        "--quantizer",
-        type=expand_home,
-        metavar="RUN",
-        help="the vq-wav2vec that makes the codes which RUN reads, from audio",
-    )
+    codes = "the vq-wav2vec that makes the codes which RUN reads, from audio"
+    add("--quantizer", type=expand_home, metavar="RUN", help=codes)
     add("--quantizer-step", type=step_argument, metavar=STEP, help="its checkpoint (default: the newest)")
     what = "local: z, before the context; context: c; hidden: states of the layers, see --layer"
     add("--what", required=True, choices=FEATURES, help=what)

@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
-from w2v_jax.core.cli import UserError, cannot_write, expand_home, path_argument, run_command, some_of, table
+from w2v_jax.core.cli import (
+    UserError,
+    cannot_write,
+    command_parser,
+    expand_home,
+    path_argument,
+    run_command,
+    some_of,
+    table,
+)
 from w2v_jax.core.text import numbered_lines
 from w2v_jax.data import open_source, source_names
 from w2v_jax.data.index import Skip, TooFew, skipped_by_kind
@@ -63,12 +72,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.ngram",
-        description="Builds an n-gram language model (ARPA) from transcripts or text, for evaluate and transcribe.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Builds an n-gram language model (ARPA) from transcripts or text, for evaluate and transcribe."
+    parser = command_parser("ngram", description, EXAMPLES)
     add = parser.add_argument
     add("--source", default="folder", metavar="NAME", help=f"one of {', '.join(source_names())} (default: folder)")
     add("--root", nargs="+", type=expand_home, default=[], metavar="PATH", help="transcribed recordings")

@@ -24,6 +24,7 @@ import numpy as np
 from w2v_jax.core.cli import (
     UserError,
     cannot_write,
+    command_parser,
     count_argument,
     expand_home,
     positive,
@@ -194,30 +195,18 @@ def show_step(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
 
 def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     argv, overrides = split_overrides(argv)
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.prepare",
-        description="Lists and checks recordings as training would: hours, durations, and what is skipped and why. "
-        "Can also write a manifest or shards, make a corpus, and plot recordings.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    description = (
+        "Lists and checks recordings as training would: hours, durations, and what is skipped and why. "
+        "Can also write a manifest or shards, make a corpus, and plot recordings."
     )
+    parser = command_parser("prepare", description, EXAMPLES)
     add = parser.add_argument
     add("--source", default="folder", metavar="NAME", help=f"one of {', '.join(source_names())} (default: folder)")
-    add(
-        "--root",
-        nargs="+",
-        type=expand_home,
-        default=[],
-        metavar="PATH",
-        help="where the recordings are or will be made",
-    )
+    root = "where the recordings are or will be made"
+    add("--root", nargs="+", type=expand_home, default=[], metavar="PATH", help=root)
     add("--out", type=place_argument, metavar="FILE.jsonl", help="write a manifest of the usable recordings")
-    add(
-        "--shards",
-        type=place_argument,
-        metavar="FOLDER",
-        help="store what is usable as FLAC in ArrayRecord files",
-    )
+    shards = "store what is usable as FLAC in ArrayRecord files"
+    add("--shards", type=place_argument, metavar="FOLDER", help=shards)
     shard_mb = "the most that a shard holds, unless a single recording is larger (default: 256)"
     add("--shard-mb", type=positive, default=256.0, metavar="MB", help=shard_mb)
     rate = f"with --shards: resample to {SAMPLE_RATE} Hz, mono (default: as they are)"
@@ -237,11 +226,8 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str,
     add("--plot", type=place_argument, metavar="FILE.png", help="plot waveform and log-mel spectrum of a few of them")
     add("--rows", type=int, default=6, metavar="N", help="how many recordings to plot (default: 6)")
     add("--step", type=int, metavar="K", help="show the batch of step K of a --config or --run instead, from 0")
-    add(
-        "--config",
-        metavar="FILE[:variant]",
-        help="with --step: the config of the training; --config.KEY=VALUE sets a key",
-    )
+    config = "with --step: the config of the training; --config.KEY=VALUE sets a key"
+    add("--config", metavar="FILE[:variant]", help=config)
     add("--run", type=expand_home, metavar="RUN", help="with --step: the folder of a run")
     decode = "read every recording to its end (default), which finds damage in the middle, silence, wrong scales"
     add("--decode", action=argparse.BooleanOptionalAction, default=True, help=decode)

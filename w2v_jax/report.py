@@ -12,7 +12,15 @@ from collections.abc import Sequence
 
 import jax
 
-from w2v_jax.core.cli import UserError, cannot_write, count_argument, expand_home, path_argument, run_command
+from w2v_jax.core.cli import (
+    UserError,
+    cannot_write,
+    command_parser,
+    count_argument,
+    expand_home,
+    path_argument,
+    run_command,
+)
 from w2v_jax.core.files import write_whole
 from w2v_jax.reporting import page, reference
 from w2v_jax.reporting.examples import read_examples
@@ -65,21 +73,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.report",
-        description="Writes one HTML page about runs: curves, codes, examples to listen to, and a verdict in words.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Writes one HTML page about runs: curves, codes, examples to listen to, and a verdict in words."
+    parser = command_parser("report", description, EXAMPLES)
     add = parser.add_argument
     add("runs", nargs="+", type=expand_home, metavar="RUN", help="the --workdir of a training, complete or not")
-    add(
-        "--out",
-        type=path_argument,
-        default=pathlib.Path("report.html"),
-        metavar="FILE",
-        help="the page (default: report.html)",
-    )
+    out = "the page (default: report.html)"
+    add("--out", type=path_argument, default=pathlib.Path("report.html"), metavar="FILE", help=out)
     add("--examples", type=count_argument, default=3, metavar="N", help="held-out recordings of each run (default: 3)")
     add("--no-audio", action="store_true", help="leave out what one can listen to: the page is smaller")
     against = "compare each run with committed runs of its demo, and say if it is normal"

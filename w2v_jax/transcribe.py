@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError, cannot_write, one_line, run_command
+from w2v_jax.core.cli import UserError, cannot_write, command_parser, one_line, run_command
 from w2v_jax.core.files import write_whole
 from w2v_jax.core.progress import ProgressBar
 from w2v_jax.core.storage import output_file
@@ -72,12 +72,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.transcribe",
-        description="Transcribes recordings with a CTC run.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Transcribes recordings with a CTC run."
+    parser = command_parser("transcribe", description, EXAMPLES)
     add_arguments(parser)
     parser.add_argument("files", nargs="+", type=place_argument, metavar="FILE", help="recordings, or folders of them")
     out = "also write path, seconds, text and n best as JSONL"

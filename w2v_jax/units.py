@@ -24,6 +24,7 @@ from w2v_jax.core.cli import (
     STEP_HELP,
     UserError,
     cannot_write,
+    command_parser,
     count_argument,
     duration,
     expand_home,
@@ -112,12 +113,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.units",
-        description="Speech units: fits k-means to frames of speech, labels recordings with it, measures the units.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Speech units: fits k-means to frames of speech, labels recordings with it, measures the units."
+    parser = command_parser("units", description, EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="fit|label|measure")
     _add_fit(commands.add_parser("fit", help="fit k-means to MFCC or to a layer of a run"))
     _add_label(commands.add_parser("label", help="write the unit of every frame"))

@@ -97,6 +97,13 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     sys.exit(code or 0)
 
 
+def command_parser(name: str, description: str | None, examples: str = "") -> argparse.ArgumentParser:
+    """The parser of the arguments of `python -m w2v_jax.NAME`. Description and examples keep their lines."""
+    form = argparse.RawDescriptionHelpFormatter
+    prog = f"python -m w2v_jax.{name}"
+    return argparse.ArgumentParser(prog, description=description, epilog=examples, formatter_class=form)
+
+
 def _missing_key(error: Exception) -> str:
     """What to say where code has read a key that a config lacks; "" for other errors.
 

@@ -585,7 +585,6 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:
     """The `--config` argument that the commands share, with its help text."""
-    parser.add_argument(
-        "--config", required=True, metavar="FILE[:variant]", help="a file of configs/, e.g. configs/w2v2_base.py:demo"
-    )
+    files = "a file of configs/, e.g. configs/w2v2_base.py:demo"
+    parser.add_argument("--config", required=True, metavar="FILE[:variant]", help=files)
     parser.epilog = (parser.epilog or "") + " Any key of the config is set by --config.section.key=value."
