@@ -12,7 +12,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -262,30 +262,44 @@ def _reasons(path: str | BinaryIO) -> Iterator[None]:
 @contextlib.contextmanager
 def _decoder(path: str | BinaryIO, recordings: Parts, part: Part) -> Iterator[Decoder]:
     """The decoder of a part of a file."""
-    with open(path, "rb") if isinstance(path, str) else contextlib.nullcontext(path) as file:
+    with _file(path) as file:
         name = path if isinstance(path, str) and recordings.is_whole_file and path.lower().endswith(NAMES) else None
         with contextlib.closing(open_decoder(file, part, name)) as decoder:
             yield decoder
 
 
+def _file(path: str | BinaryIO) -> contextlib.AbstractContextManager[BinaryIO]:
+    return open(path, "rb") if isinstance(path, str) else contextlib.nullcontext(path)
+
+
 def _find(path: str | BinaryIO) -> Parts:
     """The recordings in a file. Those of a path and of an object are kept until it changes."""
-    if isinstance(path, StoreFile):
-        return _find_in_object(path)
-    return _find_in(path, *_state(path)) if isinstance(path, str) else find_parts(path)
+    find = _find_in if isinstance(path, (str, StoreFile)) else _find_in.__wrapped__
+    return find(path, _state(path))
 
 
 def _measure(path: str | BinaryIO, recordings: Parts, part: Part, *, channel: int | None) -> Header:
     """The header of a part. Those of a path and of an object are kept until it changes."""
-    if isinstance(path, StoreFile):
-        return _measure_in_object(path, recordings, part, channel=channel)
+    measure = _measure_in if isinstance(path, (str, StoreFile)) else _measure_in.__wrapped__
+    return measure(path, recordings, part, channel=channel, state=_state(path))
+
+
+def _state(path: str | BinaryIO) -> tuple[int, ...]:
+    """Size and time of change of what is at a path. An object in a store is equal to one of the same version alone."""
     if not isinstance(path, str):
-        return _decode_header(path, recordings, part, channel=channel)
-    size, changed = _state(path)
-    return _measure_in(path, recordings, part, channel=channel, size=size, changed=changed)
+        return ()
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
 
 
-def _decode_header(path: str | BinaryIO, recordings: Parts, part: Part, *, channel: int | None) -> Header:
+@functools.lru_cache(FILES_KEPT)
+def _find_in(path: Any, state: tuple[int, ...]) -> Parts:
+    with _file(path) as file:
+        return find_parts(file)
+
+
+@functools.lru_cache(FILES_KEPT)
+def _measure_in(path: Any, recordings: Parts, part: Part, *, channel: int | None, state: tuple[int, ...]) -> Header:
     with _decoder(path, recordings, part) as decoder:
         header, channels = Header(decoder.length(), decoder.rate), decoder.channels
     _check_channel(channel, channels)
@@ -295,35 +309,9 @@ def _decode_header(path: str | BinaryIO, recordings: Parts, part: Part, *, chann
     return header
 
 
-def _state(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
-
-
 def _date(modified: int) -> str:
     return datetime.datetime.fromtimestamp(modified / 1e9).isoformat(" ", "microseconds")
 
 
 def _version(modified: int) -> str:
     return f"version {modified:016x}"
-
-
-@functools.lru_cache(FILES_KEPT)
-def _find_in_object(file: StoreFile) -> Parts:
-    return find_parts(cast(BinaryIO, file))
-
-
-@functools.lru_cache(FILES_KEPT)
-def _measure_in_object(file: StoreFile, recordings: Parts, part: Part, *, channel: int | None) -> Header:
-    return _decode_header(cast(BinaryIO, file), recordings, part, channel=channel)
-
-
-@functools.lru_cache(FILES_KEPT)
-def _find_in(path: str, size: int, changed: int) -> Parts:
-    with open(path, "rb") as file:
-        return find_parts(file)
-
-
-@functools.lru_cache(FILES_KEPT)
-def _measure_in(path: str, recordings: Parts, part: Part, *, channel: int | None, size: int, changed: int) -> Header:
-    return _decode_header(path, recordings, part, channel=channel)
