@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 
 from w2v_jax.core.cli import (
     UserError,
-    cannot_write,
     command_parser,
     expand_home,
     path_argument,
     run_command,
     some_of,
     table,
+    writing,
 )
 from w2v_jax.core.text import numbered_lines
 from w2v_jax.data import open_source, source_names
@@ -55,11 +55,9 @@ def main(argv: Sequence[str]) -> int:
             [*lost, *(Skip(name, f"no {args.unit}s") for name in empty)],
         )
     lm = build_ngram(sentences, args.order)
-    try:
+    with writing(f"--out {args.out}"):
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_arpa(args.out, lm)
-    except OSError as error:
-        raise cannot_write(f"--out {args.out}", error) from None
     words = sum(map(len, sentences))
     perplexity = 10 ** (-sum(map(lm.sentence, sentences)) / (words + len(sentences)))
     rows = {"trained on": f"{len(sentences):,} sentences, {words:,} {args.unit}s, {len(lm.words):,} different ones"}

@@ -14,12 +14,12 @@ import jax
 
 from w2v_jax.core.cli import (
     UserError,
-    cannot_write,
     command_parser,
     count_argument,
     expand_home,
     path_argument,
     run_command,
+    writing,
 )
 from w2v_jax.core.files import write_whole
 from w2v_jax.reporting import page, reference
@@ -59,10 +59,8 @@ def main(argv: Sequence[str]) -> int:
         runs, verdicts=verdicts, examples=examples, comparisons=comparisons, audio=not args.no_audio
     )
     text = page.page_text(content)
-    try:
+    with writing(f"--out {args.out}"):
         write_whole(args.out, text)
-    except OSError as error:
-        raise cannot_write(f"--out {args.out}", error) from None
     for run, verdict in zip(runs, verdicts):
         print(f"{run.path}: {verdict.word}{''.join(f'; {finding.name}' for finding in verdict.now)}")
     for run, comparison in zip(runs, comparisons):

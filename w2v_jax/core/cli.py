@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import errno
 import importlib
@@ -12,7 +13,7 @@ import re
 import sys
 import traceback
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -59,6 +60,15 @@ def cannot_write(what: object, error: OSError) -> UserError:
     if isinstance(error, BrokenPipeError):
         raise error
     return UserError(f"{what}: cannot be written ({os_error_text(error)})")
+
+
+@contextlib.contextmanager
+def writing(what: object, *, named: bool = False) -> Iterator[None]:
+    """Raises the UserError of `cannot_write` for an OSError inside. named: about the file that the error names."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write((named and error.filename) or what, error) from None
 
 
 def out_of_memory(error: BaseException) -> str:

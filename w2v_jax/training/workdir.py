@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from w2v_jax.core import environment, storage
-from w2v_jax.core.cli import UserError, cannot_write, path_argument, warn
+from w2v_jax.core.cli import UserError, path_argument, warn, writing
 from w2v_jax.core.config import Config, changed_keys, from_json, keys_of, run_json, setting
 from w2v_jax.core.files import append_lines, locked_file, write_whole
 from w2v_jax.core.stores import is_remote
@@ -85,11 +85,9 @@ def locked(path: pathlib.Path, what: str = "run", flag: str = "--workdir") -> It
         raise UserError(f"another {what} is using {path}; wait for it, stop it, or choose another {flag}")
 
     with contextlib.ExitStack() as stack:
-        try:
+        with writing(f"{flag} {path}"):
             path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked_file(path / ".lock", refuse))
-        except OSError as error:
-            raise cannot_write(f"{flag} {path}", error) from None
         yield
 
 
