@@ -61,18 +61,9 @@ class Labelling(NamedTuple):
                 yield row, codes.astype(settings["dtype"])
 
         pairs = self.work.encoded(number, rows, encode)
-        write_whole(
-            self._tally_path(number),
-            json.dumps({"inertia": tally.inertia.tolist(), "unsure": tally.unsure, "counts": tally.counts.tolist()}),
-        )
-        write_units(
-            self.work.path(number),
-            pairs,
-            groups=self.model.groups,
-            dtype=settings["dtype"],
-            form=settings["format"],
-            collapse=settings["collapse"],
-        )
+        write_whole(self._tally_path(number), json.dumps(tally._asdict(), default=np.ndarray.tolist))
+        form = dict(dtype=settings["dtype"], form=settings["format"], collapse=settings["collapse"])
+        write_units(self.work.path(number), pairs, groups=self.model.groups, **form)
 
     def tally(self) -> Tally:
         """The sum over all parts."""
