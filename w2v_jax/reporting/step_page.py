@@ -16,7 +16,7 @@ from w2v_jax.core.units import SAMPLE_RATE, batch_units
 from w2v_jax.data.index import WAVE
 from w2v_jax.data.pipeline import Info, batches
 from w2v_jax.reporting.sheets import SheetLine, draw_page
-from w2v_jax.training.dataset import Data, heard, open_data
+from w2v_jax.training.dataset import Data, heard, open_data, read_of
 
 
 class PlannedStep(NamedTuple):
@@ -38,19 +38,9 @@ def planned_step(config: Config, step: int, *, path: pathlib.Path) -> PlannedSte
     if step < 0:
         raise UserError(f"--step {step}: steps are counted from 0")
     data = open_data(config, batch_units(config.data), 1, path=path)
-    stream = batches(
-        data.train,
-        data.train_plan,
-        start=step,
-        stop=step + 1,
-        normalize=config.data.normalize,
-        labels=data.train_labels,
-        targets=data.train_targets,
-        noise=data.noise,
-        rooms=data.rooms,
-        loader="threads",  # gives the same bits, and starts at once
-        workers=config.data.workers,
-    )
+    how: dict[str, Any] = dict(normalize=config.data.normalize, workers=config.data.workers)
+    how |= dict(loader="threads")  # gives the same bits, and starts at once
+    stream = batches(**read_of(data, held_out=False), start=step, stop=step + 1, **how)
     with contextlib.closing(stream):
         return PlannedStep(*next(stream), data, config.data.normalize)
 
@@ -61,21 +51,17 @@ def step_text(planned: PlannedStep, config: Config) -> str:
     shapes = [f"{rows} rows of {length / SAMPLE_RATE:g} s" for rows, length in plan.shapes]
     seconds = planned.batch["num_samples"].sum() / SAMPLE_RATE
     padding = 1 - planned.batch["num_samples"].sum() / (len(info.ids) * info.length)
-    lines = [
-        table(
-            {
-                "step": f"{info.step:,} of {config.train.steps:,}, epoch {info.epoch:.3f}, seed {config.seed}",
-                "batch": f"{len(info.ids)} rows of {info.length / SAMPLE_RATE:g} s, {seconds:.1f} s of audio, "
-                f"{padding:.1%} padding",
-                "buckets": "\n".join(shapes),
-            }
-        )
-    ]
-    for row in range(len(info.ids)):
+    rows = len(info.ids)
+    about = {
+        "step": f"{info.step:,} of {config.train.steps:,}, epoch {info.epoch:.3f}, seed {config.seed}",
+        "batch": f"{rows} rows of {info.length / SAMPLE_RATE:g} s, {seconds:.1f} s of audio, {padding:.1%} padding",
+        "buckets": "\n".join(shapes),
+    }
+    lines = [table(about)]
+    for row in range(rows):
         changes = _changes(info.changes[row]) if info.changes else ""
-        lines.append(
-            "  ".join([f"row {planned.batch['row'][row]}", info.ids[row], _crop(planned, row), changes]).rstrip()
-        )
+        parts = [f"row {planned.batch['row'][row]}", info.ids[row], _crop(planned, row), changes]
+        lines.append("  ".join(parts).rstrip())
     for name, failed in (("could not be read", info.failed), ("has noise or a room unread", info.no_noise)):
         lines += [f"{name}: {entry.path} ({entry.reason})" for entry in failed]
     for label, about in heard(planned.data, max(info.step, 1), languages=True).items():

@@ -88,21 +88,13 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
             f"--config.encoder.hop={train.form.hop}"
         )
     buckets = [int(seconds * SAMPLE_RATE + 0.5) for seconds in data.bucket_seconds]
-    labels: tuple[Labels | None, Labels | None] = None, None
-    targets: tuple[Targets | None, Targets | None] = None, None
+    learnt: dict[str, Any] = {}
     key = "data.eval_root" if data.eval_root else f"data.eval_share={data.eval_share:g}"
     if setting(config, "data.labels"):
         alphabet = open_alphabet(data, train, path)
-        read = functools.partial(
-            with_labels,
-            alphabet=alphabet,
-            bucket_samples=buckets,
-            per_second=data.tokens_per_second,
-            frames=method.output_frames,
-        )
-        train, train_labels = read(train, where="data.root")
-        held_out, eval_labels = read(held_out, where=key)
-        labels = train_labels, eval_labels
+        room: Any = dict(bucket_samples=buckets, per_second=data.tokens_per_second, frames=method.output_frames)
+        train, learnt["train_labels"] = with_labels(train, alphabet, **room, where="data.root")
+        held_out, learnt["eval_labels"] = with_labels(held_out, alphabet, **room, where=key)
     noise = open_beside(config, "data.noise_root", "data.noise_name", used=["data.mix_prob", "data.noise_prob"])
     rooms = open_beside(config, "data.rooms_root", "data.rooms_name", used=["data.rooms_prob"])
     augment = augmentation(config, train.form, noise=noise, rooms=rooms)
@@ -111,36 +103,26 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
             raise UserError("data.speeds would part the recordings from their data.targets: --config.data.speeds=1,1")
         folders = {group.label: open_targets(group.section, config.loss.classes) for group in groups}
         folders = folders or open_targets(data, config.loss.classes)
-        train, train_targets = with_targets(train, folders, where="data.root")
+        train, learnt["train_targets"] = with_targets(train, folders, where="data.root")
         if groups and data.eval_root:
             folders = open_targets(data, config.loss.classes)
-        held_out, eval_targets = with_targets(held_out, folders, where=key)
-        targets = train_targets, eval_targets
+        held_out, learnt["eval_targets"] = with_targets(held_out, folders, where=key)
     mixture = None
     if groups:
         longest = max(data.bucket_seconds)
         mixture = mix_of(train.index, groups, exponents=data.corpora_exponents, longest=longest)
     plan = open_plan(config, train, units, lengths=buckets, augment=augment, mixture=mixture)
-    scored = eval_plan(
-        held_out.index.num_samples,
-        bucket_samples=buckets,
-        unit_seconds=data.unit_seconds,
-        units=shards,
-        max_hours=data.eval_hours,
-    )
-    return Data(
-        train,
-        plan,
-        held_out,
-        eval_plan=scored,
-        train_labels=labels[0],
-        eval_labels=labels[1],
-        train_targets=targets[0],
-        eval_targets=targets[1],
-        noise=noise,
-        rooms=rooms,
-        mixture=mixture,
-    )
+    shape: dict[str, Any] = dict(bucket_samples=buckets, unit_seconds=data.unit_seconds, units=shards)
+    scored = eval_plan(held_out.index.num_samples, **shape, max_hours=data.eval_hours)
+    return Data(train, plan, held_out, eval_plan=scored, noise=noise, rooms=rooms, mixture=mixture, **learnt)
+
+
+def read_of(data: Data, *, held_out: bool) -> dict[str, Any]:
+    """What `pipeline.batches` is to read, and beside it: the held-out recordings, or those of training."""
+    if held_out:
+        return dict(source=data.eval, plan=data.eval_plan, labels=data.eval_labels, targets=data.eval_targets)
+    read = dict(source=data.train, plan=data.train_plan, labels=data.train_labels, targets=data.train_targets)
+    return read | dict(noise=data.noise, rooms=data.rooms)
 
 
 def open_sources(config: Config, groups: Sequence[Group]) -> tuple[Source, Source]:
@@ -202,22 +184,12 @@ def open_plan(
     mixture: Mixture | None,
 ) -> TrainPlan | Curriculum:
     """The plan of the training rows. lengths: data.bucket_seconds in samples. Raises TooFew and UserError."""
-    data = config.data
-
-    def make(bucket_samples: Sequence[int]) -> TrainPlan:
-        return train_plan(
-            train.index.num_samples,
-            bucket_samples=bucket_samples,
-            unit_seconds=data.unit_seconds,
-            units=units,
-            seed=config.seed,
-            crop=not setting(config, "data.labels"),
-            augment=augment,
-            groups=None if mixture is None else Groups(train.index.groups, mixture.shares),
-        )
-
+    groups = None if mixture is None else Groups(train.index.groups, mixture.shares)
+    crop, num_samples = not setting(config, "data.labels"), train.index.num_samples
+    plan = functools.partial(train_plan, num_samples, seed=config.seed, units=units, crop=crop)
+    plan = functools.partial(plan, unit_seconds=config.data.unit_seconds, augment=augment, groups=groups)
     try:
-        return curriculum(make, lengths, data.curriculum)
+        return curriculum(lambda samples: plan(bucket_samples=samples), lengths, config.data.curriculum)
     except TooFew as error:  # perhaps for want of what was skipped
         raise TooFew(str(error), train.index.skipped) from None
 
@@ -266,9 +238,8 @@ def limits(config: Config, key: str, *, lowest: float = -math.inf, highest: floa
     """The two numbers of a key, the lower one first. Raises UserError where they are not, or out of bounds."""
     low, high = setting(config, key)
     if not lowest <= low <= high <= highest:
-        bounds = (
-            "" if math.isinf(lowest) else f", from {lowest:g}" + ("" if math.isinf(highest) else f" to {highest:g}")
-        )
+        bounds = "" if math.isinf(lowest) else f", from {lowest:g}"
+        bounds += "" if math.isinf(highest) else f" to {highest:g}"
         raise UserError(f"{key}=({low:g}, {high:g}): needs the lowest and the highest{bounds}")
     return low, high
 
@@ -352,15 +323,10 @@ def fingerprints(data: Data) -> dict[str, Any]:
     about |= {name: source.index.fingerprint() for name, source in beside.items() if source is not None}
     if data.mixture is not None:
         about |= {"shares": data.mixture.by_label()}
-    return about | {
-        f"{part}_{name}": value
-        for part, index in (("train", data.train.index), ("eval", data.eval.index))
-        for name, value in (
-            ("rows", len(index)),
-            ("hours", round(index.hours, 4)),
-            ("fingerprint", index.fingerprint()),
-        )
-    }
+    for part, index in (("train", data.train.index), ("eval", data.eval.index)):
+        about |= {f"{part}_rows": len(index), f"{part}_hours": round(index.hours, 4)}
+        about |= {f"{part}_fingerprint": index.fingerprint()}
+    return about
 
 
 def form_of(path: pathlib.Path) -> Form:
