@@ -21,11 +21,10 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, cast
 
 from w2v_jax.core import stores
-from w2v_jax.core.cli import os_error_text
 from w2v_jax.core.files import FileState
 from w2v_jax.core.stores import is_remote
 from w2v_jax.data.archives import array_record, parquet_rows
-from w2v_jax.data.index import ReadError
+from w2v_jax.data.index import ReadError, disk_errors
 from w2v_jax.data.io.containers import Part, PartFile
 
 READ_AT_ONCE = 1 << 20
@@ -99,7 +98,7 @@ def opened(address: str, state: FileState = None, *, is_decoded: bool = False) -
         with _range(part[1], state, start=int(part[2]), size=int(part[3])) as file:
             yield Opened(file, channel)
     elif is_remote(address):
-        with _reasons():
+        with disk_errors():
             file = (stores.open_recording if is_decoded else stores.open_object)(address, state)
         yield Opened(cast(BinaryIO, file), channel)
     else:
@@ -107,20 +106,9 @@ def opened(address: str, state: FileState = None, *, is_decoded: bool = False) -
 
 
 @contextlib.contextmanager
-def _reasons() -> Iterator[None]:
-    """Errors of the disk as ReadError."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise ReadError("file does not exist") from None
-    except OSError as error:
-        raise ReadError(f"unreadable file: {os_error_text(error)}") from None
-
-
-@contextlib.contextmanager
 def _range(path: str, state: FileState, *, start: int, size: int) -> Iterator[BinaryIO]:
     """An open file of `size` bytes from byte `start` of a file."""
-    with _reasons():
+    with disk_errors():
         file = cast(BinaryIO, stores.open_object(path, state)) if is_remote(path) else open(path, "rb")
     with file:
         left = max(0, file.seek(0, os.SEEK_END) - start)

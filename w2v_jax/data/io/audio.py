@@ -21,7 +21,7 @@ from w2v_jax.core.display import short_repr
 from w2v_jax.core.files import present_state_of
 from w2v_jax.core.stores import StoreFile, is_remote
 from w2v_jax.core.units import SAMPLE_RATE
-from w2v_jax.data.index import UNKNOWN, WAVE, Index, ReadError
+from w2v_jax.data.index import UNKNOWN, WAVE, Index, ReadError, disk_errors
 from w2v_jax.data.io.address import file_of, opened
 from w2v_jax.data.io.containers import Part, Parts, find_parts
 from w2v_jax.data.io.decoders import NAMES, Decoder, open_decoder, reason_of
@@ -88,10 +88,8 @@ class AudioFiles:
         path, listed = self.index.paths[row], self._listed(row)
         if listed is None:
             return
-        try:
+        with disk_errors():
             now = present_state_of(file_of(path))
-        except OSError as error:
-            raise ReadError(f"unreadable file: {os_error_text(error)}") from None
         if now == listed:
             return
         self._on_change()
