@@ -71,6 +71,18 @@ def writing(what: object, *, named: bool = False) -> Iterator[None]:
         raise cannot_write((named and error.filename) or what, error) from None
 
 
+@contextlib.contextmanager
+def needing(text: str, *also: type[Exception]) -> Iterator[None]:
+    """Raises UserError with this text where an import inside fails, or with one of `also`: what needs which package.
+
+    The text may hold {error}, which is the reason.
+    """
+    try:
+        yield
+    except (ImportError, *also) as error:
+        raise UserError(text.format(error=error)) from None
+
+
 def out_of_memory(error: BaseException) -> str:
     """The first line of the error of a device without enough memory, as JAX raises it; "" for other errors."""
     line = str(error).partition("\n")[0].rstrip(". ")
