@@ -119,10 +119,8 @@ def make_inputs(args: argparse.Namespace) -> list[Input]:
             run = open_run(path, random=bool(suffix))
             for what, layer in layers_of(run, args.layer):
                 name = f"{pathlib.Path(path).name} {what if layer is None else f'layer {layer}'}{suffix}"
-                reads_codes = run.form != WAVE
-                inputs.append(
-                    Input(name, run, what=what, layer=layer, quantizer=quantizer if reads_codes else None, **lengths)
-                )
+                coder = quantizer if run.form != WAVE else None
+                inputs.append(Input(name, run, what=what, layer=layer, quantizer=coder, **lengths))
     return inputs
 
 

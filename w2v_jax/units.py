@@ -241,16 +241,8 @@ def fit(args: argparse.Namespace) -> int:
     given = _given_centers(args, features)
     clusters, passes = (args.clusters, args.passes) if given is None else (given.shape[1], 0)
     pool = max(int(args.memory * 1e9 / (4 * features.width)), 3 * max(args.batch, clusters))
-    settings = fits.Settings(
-        clusters,
-        codebooks=args.codebooks,
-        seed=args.seed,
-        batch=args.batch,
-        starts=args.starts,
-        passes=passes,
-        patience=args.patience,
-        pool=pool,
-    )
+    given_by_flags = {name: getattr(args, name) for name in ("codebooks", "seed", "batch", "starts", "patience")}
+    settings = fits.Settings(clusters, **given_by_flags, passes=passes, pool=pool)
     if features.width % settings.codebooks:
         raise UserError(f"--codebooks {settings.codebooks} does not divide the {features.width} numbers of a frame")
     field, hop = features.geometry
@@ -302,14 +294,11 @@ def _given_centers(args: argparse.Namespace, features: FrameFeatures) -> np.ndar
 def _is_done(folder: pathlib.Path, about: dict[str, Any]) -> bool:
     """Whether the folder holds this model. Begins a new one. Raises UserError where it holds anything else."""
     old, new = read_about(folder), json.loads(json.dumps(about))
-    if old is None:
-        if any(path.name != ".lock" for path in folder.iterdir()):
-            raise UserError(f"{folder} is not empty and holds no k-means model; choose another --out")
+    if old is None and any(path.name != ".lock" for path in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no k-means model; choose another --out")
+    if old is None or not (old.get("complete") or (folder / STATE).exists()):  # there is nothing to go on from
         write_whole(folder / ABOUT, json.dumps(new | {"complete": False}, indent=2) + "\n")
         return False
-    if not old.get("complete") and not (folder / STATE).exists():  # there is nothing to go on from
-        old = new
-        write_whole(folder / ABOUT, json.dumps(new | {"complete": False}, indent=2) + "\n")
     if changes := changed_settings(old, new):
         raise UserError(
             f"{folder} holds a model with other settings:{changes}\nChoose another --out, use the same settings, or "
@@ -435,18 +424,9 @@ def label(args: argparse.Namespace) -> int:
     run = open_run(args.run, step=args.step) if args.run else None
     features = model.features(run, cut=args.cut).over(row_mesh(jax.local_devices()))
     about_source = dict(source=args.source, split=args.split, min_seconds=args.min_seconds)
-    work = make_labelling(
-        model,
-        features,
-        _open_source(args),
-        out=args.out,
-        form=args.format,
-        collapse=args.collapse,
-        part_hours=args.part_hours,
-        about_source=about_source,
-        batch_seconds=args.batch_seconds,
-        workers=args.workers,
-    )
+    files = dict(out=args.out, form=args.format, collapse=args.collapse, part_hours=args.part_hours)
+    reading = dict(batch_seconds=args.batch_seconds, workers=args.workers)
+    work = make_labelling(model, features, _open_source(args), **files, about_source=about_source, **reading)
     with _locked(args.out, "labelling"):
         write_labels(work, features)
     return 0
