@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError
+from w2v_jax.core.cli import UserError, needing
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.stores import threads
 from w2v_jax.core.units import NO_TARGET
@@ -359,17 +359,8 @@ def _assemble(
                 unread = _failed(reader.noise.index, planned.mix.noises[row], no_noise)
             if reader.rooms is not None and planned.effects is not None:
                 unread += _failed(reader.rooms.index, planned.effects.rooms[row], no_room)
-            info = Info(
-                step,
-                planned.epoch,
-                planned.length,
-                ids=ids,
-                starts=starts,
-                failed=failed,
-                silent=paths,
-                no_noise=unread,
-                changes=_changes(reader, planned, row),
-            )
+            changes, of_step = _changes(reader, planned, row), (step, planned.epoch, planned.length)
+            info = Info(*of_step, ids=ids, starts=starts, failed=failed, silent=paths, no_noise=unread, changes=changes)
             yield batch, info
 
 
@@ -406,10 +397,8 @@ def _failed(index: Index, rows: np.ndarray, reasons: np.ndarray) -> list[Failed]
 
 def _tensorflow():
     """Imports TensorFlow. Raises UserError if it is not installed."""
-    try:
+    with needing(
+        "data.loader=tfdata needs TensorFlow, which is not installed: "
+        "pip install tensorflow-cpu, or read without it with --config.data.loader=threads"
+    ):
         return import_tensorflow()
-    except ImportError:
-        raise UserError(
-            "data.loader=tfdata needs TensorFlow, which is not installed: "
-            "pip install tensorflow-cpu, or read without it with --config.data.loader=threads"
-        ) from None

@@ -103,16 +103,9 @@ def make_labelling(
     settings |= dict(**about_source, fingerprint=source.index.fingerprint())
     settings |= dict(format=form, collapse=collapse, part_hours=part_hours)
     parts = cut_into_parts(source.index.num_samples, part_hours)
-    work = PartJob(
-        out,
-        source,
-        parts=parts,
-        settings=settings,
-        noun="labelling",
-        suffix=UNIT_FORMATS[form],
-        process=jax.process_index(),
-        processes=jax.process_count(),
-    )
+    process = dict(process=jax.process_index(), processes=jax.process_count())
+    suffix = UNIT_FORMATS[form]
+    work = PartJob(out, source, parts=parts, settings=settings, noun="labelling", suffix=suffix, **process)
     return Labelling(model, features, work, reading=reading)
 
 
