@@ -23,16 +23,14 @@ from w2v_jax.core.text import json_object
 from w2v_jax.training.checkpoint import SEAL, Weights, restore_params
 
 HARDWARE = keys_of(
-    {
-        # `check_data` checks what these places hold
-        "data": "root eval_root corpora targets noise_root rooms_root loader workers device_seconds",
-        "acoustic": "attention positional stack",
-        "encoder": "attention convolution positional remat_frontend remat_layers stack",
-        "probe": "every root test_root label hours",
-        "sharding": "data fsdp tensor slices",
-        "train": "log_every log_rows eval_every checkpoint_every keep_latest keep_best best patience watchdog "
-        "compile_cache on_config_change",
-    }
+    # `check_data` checks what these places hold
+    data="root eval_root corpora targets noise_root rooms_root loader workers device_seconds",
+    acoustic="attention positional stack",
+    encoder="attention convolution positional remat_frontend remat_layers stack",
+    probe="every root test_root label hours",
+    sharding="data fsdp tensor slices",
+    train="log_every log_rows eval_every checkpoint_every keep_latest keep_best best patience watchdog "
+    "compile_cache on_config_change",
 )
 """Keys that may differ when a run goes on: they change where and how fast it runs, not what it computes."""
 
