@@ -65,10 +65,11 @@ def pytest_terminal_summary(terminalreporter):
         "fastabx": "pip install fastabx (Python 3.12 or newer)",
         "object stores": "pip install -e '.[stores]'",
         "Apache Beam": "an environment of its own (docs/prepare.md)",
+        "XLA's TPU compiler": "pip install libtpu",
     }
     words = {"PyTorch": ("torch", "transformers"), "faiss": ("with faiss",), "fastabx": ("with fastabx",)}
     words["object stores"] = ("moto", "gcp_storage_emulator", "s3fs", "gcsfs")
-    words["Apache Beam"] = ("Apache Beam",)
+    words["Apache Beam"], words["XLA's TPU compiler"] = ("Apache Beam",), ("TPU compiler",)
     absent = [name for name in lacking if any(word in reason for reason in skipped for word in words[name])]
     if absent:
         terminalreporter.section("PARITY TESTS SKIPPED", sep="!", yellow=True, bold=True)

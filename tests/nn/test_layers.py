@@ -12,7 +12,7 @@ import pytest
 from parameters import applied
 
 from w2v_jax.core.cli import UserError
-from w2v_jax.nn.layers import ChannelNorm, LayerNorm, UtteranceNorm, activate, gelu, linear, scale_gradient
+from w2v_jax.nn.layers import ChannelNorm, LayerNorm, UtteranceNorm, activate, gelu, layer_norm, linear, scale_gradient
 
 
 def test_gelu_and_its_gradient_are_exact():
@@ -53,6 +53,35 @@ def test_frame_norm_divides_by_the_unbiased_variance():
     found = norm.apply(norm.init(jax.random.key(1), x), x)
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(np.asarray(x).var(-1, ddof=1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_the_gradient_of_a_layer_norm_is_that_of_its_formula(affine, unbiased):
+    x, target = 3.0 * jax.random.normal(jax.random.key(0), (2, 2, 3, 8)) + 5.0
+    learned = tuple(1.0 + 0.3 * jax.random.normal(jax.random.key(1), (2, 8))) if affine else ()
+
+    def formula(x, learned):
+        y = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, ddof=int(unbiased), keepdims=True) + 1e-5)
+        return y * learned[0] + learned[1] if learned else y
+
+    ours, back = jax.vjp(lambda *x: layer_norm((jnp.float32, unbiased), *x), x, learned)
+    expected, expected_back = jax.vjp(formula, x, learned)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5),
+        (ours, *back(target)),
+        (expected, *expected_back(target)),
+    )
+
+
+def test_a_layer_norm_keeps_its_input_as_it_is_and_two_numbers_per_frame():
+    """A layer of a Transformer would otherwise keep its stream in float32, up to four times."""
+    x = jax.random.normal(jax.random.key(0), (2, 3, 64), jnp.bfloat16)
+    norm = LayerNorm(dtype=jnp.bfloat16)
+    params = norm.init(jax.random.key(1), x)
+    kept = jax.tree.leaves(jax.vjp(norm.apply, params, x)[1])
+    assert [(a.shape, a.dtype) for a in kept if a.size >= x.size] == [(x.shape, jnp.bfloat16)]
+    assert sum(a.size for a in kept) <= x.size + 2 * 64 + 2 * 6
 
 
 @pytest.mark.parametrize("offset", [0.0, 30.0])

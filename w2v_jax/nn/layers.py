@@ -95,8 +95,8 @@ class ChannelNorm(nn.Module):
 
 def channel_norm(x: jax.Array, valid: jax.Array | None, *, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """`ChannelNorm` of one utterance: x [F C], valid [F] bool or None -> [F C] float32."""
-    y = x.astype(jnp.float32)
-    y = y - jax.lax.stop_gradient(y[:1])  # any shift gives the same result; this one keeps the squares accurate
+    shift = jax.lax.stop_gradient(x[:1]).astype(jnp.float32)
+    y = x.astype(jnp.float32) - shift  # any shift gives the same result; this one keeps the squares accurate
     if valid is None:
         count, kept = x.shape[0], y
     else:
@@ -143,16 +143,48 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        y = y - y.mean(axis=-1, keepdims=True)
-        count = y.shape[-1] - 1 if self.unbiased else y.shape[-1]
-        inverse = jax.lax.rsqrt((y * y).sum(axis=-1, keepdims=True) / count + 1e-5)
-        y = y * inverse
+        learned = ()
         if self.affine:
             scale = self.param("scale", partitioned(nn.initializers.ones, (self.axis,)), (x.shape[-1],))
             bias = self.param("bias", partitioned(nn.initializers.zeros, (self.axis,)), (x.shape[-1],))
-            y = y * scale + bias
-        return y.astype(self.dtype)
+            learned = (scale, bias)
+        return layer_norm((self.dtype, self.unbiased), x, learned)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def layer_norm(form: tuple[Any, bool], x: jax.Array, learned: tuple[jax.Array, ...]) -> jax.Array:
+    """`LayerNorm` of x [... C], form (type of the result, unbiased), learned (scale, bias) or ().
+
+    For the gradient it keeps x in the type that it has, and two numbers per frame.
+    """
+    return _layer_norm_forward(form, x, learned)[0]
+
+
+def _layer_norm_forward(form, x, learned):
+    dtype, unbiased = form
+    y = x.astype(jnp.float32)
+    mean = y.mean(axis=-1, keepdims=True)
+    y = y - mean
+    inverse = jax.lax.rsqrt((y * y).sum(axis=-1, keepdims=True) / (y.shape[-1] - unbiased) + 1e-5)
+    y = y * inverse
+    if learned:
+        y = y * learned[0] + learned[1]
+    return y.astype(dtype), (x, learned[:1], mean, inverse)
+
+
+def _layer_norm_backward(form, kept, g):
+    x, scale, mean, inverse = kept
+    g, y = g.astype(jnp.float32), (x.astype(jnp.float32) - mean) * inverse
+    of_learned = ()
+    if scale:
+        frames = tuple(range(x.ndim - 1))
+        of_learned = (g * y).sum(axis=frames), g.sum(axis=frames)
+        g = g * scale[0]
+    along = (g * y).sum(axis=-1, keepdims=True) / (x.shape[-1] - form[1])
+    return (inverse * (g - g.mean(axis=-1, keepdims=True) - y * along)).astype(x.dtype), of_learned
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 def rematerialised(
