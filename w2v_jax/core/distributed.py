@@ -95,16 +95,22 @@ def gather_from_all(value: Any) -> list[Any]:
 
 
 def broadcast_from_first(make: Callable[[], Any]) -> Any:
-    """What `make` returns in the first process, in all of them. A UserError there is raised in all."""
+    """What `make` returns in the first process, in all of them.
+
+    An error there is raised in all, as a UserError in the others, so that none waits for a process that has failed.
+    """
     if jax.process_count() == 1:
         return make()
-    value, mistake = None, None
+    value, failure = None, None
     if is_first():
         try:
             value = make()
-        except UserError as error:
-            mistake = str(error)
+        except Exception as error:  # of any kind: the others are told, and it is raised below
+            failure = error
+    mistake = None if failure is None else str(failure) or type(failure).__name__
     value, mistake = gather_from_all([value, mistake])[0]
+    if failure is not None:
+        raise failure
     if mistake is not None:
         raise UserError(mistake)
     return value

@@ -242,6 +242,9 @@ def rows_before(path: pathlib.Path, first: int) -> Sequence[MetricsRow]:
     """
     if not first:
         return []
-    written = broadcast_from_first(lambda: console.read_metrics(path / "metrics.jsonl"))
-    rows = [row for row in written if row["step"] <= first]
-    return [row for row in rows[:-HISTORY] if row["split"] == "eval"] + rows[-HISTORY:]
+
+    def read() -> list[MetricsRow]:
+        rows = [row for row in console.read_metrics(path / "metrics.jsonl") if row["step"] <= first]
+        return [row for row in rows[:-HISTORY] if row["split"] == "eval"] + rows[-HISTORY:]
+
+    return broadcast_from_first(read)
