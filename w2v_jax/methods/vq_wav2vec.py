@@ -11,7 +11,6 @@ pool over a unit of the batch (`data.unit_seconds`), the analogue of fairseq's b
 
 from __future__ import annotations
 
-import functools
 from typing import Any, cast
 
 import flax.linen as nn
@@ -38,11 +37,19 @@ class VQWav2Vec(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.train.dtype)
         q, channels = config.quantizer, config.encoder.conv_layers[-1][0]
         self.encoder = causal_encoder(config, dtype)
-        make_quantizer: Any = quantizers.KMeansQuantizer
         if q.kind == "gumbel":
-            first = dict(inputs=channels if q.depth == 2 else 0, activation=config.encoder.activation)
-            make_quantizer = functools.partial(quantizers.GumbelQuantizer, **first)
-        self.quantizer = make_quantizer(q.groups, q.codes, channels, dtype=dtype, shared=q.shared)
+            inputs = channels if q.depth == 2 else 0
+            self.quantizer = quantizers.GumbelQuantizer(
+                q.groups,
+                q.codes,
+                channels,
+                dtype=dtype,
+                inputs=inputs,
+                activation=config.encoder.activation,
+                shared=q.shared,
+            )
+        else:
+            self.quantizer = quantizers.KMeansQuantizer(q.groups, q.codes, channels, dtype=dtype, shared=q.shared)
         self.predictor = future_prediction.FuturePredictor(config.loss.steps, channels, dtype)
 
     def encode(self, batch: Batch, *, tau: Any = 1.0, gumbel=None, moved=None) -> tuple[Encoded, quantizers.Quantized]:
@@ -105,7 +112,6 @@ def make(config: Config) -> Method:
     if q.depth not in (1, 2):
         raise UserError(f"quantizer.depth is {q.depth!r}; it is 1 or 2")
     revives = q.kind == "kmeans" and (q.restart > 0 or q.init_iterations > 0)
-    revived = functools.partial(quantizers.revive, threshold=q.restart, iterations=q.init_iterations)
     width = quantizers.group_width(config.encoder.conv_layers[-1][0], q.groups)
 
     def init(key: jax.Array, batch: Batch) -> tuple[PyTree, PyTree]:
@@ -125,8 +131,16 @@ def make(config: Config) -> Method:
         valid = future_prediction.real_frames(config, batch)
         if revives and train:
             codebook = jax.lax.stop_gradient(params["quantizer"]["codebook"])
-            words = noises.fold(noise, Stream.REVIVED_CODES)
-            extra = revived(extra, quantized, codebook, valid=valid, noise=words, step=step)
+            extra = quantizers.revive(
+                extra,
+                quantized,
+                codebook,
+                valid=valid,
+                noise=noises.fold(noise, Stream.REVIVED_CODES),
+                step=step,
+                threshold=q.restart,
+                iterations=q.init_iterations,
+            )
         if q.kind == "gumbel":
             metrics["temperature"] = Mean(tau, jnp.float32(1.0))
         if not train:

@@ -176,13 +176,21 @@ def objective(config: Config, batch: Batch, *, draws: Draws, prediction: Predict
 def _contrast(config: Config, draws: Draws, prediction: Prediction, *, blocks: int) -> losses.Contrast:
     """Contrastive terms [blocks J] of all slots; a block is what distractors are drawn from."""
 
-    block = lambda x: x.reshape(blocks, -1, *x.shape[2:])
+    def block(x: jax.Array) -> jax.Array:
+        return x.reshape(blocks, -1, *x.shape[2:])
+
+    used = block(draws.used)
     extra = None
     if prediction.codebook is not None and draws.codebook is not None:
         extra = (block(prediction.codebook), block(draws.codebook))
-    vectors = map(block, (prediction.context, prediction.targets, prediction.quantized.chosen))
-    counts = losses.distractor_counts(draws.distractors, block(draws.used))
-    return losses.contrastive(*vectors, counts=counts, temperature=config.loss.temperature, extra=extra)
+    return losses.contrastive(
+        block(prediction.context),
+        block(prediction.targets),
+        block(prediction.quantized.chosen),
+        counts=losses.distractor_counts(draws.distractors, used),
+        temperature=config.loss.temperature,
+        extra=extra,
+    )
 
 
 def _mean_square(config: Config, encoded: Encoded) -> jax.Array:

@@ -38,11 +38,23 @@ class ConvContext(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """x [B F C]; valid [B F] keeps padding out of the norms, None lets it in -> (context, outputs [L B F C])."""
-        own = {name: getattr(self, name) for name in ("activation", "zero_pad", "convolution", "dtype")}
-        own |= dict(norm="utterance", use_bias=True, kaiming=False)
         outputs = []
         for i, kernel in enumerate(self.kernels):
-            y = ConvLayer(x.shape[-1], kernel, 1, pad=kernel - 1, **own, name=f"conv{i}")(x, valid)
+            layer = ConvLayer(
+                x.shape[-1],
+                kernel,
+                1,
+                norm="utterance",
+                use_bias=True,
+                activation=self.activation,
+                kaiming=False,
+                pad=kernel - 1,
+                zero_pad=self.zero_pad,
+                convolution=self.convolution,
+                dtype=self.dtype,
+                name=f"conv{i}",
+            )
+            y = layer(x, valid)
             x = (y + x) * math.sqrt(0.5) if self.skip else y
             x = nn.with_logical_constraint(x, ("batch", "frames", "conv"))
             outputs.append(x)

@@ -27,9 +27,6 @@ from w2v_jax.ops import random as noises
 from w2v_jax.ops.frames import ConvSpec, num_frames, receptive_field, valid_frames
 from w2v_jax.ops.random import Stream
 
-CONVOLUTIONS = ("conv_layers", "conv_norm", "conv_bias", "padding_aware", "remat_frontend", "convolution")
-"""The keys of a config's `encoder` section that are fields of all encoders of audio with parameters."""
-
 
 class FrameEncoder(nn.Module):
     """What all encoders here share; `types.Encoder` says what each name means.
@@ -62,13 +59,6 @@ class FrameEncoder(nn.Module):
         return num_frames(num_samples, self.frame_layers)
 
 
-def _frontend(encoder: Any, **options: Any) -> ConvFrontend:
-    """The convolutions that the fields of an encoder describe."""
-    same = {name: getattr(encoder, name) for name in ("padding_aware", "convolution", "dtype")}
-    norm, bias, remat = encoder.conv_norm, encoder.conv_bias, encoder.remat_frontend
-    return ConvFrontend(encoder.conv_layers, norm=norm, use_bias=bias, remat=remat, **same, **options)
-
-
 class Wav2Vec2Encoder(FrameEncoder):
     """The trunk of wav2vec 2.0; `transformer` holds the fields of `Transformer`."""
 
@@ -99,7 +89,16 @@ class Wav2Vec2Encoder(FrameEncoder):
     @nn.compact
     def __call__(self, wave, num_samples, *, masked=None, channels=None, noise=None, layer_key=None, collect=False):
         """wave [B T]. Masked frames become the learned vector; hidden channels of the Transformer's input become 0."""
-        frontend = _frontend(self, name="frontend")
+        frontend = ConvFrontend(
+            self.conv_layers,
+            norm=self.conv_norm,
+            use_bias=self.conv_bias,
+            padding_aware=self.padding_aware,
+            remat=self.remat_frontend,
+            convolution=self.convolution,
+            dtype=self.dtype,
+            name="frontend",
+        )
         features = scale_gradient(frontend(wave, num_samples), self.conv_grad_scale)
         valid = self.frames(num_samples)
         local = LayerNorm("conv", self.dtype, name="local_norm")(features)
@@ -120,9 +119,19 @@ def wav2vec2_encoder(config: Config, dtype: Any) -> Wav2Vec2Encoder:
     """The encoder that a config's `encoder` section describes. Raises UserError for widths that do not divide."""
     encoder = config.encoder
     check_divides(encoder, "width", ("heads", "pos_groups"), where="encoder.")
-    own = {name: encoder[name] for name in (*CONVOLUTIONS, "conv_grad_scale", "width", "input_dropout")}
-    transformer = transformer_fields(encoder) | dict(remat=encoder.remat_layers)
-    return Wav2Vec2Encoder(**own, transformer=transformer, dtype=dtype)
+    return Wav2Vec2Encoder(
+        conv_layers=encoder.conv_layers,
+        conv_norm=encoder.conv_norm,
+        conv_bias=encoder.conv_bias,
+        conv_grad_scale=encoder.conv_grad_scale,
+        padding_aware=encoder.padding_aware,
+        width=encoder.width,
+        input_dropout=encoder.input_dropout,
+        remat_frontend=encoder.remat_frontend,
+        convolution=encoder.convolution,
+        dtype=dtype,
+        transformer=transformer_fields(encoder) | dict(remat=encoder.remat_layers),
+    )
 
 
 class CausalEncoder(FrameEncoder):
@@ -151,7 +160,17 @@ class CausalEncoder(FrameEncoder):
         return self.conv_layers
 
     def setup(self) -> None:
-        self.frontend = _frontend(self, activation=self.activation, kaiming=False)
+        self.frontend = ConvFrontend(
+            self.conv_layers,
+            norm=self.conv_norm,
+            use_bias=self.conv_bias,
+            padding_aware=self.padding_aware,
+            remat=self.remat_frontend,
+            convolution=self.convolution,
+            dtype=self.dtype,
+            activation=self.activation,
+            kaiming=False,
+        )
         self.aggregator = self.context_net.copy()
 
     def local(self, wave: jax.Array, num_samples: jax.Array) -> jax.Array:
@@ -177,14 +196,30 @@ def causal_encoder(config: Config, dtype: Any) -> CausalEncoder:
     """The causal encoder that a config's `encoder` section describes. Raises UserError for an unknown context."""
     encoder = config.encoder
     if encoder.context == "conv":
-        options = dict(skip=encoder.context_skip, zero_pad=encoder.context_zero_pad, activation=encoder.activation)
-        net: Any = ConvContext(encoder.context_kernels, **options, convolution=encoder.convolution, dtype=dtype)
+        net: Any = ConvContext(
+            encoder.context_kernels,
+            skip=encoder.context_skip,
+            zero_pad=encoder.context_zero_pad,
+            activation=encoder.activation,
+            convolution=encoder.convolution,
+            dtype=dtype,
+        )
     elif encoder.context in ("gru", "lstm"):
         net = Recurrent(encoder.context, encoder.width, encoder.layers, dtype=dtype)
     else:
         raise UserError(f"encoder.context is {encoder.context!r}; it is 'conv', 'gru' or 'lstm'")
-    own = {name: encoder[name] for name in (*CONVOLUTIONS, "activation", "log_compression")}
-    return CausalEncoder(**own, context_net=net, dtype=dtype)
+    return CausalEncoder(
+        conv_layers=encoder.conv_layers,
+        conv_norm=encoder.conv_norm,
+        conv_bias=encoder.conv_bias,
+        activation=encoder.activation,
+        log_compression=encoder.log_compression,
+        padding_aware=encoder.padding_aware,
+        context_net=net,
+        remat_frontend=encoder.remat_frontend,
+        convolution=encoder.convolution,
+        dtype=dtype,
+    )
 
 
 class CodeEncoder(FrameEncoder):

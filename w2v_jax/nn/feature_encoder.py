@@ -105,11 +105,21 @@ class ConvFrontend(nn.Module):
             raise UserError(f"encoder.conv_norm is {self.norm!r}; it is one of {NORMS}")
         best = "none" if platform() == "cpu" else "full"
         layer_class = rematerialised(ConvLayer, self.remat, "encoder.remat_frontend", auto=best)
-        same = {name: getattr(self, name) for name in ("use_bias", "activation", "kaiming", "convolution", "dtype")}
         x = wave[..., None]
         for i, (channels, kernel, stride) in enumerate(self.layers):
             norm = "none" if self.norm == "group" and i else self.norm
-            layer = layer_class(channels, kernel, stride, norm=norm, **same, name=f"conv{i}")
+            layer = layer_class(
+                channels,
+                kernel,
+                stride,
+                norm=norm,
+                use_bias=self.use_bias,
+                activation=self.activation,
+                kaiming=self.kaiming,
+                convolution=self.convolution,
+                dtype=self.dtype,
+                name=f"conv{i}",
+            )
             valid = None
             if norm in ("group", "utterance") and self.padding_aware:
                 shorter = self.layers[: i + 1]

@@ -190,9 +190,16 @@ class Block(nn.Module):
         query, key, value = (
             self._dense(width, ("embed", "heads"), n)(x).reshape(split) for n in ("query", "key", "value")
         )
-        gated = None if bias is None else GatedBias(RelativeGate(self.heads, self.dtype, name="gate")(x), bias)
-        attend = functools.partial(attention, dropout=self.attention_dropout, implementation=self.attention)
-        y = attend(query, key, value, num_frames=num_frames, noise=noise, bias=gated)
+        y = attention(
+            query,
+            key,
+            value,
+            num_frames=num_frames,
+            dropout=self.attention_dropout,
+            noise=noise,
+            bias=None if bias is None else GatedBias(RelativeGate(self.heads, self.dtype, name="gate")(x), bias),
+            implementation=self.attention,
+        )
         return self._dense(width, ("heads", "embed"), "out")(y.reshape(x.shape))
 
     def _dense(self, features: int, axes: tuple[str, str], name: str) -> Dense:
@@ -300,9 +307,19 @@ class Transformer(nn.Module):
             unroll=self.layers if unrolled else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        same = ("heads", "mlp", "pre_norm", "dropout", "attention_dropout", "mlp_dropout", "attention", "dtype")
-        fields = {name: getattr(self, name) for name in same}
-        return stack(**fields, collect=collect, remat=as_function if drops else None, name="layers")
+        return stack(
+            heads=self.heads,
+            mlp=self.mlp,
+            pre_norm=self.pre_norm,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            mlp_dropout=self.mlp_dropout,
+            attention=self.attention,
+            collect=collect,
+            remat=as_function if drops else None,
+            dtype=self.dtype,
+            name="layers",
+        )
 
 
 def transformer_fields(section: Config) -> dict[str, Any]:
