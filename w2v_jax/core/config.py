@@ -183,14 +183,33 @@ PATHS = keys_of(
 )
 """Keys whose values are paths, one or a tuple of them: `~` at the start of each is the home folder."""
 
-_TEXTS = keys_of(data="root eval_root noise_root rooms_root targets", init="fresh", probe="root test_root")
-ELEMENTS: dict[str, Any] = dict.fromkeys(_TEXTS, "")
-ELEMENTS |= {"data.curriculum": 0, "encoder.context_kernels": 0, "optim.rules": ("", 0.0, 0.0)}
+ELEMENTS = {
+    "data.root": "",
+    "data.eval_root": "",
+    "data.noise_root": "",
+    "data.rooms_root": "",
+    "data.curriculum": 0,
+    "data.targets": "",
+    "encoder.context_kernels": 0,
+    "init.fresh": "",
+    "optim.rules": ("", 0.0, 0.0),
+    "probe.root": "",
+    "probe.test_root": "",
+}
 """What an element of a tuple is like, for the keys whose tuple may be empty."""
 
-_OF_DATA = "corpora_exponents gain_decibels mix_decibels mix_part mix_voices noise_decibels speeds"
-LENGTHS = dict.fromkeys(sorted(keys_of(data=_OF_DATA, optim="betas")), 2)
-LENGTHS |= {"optim.stages": 3, "quantizer.temperature": 3}
+LENGTHS = {
+    "data.corpora_exponents": 2,
+    "data.gain_decibels": 2,
+    "data.mix_decibels": 2,
+    "data.mix_part": 2,
+    "data.mix_voices": 2,
+    "data.noise_decibels": 2,
+    "data.speeds": 2,
+    "optim.betas": 2,
+    "optim.stages": 3,
+    "quantizer.temperature": 3,
+}
 """How many numbers a tuple has, for the keys whose numbers have a meaning each."""
 
 

@@ -153,10 +153,15 @@ class TrainPlan(Plan):
             chosen = (groups == group) & (epochs == epoch)
             rows[chosen] = self._permutations[number, group](epoch).rows_at(positions[chosen])
         num_samples, draws = self.num_samples[rows], Draws(rows, epochs, seed=self.seed)
-        starts = draws.starts(num_samples - bucket.length)
-        speeds = draws.speeds(num_samples / bucket.length, self.augment.speeds)
-        mix, effects = draws.mix(self.augment, bucket.length), draws.effects(self.augment)
-        return Step(rows, starts, bucket.length, epoch=self.epoch(step), speeds=speeds, mix=mix, effects=effects)
+        return Step(
+            rows,
+            draws.starts(num_samples - bucket.length),
+            bucket.length,
+            epoch=self.epoch(step),
+            speeds=draws.speeds(num_samples / bucket.length, self.augment.speeds),
+            mix=draws.mix(self.augment, bucket.length),
+            effects=draws.effects(self.augment),
+        )
 
     def heard(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(seconds of audio, epochs) of each group [G] that the steps before `step` hold. One group without `groups`.

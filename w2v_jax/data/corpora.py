@@ -192,8 +192,15 @@ def _groups(name: str, table: Mapping[str, Any], data: Mapping[str, Any]) -> lis
     for language, root in table.get("languages", {table.get("language", ""): table.get("root")}).items():
         values = {**data, **own, "root": tuple(root_entries(root)), "eval_root": ()}
         values |= {"language": language} if language else {}
-        weights = dict(weight=table.get("weight"), language_weight=table.get("language_weights", {}).get(language))
-        groups.append(Group(name, language, section=types.SimpleNamespace(**values), **weights))
+        groups.append(
+            Group(
+                name,
+                language,
+                section=types.SimpleNamespace(**values),
+                weight=table.get("weight"),
+                language_weight=table.get("language_weights", {}).get(language),
+            )
+        )
     return groups
 
 
@@ -244,10 +251,12 @@ def mix_of(index: Index, groups: Sequence[Group], *, exponents: tuple[float, flo
     if not rows.all():
         label = groups[int(np.argmin(rows))].label
         raise TooFew(f"data.corpora: no recording of {label} is left to train on; leave it out", index.skipped)
-    seconds = np.bincount(index.groups, np.minimum(index.durations, longest), minlength=len(groups))
-    of_corpora = [group.weight for group in groups if group.weight is not None] or None
-    weights: dict[str, Any] = dict(
-        corpus_weights=of_corpora, language_weights=[group.language_weight for group in groups]
+    weights = [group.weight for group in groups]
+    shares = temperature_shares(
+        np.bincount(index.groups, np.minimum(index.durations, longest), minlength=len(groups)),
+        [group.corpus for group in groups],
+        exponents=exponents,
+        corpus_weights=[weight for weight in weights if weight is not None] or None,
+        language_weights=[group.language_weight for group in groups],
     )
-    shares = temperature_shares(seconds, [group.corpus for group in groups], exponents=exponents, **weights)
     return Mixture(tuple(groups), rows, shares)

@@ -191,11 +191,17 @@ class Draws:
             is_mixed, decibels = is_mixed & ~is_noise, np.where(is_noise, louder, decibels)
         others = self.below(DrawnFor.MIX_OTHER, max(count - 1, 1))
         fewest, most = augment.mix_voices
-        voices = np.minimum(fewest + self.below(DrawnFor.VOICES, most - fewest + 1), max(count - 1, 1))
-        others = np.where(is_mixed & (count > 1), others + (others >= own), NO_OTHER)
-        streams = dict(lengths=DrawnFor.MIX_LENGTH, froms=DrawnFor.MIX_FROM, tos=DrawnFor.MIX_TO)
-        where = {name: self.uniform(stream) for name, stream in streams.items()}
-        return Mix(others, **where, decibels=decibels, noises=noises, noise_starts=noise_starts, voices=voices)
+        voices = fewest + self.below(DrawnFor.VOICES, most - fewest + 1)
+        return Mix(
+            np.where(is_mixed & (count > 1), others + (others >= own), NO_OTHER),
+            lengths=self.uniform(DrawnFor.MIX_LENGTH),
+            froms=self.uniform(DrawnFor.MIX_FROM),
+            tos=self.uniform(DrawnFor.MIX_TO),
+            decibels=decibels,
+            noises=noises,
+            noise_starts=noise_starts,
+            voices=np.minimum(voices, max(count - 1, 1)),
+        )
 
     def effects(self, augment: Augmentation) -> Effects | None:
         """Room, telephone and gain of each row. None where there are none."""

@@ -359,8 +359,17 @@ def _assemble(
                 unread = _failed(reader.noise.index, planned.mix.noises[row], no_noise)
             if reader.rooms is not None and planned.effects is not None:
                 unread += _failed(reader.rooms.index, planned.effects.rooms[row], no_room)
-            changes, of_step = _changes(reader, planned, row), (step, planned.epoch, planned.length)
-            info = Info(*of_step, ids=ids, starts=starts, failed=failed, silent=paths, no_noise=unread, changes=changes)
+            info = Info(
+                step,
+                planned.epoch,
+                planned.length,
+                ids=ids,
+                starts=starts,
+                failed=failed,
+                silent=paths,
+                no_noise=unread,
+                changes=_changes(reader, planned, row),
+            )
             yield batch, info
 
 

@@ -118,11 +118,20 @@ class FrameFeatures(NamedTuple):
         reading: batch_seconds and workers, as of `inference.encode`.
         """
         after = then or (lambda features: {"features": features})
-        longest, margin = (MAX_SECONDS, MARGIN_SECONDS) if self.is_mfcc else (RECIPE_SAMPLES / SAMPLE_RATE, 0.0)
-        reading |= dict(max_seconds=longest, margin_seconds=margin, overlap=self.is_mfcc or self.cut == "even")
-        reading |= dict(keys=(self.key,), layer=self.layer, then=lambda arrays: after(arrays[self.key]))
-        flags = (BATCH_FLAG,)  # the length of a piece is the recipe's
-        return encode(self.run, source, rows, on_skip=on_skip, flags=flags, **reading)
+        return encode(
+            self.run,
+            source,
+            rows,
+            keys=(self.key,),
+            layer=self.layer,
+            max_seconds=MAX_SECONDS if self.is_mfcc else RECIPE_SAMPLES / SAMPLE_RATE,
+            margin_seconds=MARGIN_SECONDS if self.is_mfcc else 0.0,
+            overlap=self.is_mfcc or self.cut == "even",
+            then=lambda arrays: after(arrays[self.key]),
+            on_skip=on_skip,
+            flags=(BATCH_FLAG,),  # the length of a piece is the recipe's
+            **reading,
+        )
 
 
 def mfcc_features() -> FrameFeatures:

@@ -61,9 +61,18 @@ class Labelling(NamedTuple):
                 yield row, codes.astype(settings["dtype"])
 
         pairs = self.work.encoded(number, rows, encode)
-        write_whole(self._tally_path(number), json.dumps(tally._asdict(), default=np.ndarray.tolist))
-        form = dict(dtype=settings["dtype"], form=settings["format"], collapse=settings["collapse"])
-        write_units(self.work.path(number), pairs, groups=self.model.groups, **form)
+        write_whole(
+            self._tally_path(number),
+            json.dumps({"inertia": tally.inertia.tolist(), "unsure": tally.unsure, "counts": tally.counts.tolist()}),
+        )
+        write_units(
+            self.work.path(number),
+            pairs,
+            groups=self.model.groups,
+            dtype=settings["dtype"],
+            form=settings["format"],
+            collapse=settings["collapse"],
+        )
 
     def tally(self) -> Tally:
         """The sum over all parts."""
@@ -103,9 +112,16 @@ def make_labelling(
     settings |= dict(**about_source, fingerprint=source.index.fingerprint())
     settings |= dict(format=form, collapse=collapse, part_hours=part_hours)
     parts = cut_into_parts(source.index.num_samples, part_hours)
-    process = dict(process=jax.process_index(), processes=jax.process_count())
-    suffix = UNIT_FORMATS[form]
-    work = PartJob(out, source, parts=parts, settings=settings, noun="labelling", suffix=suffix, **process)
+    work = PartJob(
+        out,
+        source,
+        parts=parts,
+        settings=settings,
+        noun="labelling",
+        suffix=UNIT_FORMATS[form],
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
     return Labelling(model, features, work, reading=reading)
 
 

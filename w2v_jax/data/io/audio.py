@@ -272,14 +272,24 @@ def _file(path: str | BinaryIO) -> contextlib.AbstractContextManager[BinaryIO]:
 
 def _find(path: str | BinaryIO) -> Parts:
     """The recordings in a file. Those of a path and of an object are kept until it changes."""
-    find = _find_in if isinstance(path, (str, StoreFile)) else _find_in.__wrapped__
-    return find(path, _state(path))
+    return _find_in(path, _state(path)) if isinstance(path, (str, StoreFile)) else find_parts(path)
 
 
 def _measure(path: str | BinaryIO, recordings: Parts, part: Part, *, channel: int | None) -> Header:
     """The header of a part. Those of a path and of an object are kept until it changes."""
-    measure = _measure_in if isinstance(path, (str, StoreFile)) else _measure_in.__wrapped__
-    return measure(path, recordings, part, channel=channel, state=_state(path))
+    if isinstance(path, (str, StoreFile)):
+        return _measure_in(path, recordings, part, channel=channel, state=_state(path))
+    return _decode_header(path, recordings, part, channel=channel)
+
+
+def _decode_header(path: str | BinaryIO, recordings: Parts, part: Part, *, channel: int | None) -> Header:
+    with _decoder(path, recordings, part) as decoder:
+        header, channels = Header(decoder.length(), decoder.rate), decoder.channels
+    _check_channel(channel, channels)
+    if channels > 1 and channel is None:
+        with _decoder(path, recordings, part) as decoder:
+            check_channels(decoder.read(0, min(header.frames, JUDGED_SECONDS * header.rate)))
+    return header
 
 
 def _state(path: str | BinaryIO) -> tuple[int, ...]:
@@ -298,13 +308,7 @@ def _find_in(path: Any, state: tuple[int, ...]) -> Parts:
 
 @functools.lru_cache(FILES_KEPT)
 def _measure_in(path: Any, recordings: Parts, part: Part, *, channel: int | None, state: tuple[int, ...]) -> Header:
-    with _decoder(path, recordings, part) as decoder:
-        header, channels = Header(decoder.length(), decoder.rate), decoder.channels
-    _check_channel(channel, channels)
-    if channels > 1 and channel is None:
-        with _decoder(path, recordings, part) as decoder:
-            check_channels(decoder.read(0, min(header.frames, JUDGED_SECONDS * header.rate)))
-    return header
+    return _decode_header(path, recordings, part, channel=channel)
 
 
 def _date(modified: int) -> str:

@@ -218,9 +218,16 @@ def index_parts(folders: Folders, check: Callable[[PartContent], None]) -> tuple
                 check(part)
                 path = str(part.path)
                 layouts[path] = layout_of(part)
-                for id, first, frames, _, speaker, transcript in part.utterances:
-                    place = dict(offset=first * hop, frames=frames * hop, rate=SAMPLE_RATE)
-                    yield Row(id, path, **place, speaker=speaker, transcript=transcript)
+                for u in part.utterances:
+                    yield Row(
+                        u.id,
+                        path,
+                        offset=u.first * hop,
+                        frames=u.frames * hop,
+                        rate=SAMPLE_RATE,
+                        speaker=u.speaker,
+                        transcript=u.transcript,
+                    )
 
     return make_index(rows()), layouts
 

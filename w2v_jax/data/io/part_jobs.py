@@ -103,9 +103,15 @@ class PartJob:
 
         for row, frames in encode(rows, on_skip):
             id, speaker, transcript = (str(column[row]) for column in (index.ids, index.speakers, index.transcripts))
-            seconds = round(float(index.durations[row]), 6)
-            about = Utterance(id, 0, len(frames), seconds=seconds, speaker=speaker, transcript=transcript)
-            encoded[row] = frames, about
+            utterance = Utterance(
+                id,
+                first=0,
+                frames=len(frames),
+                seconds=round(float(index.durations[row]), 6),
+                speaker=speaker,
+                transcript=transcript,
+            )
+            encoded[row] = frames, utterance
         with self._skipped_path.open("a", encoding="utf-8") as file:
             for skip in sorted(skipped, key=lambda skip: (skip["id"], skip["reason"])):
                 file.write(json.dumps(skip, ensure_ascii=False) + "\n")

@@ -117,7 +117,8 @@ def _fill(folder: pathlib.Path, hours: float) -> None:
         letters, ends = synthetic.letter_times(speaker, turn)
         pairs = letter_codes(letters, ends)
         seconds = len(pairs) * LETTER_CODE_HOP / SAMPLE_RATE
-        about = Utterance(f"{speaker}-{turn:04d}", 0, 0, seconds=seconds, speaker=str(speaker), transcript=letters)
+        id = f"{speaker}-{turn:04d}"
+        about = Utterance(id, first=0, frames=0, seconds=seconds, speaker=str(speaker), transcript=letters)
         utterances.append((pairs, about))
         counter.add(pairs)
         frames, number = frames + len(pairs), number + 1

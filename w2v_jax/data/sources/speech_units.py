@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from w2v_jax.core.cli import UserError
-from w2v_jax.data.index import Form, ReadError, root_entries, usable
+from w2v_jax.data.index import Form, Index, ReadError, root_entries, usable
 from w2v_jax.data.io import corpus, feature_files
-from w2v_jax.data.io.feature_files import FrameSource, Utterance
+from w2v_jax.data.io.feature_files import FrameSource, Layouts, Utterance
 from w2v_jax.data.sources import codes, synthetic
 
 UNITS = "units"
@@ -31,9 +31,11 @@ class Units(FrameSource):
     long recordings were cut, whose last frames are lost as in HuBERT's recipe; None where no frame is lost.
     """
 
-    model: str
-    clusters: int
-    piece: tuple[int, int] | None
+    def __init__(
+        self, index: Index, form: Form, layouts: Layouts, *, model: str, clusters: int, piece: tuple[int, int] | None
+    ):
+        super().__init__(index, form, layouts)
+        self.model, self.clusters, self.piece = model, clusters, piece
 
     def read(self, row: int, start: int, length: int) -> np.ndarray:
         """Units int32 [F G]. `start` and `length` are in 16 kHz samples and are rounded down to whole frames.
@@ -84,11 +86,11 @@ def open_units(root: Any, key: str = "data.root") -> Units:
         raise UserError(f"{key}: {folders[0][0]} holds no recording; its skipped.jsonl says what was left out and why")
     layer = first.get("layer")
     made_by = first["model"] if layer is None else f"{first['model']} {layer}"
-    units = Units(index, Form(UNITS, "int32", hop=first["hop"], made_by=made_by, width=first["groups"]), layouts)
-    units.model, units.clusters, units.piece = first["model"], first["codes"], None
+    form = Form(UNITS, "int32", hop=first["hop"], made_by=made_by, width=first["groups"])
+    piece = None
     if first.get("cut") == "recipe":
-        units.piece = first["max_samples"], (first["max_samples"] - first["field"]) // first["hop"] + 1
-    return units
+        piece = first["max_samples"], (first["max_samples"] - first["field"]) // first["hop"] + 1
+    return Units(index, form, layouts, model=first["model"], clusters=first["codes"], piece=piece)
 
 
 _KEYS = ("model", "layer", "hop", "groups", "codes", "cut", "max_samples")
@@ -140,7 +142,9 @@ def _fill(folder: pathlib.Path, homes: list[pathlib.Path]) -> None:
             letters, bounds = synthetic.letter_bounds(speaker, number, seed=seed)
             units = codes.letter_codes(f" {letters} ", np.append(bounds, record["frames"]), LETTER_UNIT_HOP)[:, :1]
             seconds = record["frames"] / record["rate"]
-            about = Utterance(record["id"], 0, 0, seconds=seconds, speaker=str(speaker), transcript=letters)
+            about = Utterance(
+                record["id"], first=0, frames=0, seconds=seconds, speaker=str(speaker), transcript=letters
+            )
             utterances.append((units, about))
             frames += len(units)
     feature_files.write_part(feature_files.part_path(folder, 0), utterances, width=1, dtype="<u2")
