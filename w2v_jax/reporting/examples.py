@@ -109,8 +109,14 @@ def _example(run: RunFolder, data: Data, model: Model, *, row: int) -> Example:
     samples = min(int(index.num_samples[row]), int(LONGEST * SAMPLE_RATE))
     wave = data.eval.read(row, 0, samples)
     frames = int(model.run.method.encoder.frames(len(wave)))
-    id, seconds, masked = str(index.ids[row]), float(index.durations[row]), hidden_frames(run.config, row, frames)
-    example = Example(id, seconds, wave, hop=hop, masked=masked, checkpoint=model.run.at_step())
+    example = Example(
+        str(index.ids[row]),
+        float(index.durations[row]),
+        wave,
+        hop=hop,
+        masked=hidden_frames(run.config, row, frames),
+        checkpoint=model.run.at_step(),
+    )
     if data.eval_targets is not None:
         units = data.eval_targets.read(row, 0, len(wave))
         example = example._replace(units=units, unit_hop=data.eval_targets.hop)

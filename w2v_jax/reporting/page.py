@@ -29,8 +29,12 @@ MANY = 40
 UNHEARD = "The metrics of these runs do not say how much of which corpus was heard."
 
 
-Section = tuple[str, str, list[Element]]
-"""A part of the page: its id, its title in the list of contents, and what it holds."""
+class Section(NamedTuple):
+    """A part of the page with its place in the list of contents."""
+
+    id: str
+    title: str
+    content: list[Element]
 
 
 class Contents(NamedTuple):
@@ -45,24 +49,22 @@ class Contents(NamedTuple):
 
 def page_text(content: Contents) -> str:
     """The text of the HTML file."""
-    runs = content.runs
-    sections: list[Section] = [
-        ("verdict", "Verdict", _verdicts(content)),
-        ("reference", "Against the reference", _comparisons(content)),
-        *_learning(runs),
-        ("codes", "Codes and units in use", _codes(runs)),
-        ("updates", "Updates", _shared(panels.UPDATES, runs, "updates")),
-        ("speed", "Speed and waiting", _shared(panels.SPEED, runs, "speed")),
-        ("heard", "Hours heard", _heard(runs)),
-        ("probes", "Linear probes", _shared(panels.family(runs, panels.PROBED, "score"), runs, "probe")),
-        ("examples", "Examples", _examples(content)),
-        ("config", "Configs", _configs(runs)),
-        ("environment", "Environment", [_environment(runs)]),
-        ("other", "Other metrics", _others(runs)),
+    sections = [
+        Section("verdict", "Verdict", _verdicts(content)),
+        Section("reference", "Against the reference", _comparisons(content)),
+        *_learning(content.runs),
+        Section("codes", "Codes and units in use", _codes(content.runs)),
+        Section("updates", "Updates", _shared(panels.UPDATES, content.runs, "updates")),
+        Section("speed", "Speed and waiting", _shared(panels.SPEED, content.runs, "speed")),
+        Section("heard", "Hours heard", _heard(content.runs)),
+        Section("probes", "Linear probes", _probes(content.runs)),
+        Section("examples", "Examples", _examples(content)),
+        Section("config", "Configs", _configs(content.runs)),
+        Section("environment", "Environment", [_environment(content.runs)]),
+        Section("other", "Other metrics", _others(content.runs)),
     ]
-    sections = [section for section in sections if section[-1]]
-    title, methods = ", ".join(run.name for run in runs), ", ".join(sorted({run.config.method for run in runs}))
-    summary = f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of {methods}"
+    sections = [section for section in sections if section.content]
+    title = ", ".join(run.name for run in content.runs)
     page = tag(
         "html",
         tag(
@@ -78,16 +80,22 @@ def page_text(content: Contents) -> str:
                 "header",
                 tag("h1", title),
                 tag("button", "colours: system", id="scheme", type="button", hidden="hidden"),
-                tag("p", summary, class_="note"),
+                tag("p", _summary(content), class_="note"),
             ),
-            tag("nav", *(tag("a", title, href=f"#{id}") for id, title, _ in sections)),
-            tag("main", *(tag("section", tag("h2", title), *inside, id=id) for id, title, inside in sections)),
+            tag("nav", *(tag("a", section.title, href=f"#{section.id}") for section in sections)),
+            tag("main", *(tag("section", tag("h2", s.title), *s.content, id=s.id) for s in sections)),
             tag("footer", f"Made by python -m w2v_jax.report of w2v_jax {VERSION}."),
             tag("script", (FOLDER / "page.js").read_text(encoding="utf-8")),
         ),
         lang="en",
     )
     return document(page)
+
+
+def _summary(content: Contents) -> str:
+    methods = sorted({run.config.method for run in content.runs})
+    count = len(content.runs)
+    return f"{count} {'run' if count == 1 else 'runs'} of {', '.join(methods)}"
 
 
 def _verdicts(content: Contents) -> list[Element]:
@@ -161,7 +169,7 @@ def _learning(runs: Sequence[RunFolder]) -> list[Section]:
         maps = [figure for number, run in of_method for figure in panels.ahead_maps(run, number)]
         if figures:
             content = [tag("p", LINES, class_="note"), tag("div", *figures, *maps, class_="panels")]
-            found.append((f"learning-{word}", f"Learning of {method}", content))
+            found.append(Section(f"learning-{word}", f"Learning of {method}", content))
     return found
 
 
@@ -187,6 +195,10 @@ def _shared(chosen: Sequence[panels.Panel], runs: Sequence[RunFolder], place: st
 def _heard(runs: Sequence[RunFolder]) -> list[Element]:
     corpora = [p for prefix in panels.HEARD for p in panels.family(runs, prefix, prefix.strip("/"))]
     return _shared(corpora, runs, "heard") or [tag("p", UNHEARD, class_="note")]
+
+
+def _probes(runs: Sequence[RunFolder]) -> list[Element]:
+    return _shared(panels.family(runs, panels.PROBED, "score"), runs, "probe")
 
 
 def _others(runs: Sequence[RunFolder]) -> list[Element]:

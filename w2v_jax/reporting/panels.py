@@ -198,9 +198,19 @@ def usage_maps(run: RunFolder, number: int) -> list[Element]:
                 f"{used} of {len(order)} {words}s occurred at the last evaluation; the most frequent one had "
                 f"{max(columns[-1]):.1%} of the frames. A row is a {words}, the most used ones on top."
             )
-            texts = dict(title=f"{words.capitalize()}s over time{which}", caption=caption, ylabel=f"{words}s")
-            texts |= dict(label=f"share of each {words} at each evaluation")
-            found.append(_heat_map(cells, rows, f"usage-{number}-{slug(name)}-{group}", number=number, **texts))
+            label = f"share of each {words} at each evaluation"
+            found.append(
+                _heat_map(
+                    f"{words.capitalize()}s over time{which}",
+                    cells,
+                    [row["step"] for row in rows],
+                    name=f"usage-{number}-{slug(name)}-{group}",
+                    number=number,
+                    caption=caption,
+                    label=label,
+                    ylabel=f"{words}s",
+                )
+            )
     return found
 
 
@@ -214,16 +224,32 @@ def ahead_maps(run: RunFolder, number: int) -> list[Element]:
         f"One step ahead {rows[-1][names[0]]:.1%}, {int(names[-1][-2:])} steps ahead {rows[-1][names[-1]]:.1%} at the "
         "last row. A row is a number of steps ahead, one on top."
     )
-    texts = dict(title="Accuracy by steps ahead", caption=caption, ylabel="steps ahead")
-    texts |= dict(label="accuracy by how many steps ahead, over the updates")
-    cells = [[row[name] for row in rows] for name in names]
-    return [_heat_map(cells, rows, f"ahead-{number}", number=number, **texts)]
+    return [
+        _heat_map(
+            "Accuracy by steps ahead",
+            [[row[name] for row in rows] for name in names],
+            [row["step"] for row in rows],
+            name=f"ahead-{number}",
+            number=number,
+            caption=caption,
+            label="accuracy by how many steps ahead, over the updates",
+            ylabel="steps ahead",
+        )
+    ]
 
 
 def _heat_map(
-    cells: Any, rows: list[Any], name: str, *, number: int, title: str, caption: str, label: str, ylabel: str
+    title: str,
+    cells: list[list[float]],
+    steps: list[int],
+    *,
+    name: str,
+    number: int,
+    caption: str,
+    label: str,
+    ylabel: str,
 ) -> Element:
-    """Cells [values, rows of the log]; the stronger the colour of the run, the larger beside the largest one."""
+    """Cells [rows, steps]; the stronger the colour of the run, the larger the value beside the largest one."""
     import numpy as np
     from matplotlib.colors import to_rgb
     from matplotlib.ticker import MaxNLocator
@@ -232,7 +258,6 @@ def _heat_map(
     shade = np.sqrt(values / max(float(values.max()), 1e-9))  # so that rare codes are seen beside frequent ones
     image = np.empty((*values.shape, 4), np.float32)
     image[..., :3], image[..., 3] = to_rgb(RUNS[number - 1]), shade
-    steps = [row["step"] for row in rows]
     with new_figure(4.6, 2.5) as figure:
         ax = figure.add_subplot()
         ax.imshow(image, aspect="auto", interpolation="none", extent=(0, len(steps), len(cells), 0))

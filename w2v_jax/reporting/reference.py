@@ -74,8 +74,13 @@ def load_references() -> list[Reference]:
 
 def _read(file: pathlib.Path) -> Reference:
     found = json.loads(file.read_text(encoding="utf-8"))
-    config, runs = from_json(json.dumps(found["config"])), {run["seed"]: run["evaluations"] for run in found["runs"]}
-    return Reference(found["name"], config, data=found["data"], made_with=found["made_with"], runs=runs)
+    return Reference(
+        found["name"],
+        from_json(json.dumps(found["config"])),
+        data=found["data"],
+        made_with=found["made_with"],
+        runs={run["seed"]: run["evaluations"] for run in found["runs"]},
+    )
 
 
 def reference_for(run: RunFolder, references: Sequence[Reference]) -> Reference:

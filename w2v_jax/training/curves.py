@@ -191,8 +191,13 @@ def _draw_schedules(ax, rows: Sequence[MetricsRow]) -> None:
 
 def _draw_speed(ax, rows: Sequence[MetricsRow]) -> None:
     ax.set_title("Speed and time waiting for data", loc="left")
-    left, shares = ("audio_hours_per_hour", "hours of audio per hour"), ("data_wait_share", "% waiting")
-    right = _draw_two(ax, rows, left=left, right=shares, factor=100)
+    right = _draw_two(
+        ax,
+        rows,
+        left=("audio_hours_per_hour", "hours of audio per hour"),
+        right=("data_wait_share", "% waiting"),
+        factor=100,
+    )
     ax.set_ylim(bottom=0)
     if right is not None:
         right.set_ylim(0, 100)
