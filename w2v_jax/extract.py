@@ -68,11 +68,19 @@ class Extraction(NamedTuple):
 
     def encode(self, rows: np.ndarray, on_skip: Callable[[int, str], None]) -> Iterator[tuple[int, np.ndarray]]:
         """(row, features or codes [F D]) of these rows of the source."""
-        args, what, dtype = self.args, self.args.what, self.work.settings["dtype"]
-        asked = dict(keys=(what,), layer=args.layer, quantizer=self.quantizer)
-        reading = dict(max_seconds=args.max_seconds, batch_seconds=args.batch_seconds, workers=args.workers)
-        encoded = encode(self.run, self.work.source, rows, **asked, **reading, on_skip=on_skip)
-        return ((row, arrays[what].astype(dtype)) for row, arrays in encoded)
+        encoded = encode(
+            self.run,
+            self.work.source,
+            rows,
+            keys=(self.args.what,),
+            layer=self.args.layer,
+            quantizer=self.quantizer,
+            max_seconds=self.args.max_seconds,
+            batch_seconds=self.args.batch_seconds,
+            workers=self.args.workers,
+            on_skip=on_skip,
+        )
+        return ((row, arrays[self.args.what].astype(self.work.settings["dtype"])) for row, arrays in encoded)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -131,10 +131,14 @@ def write_index(args: argparse.Namespace) -> dict[str, Any]:
 def write_shards(args: argparse.Namespace) -> dict[str, Any]:
     """Makes the corpus of --shards, or goes on with it. Returns its report, which it also writes and prints."""
     cut = Cut(args.cut_seconds, args.cut_at) if args.cut_seconds else None
-    options, shard_bytes, language = Options(args.rate, cut, decode=args.decode), args.shard_mb * 1e6, args.language
     about = {"source": args.source, "root": [absolute(root) for root in args.root], "split": args.split}
-    about |= {"min_seconds": args.min_seconds}
-    job = ShardJob(args.shards, options, shard_bytes=round(shard_bytes), language=language or "", about=about)
+    job = ShardJob(
+        args.shards,
+        Options(args.rate, cut, decode=args.decode),
+        shard_bytes=round(args.shard_mb * 1e6),
+        language=args.language or "",
+        about={**about, "min_seconds": args.min_seconds},
+    )
     run = on_beam(shlex.split(args.beam)) if args.beam is not None else in_processes(_workers(args))
     report = make_shards(job, functools.partial(_listed, args), run)
     print(report_text(report))
@@ -279,8 +283,16 @@ def _workers(args: argparse.Namespace) -> int:
 
 def _listed(args: argparse.Namespace, kept: bool = False) -> Source:
     """The recordings that are listed. kept: what an earlier start has listed is not looked at again."""
-    given = {name: getattr(args, name) for name in ("min_seconds", "workers", "split", "hours")}
-    return open_source(args.source, tuple(args.root), language=args.language or "en", kept=kept, **given)
+    return open_source(
+        args.source,
+        tuple(args.root),
+        min_seconds=args.min_seconds,
+        workers=args.workers,
+        split=args.split,
+        hours=args.hours,
+        language=args.language or "en",
+        kept=kept,
+    )
 
 
 def write_reasons(path: pathlib.Path | None, skipped: Sequence[Skip]) -> None:

@@ -36,7 +36,7 @@ from w2v_jax.ops.random import Stream
 from w2v_jax.probing.live import LiveProbe
 from w2v_jax.profiling import estimate as estimates
 from w2v_jax.training import checkpoint, console, optimizer, sharding, step, trackers, workdir
-from w2v_jax.training.dataset import Data, check_agreement, fingerprints, heard, micro_batch, open_data, read_of
+from w2v_jax.training.dataset import Data, check_agreement, fingerprints, heard, micro_batch, open_data
 from w2v_jax.training.preemption import Preemption
 from w2v_jax.training.run_log import RunLog, rows_before
 from w2v_jax.training.throughput import Meter, dtype_advice, page_advice
@@ -112,14 +112,23 @@ def run(config: Config, path: pathlib.Path, *, track: str = "") -> int:
         )
         restored = checkpoint.restore_latest(manager, training.shapes)
         first = restored.step if restored else 0
-        rows, levels = rows_before(path, first), training.method.levels()
-        if first >= train.steps or ended_early(rows, config, levels):
+        rows = rows_before(path, first)
+        if first >= train.steps or ended_early(rows, config, training.method.levels()):
             return complete(training, first)
         state = restored.state if restored else first_state(config, training.make_state, training.data.train.form)
         meter = Meter(jax.process_count(), programs_end=[last for last, _ in training.method.early])
         key, stopped = jax.random.key(config.seed), ""
-        epoch, told = training.data.train_plan.epoch(first), functools.partial(heard, training.data)
-        log = RunLog(config, path, meter, levels=levels, rows=rows, first=first, epoch=epoch, heard=told, track=track)
+        log = RunLog(
+            config,
+            path,
+            meter,
+            levels=training.method.levels(),
+            rows=rows,
+            first=first,
+            epoch=training.data.train_plan.epoch(first),
+            heard=functools.partial(heard, training.data),
+            track=track,
+        )
         stream = local_batches(training, held_out=False, first=first)
         with Preemption() as preemption:
             for n, (batch, info) in enumerate(meter.waiting_for(stream), first + 1):
@@ -247,11 +256,22 @@ def complete(training: Training, last: int) -> int:
 
 def local_batches(training: Training, *, held_out: bool, first: int = 0) -> Iterator[LocalBatch]:
     """This process's rows of all held-out batches, or of the training batches of the steps after `first`."""
-    config, read = training.config.data, read_of(training.data, held_out=held_out)
-    parts, stop = (1, None) if held_out else (training.parts, training.config.train.steps)
-    units = sharding.local_units(training.mesh, read["plan"].units, parts)
-    how = dict(normalize=config.normalize, loader=config.loader, workers=config.workers)
-    return batches(**read, start=first, stop=stop, units=units, **how)
+    config, data = training.config.data, training.data
+    plan = data.eval_plan if held_out else data.train_plan
+    return batches(
+        data.eval if held_out else data.train,
+        plan,
+        start=first,
+        stop=None if held_out else training.config.train.steps,
+        units=sharding.local_units(training.mesh, plan.units, 1 if held_out else training.parts),
+        normalize=config.normalize,
+        labels=data.eval_labels if held_out else data.train_labels,
+        targets=data.eval_targets if held_out else data.train_targets,
+        noise=None if held_out else data.noise,
+        rooms=None if held_out else data.rooms,
+        loader=config.loader,
+        workers=config.workers,
+    )
 
 
 def evaluation(training: Training, state: State) -> dict[str, np.ndarray]:

@@ -241,8 +241,16 @@ def fit(args: argparse.Namespace) -> int:
     given = _given_centers(args, features)
     clusters, passes = (args.clusters, args.passes) if given is None else (given.shape[1], 0)
     pool = max(int(args.memory * 1e9 / (4 * features.width)), 3 * max(args.batch, clusters))
-    given_by_flags = {name: getattr(args, name) for name in ("codebooks", "seed", "batch", "starts", "patience")}
-    settings = fits.Settings(clusters, **given_by_flags, passes=passes, pool=pool)
+    settings = fits.Settings(
+        clusters,
+        codebooks=args.codebooks,
+        seed=args.seed,
+        batch=args.batch,
+        starts=args.starts,
+        passes=passes,
+        patience=args.patience,
+        pool=pool,
+    )
     if features.width % settings.codebooks:
         raise UserError(f"--codebooks {settings.codebooks} does not divide the {features.width} numbers of a frame")
     field, hop = features.geometry
@@ -424,9 +432,18 @@ def label(args: argparse.Namespace) -> int:
     run = open_run(args.run, step=args.step) if args.run else None
     features = model.features(run, cut=args.cut).over(row_mesh(jax.local_devices()))
     about_source = dict(source=args.source, split=args.split, min_seconds=args.min_seconds)
-    files = dict(out=args.out, form=args.format, collapse=args.collapse, part_hours=args.part_hours)
-    reading = dict(batch_seconds=args.batch_seconds, workers=args.workers)
-    work = make_labelling(model, features, _open_source(args), **files, about_source=about_source, **reading)
+    work = make_labelling(
+        model,
+        features,
+        _open_source(args),
+        out=args.out,
+        form=args.format,
+        collapse=args.collapse,
+        part_hours=args.part_hours,
+        about_source=about_source,
+        batch_seconds=args.batch_seconds,
+        workers=args.workers,
+    )
     with _locked(args.out, "labelling"):
         write_labels(work, features)
     return 0

@@ -99,12 +99,17 @@ def encode(
         return iter(())
     margin = int(margin_seconds * SAMPLE_RATE)
     pieces = Pieces(source, rows, field=field, hop=hop, max_samples=max_samples, margin=margin, overlap=overlap)
-    lengths, count, seconds = pieces.index.num_samples, first.devices, batch_seconds / first.devices
-    buckets = _bucket_lengths(pieces.max_samples)
-    plan = eval_plan(lengths, bucket_samples=buckets, units=count, unit_seconds=seconds, max_hours=0)
+    plan = eval_plan(
+        pieces.index.num_samples,
+        bucket_samples=_bucket_lengths(pieces.max_samples),
+        units=first.devices,
+        unit_seconds=batch_seconds / first.devices,
+        max_hours=0,
+    )
     results = _results(batches(pieces, plan, loader="threads", workers=workers), plan, predict)
     longest = pieces.max_samples / SAMPLE_RATE
-    return _joined(pieces, _within_memory(results, batch_seconds, longest, devices=count, flags=flags), on_skip)
+    results = _within_memory(results, batch_seconds, longest, devices=first.devices, flags=flags)
+    return _joined(pieces, results, on_skip)
 
 
 def check_keys(run: Run, keys: Sequence[str] | None, layer: Layer) -> tuple[str, ...]:
@@ -300,18 +305,23 @@ class Pieces:
             counts = np.where(frames <= capacity, 1, -(-frames // (capacity - 2 * margin)))
         else:  # each piece is as a recording of its own
             counts = (num_samples - field) // max_samples + 1
-        number, ends = np.concatenate([np.arange(count) for count in counts]), np.repeat(num_samples, counts)
+        number = np.concatenate([np.arange(count) for count in counts])
+        ends = np.repeat(num_samples, counts)  # of the row of each piece
         if overlap:
             size = np.repeat(-(-frames // counts), counts)  # frames of a piece
             first, total = number * size, np.repeat(frames, counts)
             begin, end = np.maximum(first - margin, 0), np.minimum(first + size + margin, total)
-            self.starts, self.leads, self.sizes = begin * hop, first - begin, np.minimum(size, total - first)
+            self.starts = begin * hop
+            self.leads = first - begin
+            self.sizes = np.minimum(size, total - first)
             lengths = np.where(end == total, ends - self.starts, (end - begin - 1) * hop + field)
             self.max_samples = max_samples + hop  # the last piece ends with samples that make no whole frame
         else:
-            self.starts, self.max_samples = number * max_samples, max_samples
+            self.starts = number * max_samples
             lengths = np.minimum(ends - self.starts, max_samples)
-            self.leads, self.sizes = np.zeros_like(lengths), (lengths - field) // hop + 1
+            self.leads = np.zeros_like(lengths)
+            self.sizes = (lengths - field) // hop + 1
+            self.max_samples = max_samples
         self.source, self.form = source, source.form
         self.rows = np.repeat(rows, counts)
         self.counts = dict(zip(rows.tolist(), counts.tolist(), strict=True))

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
@@ -61,17 +61,24 @@ def open_recognizer(path: Any, step: int | str | None = None, quantizer: Any = N
     return Recognizer(run, Alphabet.load(folder / ALPHABET_FILE), open_run(quantizer) if quantizer else None)
 
 
+class Reading(TypedDict, total=False):
+    """Options of `encode`: how recordings are cut and read."""
+
+    max_seconds: float
+    margin_seconds: float
+    batch_seconds: float
+    workers: int
+    flags: Sequence[str]
+
+
 def log_probs(
     recognizer: Recognizer,
     source: Source,
     *,
     on_skip: Callable[[int, str], None] | None = None,
-    **reading: Any,
+    **reading: Unpack[Reading],
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(row, log-probabilities [F A] in nats, float32) of every row of the source, in no particular order.
-
-    reading: options of `encode`, which say how recordings are cut and read.
-    """
+    """(row, log-probabilities [F A] in nats, float32) of every row of the source, in no particular order."""
     reading = {"max_seconds": MAX_SECONDS, "margin_seconds": MARGIN_SECONDS, **reading}
     run, quantizer = recognizer.run, recognizer.quantizer
     for row, arrays in encode(run, source, keys=LOGITS, quantizer=quantizer, on_skip=on_skip, **reading):
@@ -107,9 +114,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--decoder", choices=DECODERS, default="own", help="flashlight-text needs w2v-jax[decode] (default: own)")
 
 
-def reading_of(args: argparse.Namespace) -> dict[str, Any]:
+def reading_of(args: argparse.Namespace) -> Reading:
     """The options of `log_probs` in the arguments."""
-    return {key: getattr(args, key) for key in ("max_seconds", "margin_seconds", "batch_seconds", "workers")}
+    lengths = Reading(max_seconds=args.max_seconds, margin_seconds=args.margin_seconds)
+    return {**lengths, "batch_seconds": args.batch_seconds, "workers": args.workers}
 
 
 def open_with_decoder(args: argparse.Namespace) -> tuple[Recognizer, Search | None, TextDecoder]:

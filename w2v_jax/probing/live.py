@@ -35,8 +35,16 @@ class LiveProbe:
         config = changed(config, {"encoder.padding_aware": True}, skip_missing=True)
         self.name, self.log_mel_accuracy = f"probe_{settings.label}", {}
         self.parts: tuple[LabelledPart, LabelledPart] | None = None
-        method, path = methods.load(config), pathlib.Path("the run")
-        self.run = Run(config, method, params={}, extra={}, step=0, digest="", path=path, form=form)
+        self.run = Run(
+            config,
+            methods.load(config),
+            params={},
+            extra={},
+            step=0,
+            digest="",
+            path=pathlib.Path("the run"),
+            form=form,
+        )
         if not settings.root:
             raise UserError("probe.every is set, but probe.root names no recordings; set it to a folder with labels")
         if jax.process_index() == 0:

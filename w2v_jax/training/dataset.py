@@ -88,13 +88,21 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
             f"--config.encoder.hop={train.form.hop}"
         )
     buckets = [int(seconds * SAMPLE_RATE + 0.5) for seconds in data.bucket_seconds]
-    learnt: dict[str, Any] = {}
+    labels: tuple[Labels | None, Labels | None] = None, None
+    targets: tuple[Targets | None, Targets | None] = None, None
     key = "data.eval_root" if data.eval_root else f"data.eval_share={data.eval_share:g}"
     if setting(config, "data.labels"):
         alphabet = open_alphabet(data, train, path)
-        room: Any = dict(bucket_samples=buckets, per_second=data.tokens_per_second, frames=method.output_frames)
-        train, learnt["train_labels"] = with_labels(train, alphabet, **room, where="data.root")
-        held_out, learnt["eval_labels"] = with_labels(held_out, alphabet, **room, where=key)
+        read = functools.partial(
+            with_labels,
+            alphabet=alphabet,
+            bucket_samples=buckets,
+            per_second=data.tokens_per_second,
+            frames=method.output_frames,
+        )
+        train, train_labels = read(train, where="data.root")
+        held_out, eval_labels = read(held_out, where=key)
+        labels = train_labels, eval_labels
     noise = open_beside(config, "data.noise_root", "data.noise_name", used=["data.mix_prob", "data.noise_prob"])
     rooms = open_beside(config, "data.rooms_root", "data.rooms_name", used=["data.rooms_prob"])
     augment = augmentation(config, train.form, noise=noise, rooms=rooms)
@@ -103,26 +111,36 @@ def open_data(config: Config, units: int, shards: int, *, path: pathlib.Path) ->
             raise UserError("data.speeds would part the recordings from their data.targets: --config.data.speeds=1,1")
         folders = {group.label: open_targets(group.section, config.loss.classes) for group in groups}
         folders = folders or open_targets(data, config.loss.classes)
-        train, learnt["train_targets"] = with_targets(train, folders, where="data.root")
+        train, train_targets = with_targets(train, folders, where="data.root")
         if groups and data.eval_root:
             folders = open_targets(data, config.loss.classes)
-        held_out, learnt["eval_targets"] = with_targets(held_out, folders, where=key)
+        held_out, eval_targets = with_targets(held_out, folders, where=key)
+        targets = train_targets, eval_targets
     mixture = None
     if groups:
         longest = max(data.bucket_seconds)
         mixture = mix_of(train.index, groups, exponents=data.corpora_exponents, longest=longest)
     plan = open_plan(config, train, units, lengths=buckets, augment=augment, mixture=mixture)
-    shape: dict[str, Any] = dict(bucket_samples=buckets, unit_seconds=data.unit_seconds, units=shards)
-    scored = eval_plan(held_out.index.num_samples, **shape, max_hours=data.eval_hours)
-    return Data(train, plan, held_out, eval_plan=scored, noise=noise, rooms=rooms, mixture=mixture, **learnt)
-
-
-def read_of(data: Data, *, held_out: bool) -> dict[str, Any]:
-    """What `pipeline.batches` is to read, and beside it: the held-out recordings, or those of training."""
-    if held_out:
-        return dict(source=data.eval, plan=data.eval_plan, labels=data.eval_labels, targets=data.eval_targets)
-    read = dict(source=data.train, plan=data.train_plan, labels=data.train_labels, targets=data.train_targets)
-    return read | dict(noise=data.noise, rooms=data.rooms)
+    scored = eval_plan(
+        held_out.index.num_samples,
+        bucket_samples=buckets,
+        unit_seconds=data.unit_seconds,
+        units=shards,
+        max_hours=data.eval_hours,
+    )
+    return Data(
+        train,
+        plan,
+        held_out,
+        eval_plan=scored,
+        train_labels=labels[0],
+        eval_labels=labels[1],
+        train_targets=targets[0],
+        eval_targets=targets[1],
+        noise=noise,
+        rooms=rooms,
+        mixture=mixture,
+    )
 
 
 def open_sources(config: Config, groups: Sequence[Group]) -> tuple[Source, Source]:
@@ -184,12 +202,22 @@ def open_plan(
     mixture: Mixture | None,
 ) -> TrainPlan | Curriculum:
     """The plan of the training rows. lengths: data.bucket_seconds in samples. Raises TooFew and UserError."""
-    groups = None if mixture is None else Groups(train.index.groups, mixture.shares)
-    crop, num_samples = not setting(config, "data.labels"), train.index.num_samples
-    plan = functools.partial(train_plan, num_samples, seed=config.seed, units=units, crop=crop)
-    plan = functools.partial(plan, unit_seconds=config.data.unit_seconds, augment=augment, groups=groups)
+    data = config.data
+
+    def make(bucket_samples: Sequence[int]) -> TrainPlan:
+        return train_plan(
+            train.index.num_samples,
+            bucket_samples=bucket_samples,
+            unit_seconds=data.unit_seconds,
+            units=units,
+            seed=config.seed,
+            crop=not setting(config, "data.labels"),
+            augment=augment,
+            groups=None if mixture is None else Groups(train.index.groups, mixture.shares),
+        )
+
     try:
-        return curriculum(lambda samples: plan(bucket_samples=samples), lengths, config.data.curriculum)
+        return curriculum(make, lengths, data.curriculum)
     except TooFew as error:  # perhaps for want of what was skipped
         raise TooFew(str(error), train.index.skipped) from None
 

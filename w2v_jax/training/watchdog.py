@@ -50,9 +50,14 @@ def settings_for(config: Config) -> WatchdogSettings:
     """
     grace = min(max(config.optim.warmup, config.train.steps // 3, 100), 3000)
     late = max(min(4 * grace, config.train.steps * 7 // 10), grace)
-    quoted = dict(batch_hours=config.data.batch_hours, peak=config.optim.peak)
     clean = setting(config, "acoustic.clean_steps")
-    return WatchdogSettings(grace_steps=grace, late_steps=late, clean_steps=clean, **quoted)
+    return WatchdogSettings(
+        grace_steps=grace,
+        late_steps=late,
+        batch_hours=config.data.batch_hours,
+        peak=config.optim.peak,
+        clean_steps=clean,
+    )
 
 
 class Watchdog:
