@@ -32,7 +32,7 @@ import jax
 import numpy as np
 
 from w2v_jax import methods
-from w2v_jax.core.cli import UserError, path_argument, run_command
+from w2v_jax.core.cli import UserError, command_parser, path_argument, run_command
 from w2v_jax.core.config import Config, add_config_argument, load, setting, split_overrides
 from w2v_jax.core.units import SAMPLE_RATE, batch_units
 from w2v_jax.profiling.chips import stated_flops
@@ -64,9 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     """(the flags, the overrides of the config). Raises UserError for numbers that are too small."""
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("bench", __doc__)
     add_config_argument(parser)
     add = parser.add_argument
     add("--batch", type=int, default=2, help="rows of the batch, which is one unit (default 2)")
@@ -78,12 +76,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     add("--warmup", type=int, default=1, help="untimed steps at the start of a turn (default 1)")
     add("--stages", action="store_true", help=f"also time the parts of a step, by a trace of {TRACED} steps")
     add("--data", action="store_true", help="also report the padding of the config's data (lists its recordings)")
-    add(
-        "--profile",
-        type=path_argument,
-        metavar="DIR",
-        help=f"keep a trace of {TRACED} steps for TensorBoard or Perfetto",
-    )
+    profile = f"keep a trace of {TRACED} steps for TensorBoard or Perfetto"
+    add("--profile", type=path_argument, metavar="DIR", help=profile)
     add("--torch-compile", action="store_true", help="compile the PyTorch side by torch.compile (minutes)")
     add("--json", action="store_true", help="print one JSON object on stdout, and all else on stderr")
     argv, overrides = split_overrides(argv)

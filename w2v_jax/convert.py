@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 from w2v_jax import __version__
 from w2v_jax.core import config as configs
-from w2v_jax.core.cli import STEP, STEP_HELP, UserError, expand_home, run_command, step_argument
+from w2v_jax.core.cli import STEP, STEP_HELP, UserError, command_parser, expand_home, run_command, step_argument
 from w2v_jax.core.config import Config, changed
 from w2v_jax.core.files import file_digest, whole_folder, write_whole
 from w2v_jax.core.storage import fetched_path, output_folder
@@ -112,18 +112,10 @@ def _model_folder(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("convert", __doc__)
     add = parser.add_argument
-    add(
-        "--from",
-        dest="source",
-        required=True,
-        type=expand_home,
-        metavar="PATH",
-        help="run, .pt file, or folder or weights of a model",
-    )
+    source = "run, .pt file, or folder or weights of a model"
+    add("--from", dest="source", required=True, type=expand_home, metavar="PATH", help=source)
     add("--to", required=True, type=place_argument, metavar="FOLDER", help="folder to create; it must not exist")
     add("--step", type=step_argument, metavar=STEP, help=f"of a run: {STEP_HELP}")
     add("--encoder-only", action="store_true", help="leave out the quantizer and the heads (not for fairseq)")

@@ -9,7 +9,6 @@ would not work. The training is that of `w2v2_base.py:tiny`, in a process and a 
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import pathlib
@@ -27,7 +26,7 @@ import jax
 
 from w2v_jax import __version__
 from w2v_jax.core import environment
-from w2v_jax.core.cli import path_argument, run_command
+from w2v_jax.core.cli import command_parser, path_argument, run_command
 from w2v_jax.training.throughput import dtype_advice, page_advice
 
 EXTRAS = {
@@ -61,12 +60,9 @@ class Check(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--folder", type=path_argument, default=".", metavar="DIR", help="where runs will lie (default: this folder)"
-    )
+    parser = command_parser("doctor", __doc__)
+    folder = "where runs will lie (default: this folder)"
+    parser.add_argument("--folder", type=path_argument, default=".", metavar="DIR", help=folder)
     parser.add_argument("--no-training", action="store_true", help="leave out the training")
     args = parser.parse_args(argv)
     found = []

@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError, cannot_write, expand_home, run_command, some_of, table
+from w2v_jax.core.cli import UserError, command_parser, expand_home, run_command, some_of, table, writing
 from w2v_jax.core.files import write_whole
 from w2v_jax.core.progress import ProgressBar
 from w2v_jax.core.storage import output_folder
@@ -86,7 +86,7 @@ def evaluate(args: argparse.Namespace) -> int:
     source = subset(source, np.array([row for row, text in enumerate(texts) if not is_missing(text)]))
     unread: list[dict[str, str]] = []
     frames = _frames(recognizer, source, args=args, unread=unread)
-    try:
+    with writing(args.out, named=True):
         args.out.mkdir(parents=True, exist_ok=True)
         if args.tune and search is not None:
             with tempfile.TemporaryFile(dir=args.out) as file:
@@ -99,19 +99,13 @@ def evaluate(args: argparse.Namespace) -> int:
         result |= {"decoder": recognizers.search_summary(args, search)}
         skipped = unread + untranscribed + [{"id": "", **skip._asdict()} for skip in lost]
         write_scores(args.out, scored, source, result=result, skipped=skipped)
-    except OSError as error:
-        raise cannot_write(error.filename or args.out, error) from None
     print("\n".join([_report(result, args.out, recognizer.run.in_brief()), *skipped_by_kind(lost)]))
     return 0
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.evaluate",
-        description="Scores a recogniser on transcribed recordings: word and character error rates, with alignments.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Scores a recogniser on transcribed recordings: word and character error rates, with alignments."
+    parser = command_parser("evaluate", description, EXAMPLES)
     recognizers.add_arguments(parser)
     add = parser.add_argument_group("recordings").add_argument
     add("--source", default="folder", metavar="NAME", help=f"one of {', '.join(source_names())} (default: folder)")

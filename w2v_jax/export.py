@@ -27,7 +27,7 @@ import numpy as np
 from jax.export import Exported
 
 from w2v_jax import __version__, methods
-from w2v_jax.core.cli import STEP, STEP_HELP, UserError, expand_home, run_command, step_argument
+from w2v_jax.core.cli import STEP, STEP_HELP, UserError, command_parser, expand_home, run_command, step_argument
 from w2v_jax.core.config import portable
 from w2v_jax.core.files import whole_folder
 from w2v_jax.core.storage import output_folder
@@ -93,32 +93,17 @@ def write_export(args: argparse.Namespace) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.export",
-        description="Writes a trained model as a StableHLO program and its weights, and compares it with the run.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Writes a trained model as a StableHLO program and its weights, and compares it with the run."
+    parser = command_parser("export", description, EXAMPLES)
     add = parser.add_argument
     add("--run", required=True, type=expand_home, metavar="RUN", help="the --workdir of a training")
     add("--step", type=step_argument, metavar=STEP, help=STEP_HELP)
-    add(
-        "--what",
-        required=True,
-        choices=FEATURES + LOGITS,
-        help="the output; hidden: all layers, or those of --layer and --layers",
-    )
+    what = "the output; hidden: all layers, or those of --layer and --layers"
+    add("--what", required=True, choices=FEATURES + LOGITS, help=what)
     add_layer_arguments(parser)
-    add(
-        "--platforms",
-        type=_platforms,
-        default=("cpu",),
-        metavar="P,P,...",
-        help=f"platforms, of {', '.join(PLATFORMS)} (default: cpu)",
-    )
-    add(
-        "--out", required=True, type=place_argument, metavar="DIR", help="the folder to write; it is created if missing"
-    )
+    platforms = f"platforms, of {', '.join(PLATFORMS)} (default: cpu)"
+    add("--platforms", type=_platforms, default=("cpu",), metavar="P,P,...", help=platforms)
+    add("--out", required=True, type=place_argument, metavar="DIR", help="the folder to write; made if missing")
     args = parser.parse_args(argv)
     if args.what != "hidden" and (args.layer is not None or args.layers):
         parser.error("--layer and --layers belong to --what hidden")

@@ -8,7 +8,6 @@ it adds to a run is the vocabulary.
 from __future__ import annotations
 
 import argparse
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from w2v_jax.core.cli import (
     STEP_HELP,
     UserError,
     cannot_write,
+    command_parser,
     count_argument,
     expand_home,
     positive,
@@ -66,23 +66,11 @@ class Extraction(NamedTuple):
 
     __repr__ = short_repr
 
-    @property
-    def folder(self) -> pathlib.Path:
-        return self.work.folder
-
-    @property
-    def source(self) -> Source:
-        return self.work.source
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return self.work.settings
-
     def encode(self, rows: np.ndarray, on_skip: Callable[[int, str], None]) -> Iterator[tuple[int, np.ndarray]]:
         """(row, features or codes [F D]) of these rows of the source."""
         encoded = encode(
             self.run,
-            self.source,
+            self.work.source,
             rows,
             keys=(self.args.what,),
             layer=self.args.layer,
@@ -92,7 +80,7 @@ class Extraction(NamedTuple):
             workers=self.args.workers,
             on_skip=on_skip,
         )
-        return ((row, arrays[self.args.what].astype(self.settings["dtype"])) for row, arrays in encoded)
+        return ((row, arrays[self.args.what].astype(self.work.settings["dtype"])) for row, arrays in encoded)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -109,33 +97,25 @@ def main(argv: Sequence[str]) -> int:
     with output_folder(args.out, last=SENT_LAST) as args.out:
         job = make_job(args, run, quantizer, source=source)
         try:
-            with workdir.locked(job.folder, "extraction", "--out"):
+            with workdir.locked(args.out, "extraction", "--out"):
                 extract(job, build_vocabulary=args.build_vocabulary)
         except OSError as error:
             raise UserError(
-                f"{cannot_write(error.filename or job.folder, error)}; finished parts stay, and the same command goes "
+                f"{cannot_write(error.filename or args.out, error)}; finished parts stay, and the same command goes "
                 "on from there"
             ) from None
     return 0
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.extract",
-        description="Writes features or codes of recordings, aligned to frames, with ids and durations, in .npy parts.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Writes features or codes of recordings, aligned to frames, with ids and durations, in .npy parts."
+    parser = command_parser("extract", description, EXAMPLES)
     add = parser.add_argument
     add("--run", required=True, type=expand_home, metavar="RUN", help="the --workdir of a training")
     add("--step", type=step_argument, metavar=STEP, help=STEP_HELP)
     add("--untrained", action="store_true", help="use the parameters before training, for comparison")
-    add(
-        "--quantizer",
-        type=expand_home,
-        metavar="RUN",
-        help="the vq-wav2vec that makes the codes which RUN reads, from audio",
-    )
+    codes = "the vq-wav2vec that makes the codes which RUN reads, from audio"
+    add("--quantizer", type=expand_home, metavar="RUN", help=codes)
     add("--quantizer-step", type=step_argument, metavar=STEP, help="its checkpoint (default: the newest)")
     what = "local: z, before the context; context: c; hidden: states of the layers, see --layer"
     add("--what", required=True, choices=FEATURES, help=what)
@@ -197,7 +177,7 @@ def _check_buildable(job: Extraction) -> None:
 
     A vocabulary is never replaced, because codes written with it would change their meaning.
     """
-    file, copy = job.run.path / VOCABULARY_FILE, job.folder / VOCABULARY_FILE
+    file, copy = job.run.path / VOCABULARY_FILE, job.work.folder / VOCABULARY_FILE
     if file.exists():
         digest = vocabulary_of(job.run).digest
         if not copy.exists() or Vocabulary.load(copy).digest != digest:
@@ -208,7 +188,7 @@ def _check_buildable(job: Extraction) -> None:
 
 def _write_part(job: Extraction, number: int, rows: np.ndarray) -> None:
     """Encodes one part. skipped.jsonl names the recordings that cannot be encoded before the part appears."""
-    settings = job.settings
+    settings = job.work.settings
     utterances = job.work.encoded(number, rows, job.encode)
     path, width, dtype = job.work.path(number), job.run.outputs[settings["what"]][-1], settings["dtype"]
     if settings["format"] == "parquet":
@@ -222,29 +202,29 @@ def _write_part(job: Extraction, number: int, rows: np.ndarray) -> None:
 def _finish(job: Extraction, summary: dict[str, Any], build_vocabulary: bool) -> None:
     summary |= job.work.totals(part_size)
     report = ""
-    if job.settings["what"] == "codes":
+    if job.work.settings["what"] == "codes":
         vocabulary, counts = _vocabulary(job, summary, build_vocabulary)
         summary |= counts
         report = _vocabulary_report(job, vocabulary, summary)
-    write_metadata(job.folder, summary | {"complete": True})
+    write_metadata(job.work.folder, summary | {"complete": True})
     counts = f"{summary['utterances']:,} recordings, {summary['frames']:,} frames"
-    print(f"done: {counts} in {job.folder}{job.work.skipped_hint(summary['skipped'])}{report}", flush=True)
+    print(f"done: {counts} in {job.work.folder}{job.work.skipped_hint(summary['skipped'])}{report}", flush=True)
 
 
 def _vocabulary(job: Extraction, summary: dict[str, Any], build: bool) -> tuple[Vocabulary, dict[str, int]]:
     """Builds the vocabulary, or takes the run's own, and copies it into the folder. Counts the unknown codes."""
     if build:
-        counter = CodeCounter(job.settings["groups"], job.settings["codes"])
-        for part in read_parts(job.folder, summary):
+        counter = CodeCounter(job.work.settings["groups"], job.work.settings["codes"])
+        for part in read_parts(job.work.folder, summary):
             counter.add(np.asarray(part.array))
         vocabulary = counter.vocabulary(job.run.digest, job.run.step)
     else:
         vocabulary = vocabulary_of(job.run)
-    vocabulary.save(job.folder / VOCABULARY_FILE)
+    vocabulary.save(job.work.folder / VOCABULARY_FILE)
     if build:
         vocabulary.save(job.run.path / VOCABULARY_FILE)
     unknown_frames, unknown_types = 0, set()
-    for part in read_parts(job.folder, summary):
+    for part in read_parts(job.work.folder, summary):
         codes = np.asarray(part.array)
         unknown = codes[vocabulary.encode(codes) == CODE_UNKNOWN]
         unknown_frames += len(unknown)
@@ -254,7 +234,7 @@ def _vocabulary(job: Extraction, summary: dict[str, Any], build: bool) -> tuple[
 
 
 def _print_start(job: Extraction, done: int) -> None:
-    settings, index = job.settings, job.source.index
+    settings, index = job.work.settings, job.work.source.index
     what = f"layer {settings['layer']}" if settings["what"] == "hidden" else settings["what"]
     if isinstance(settings["layer"], tuple):
         what = f"all layers, weighted {' '.join(f'{w:.3g}' for w in settings['layer'])},"
@@ -273,7 +253,7 @@ def _vocabulary_report(job: Extraction, vocabulary: Vocabulary, summary: dict[st
         f"\nvocabulary: {len(vocabulary.types):,} types, entropy {vocabulary.entropy:.3f} nats, in "
         f"{job.run.path / VOCABULARY_FILE}\nnot in the vocabulary: {frames / max(summary['frames'], 1):.2%} of the "
         f"frames ({frames:,} frames, {types:,} types)\ntrain on them by --config.data.name=codes "
-        f"--config.data.root={job.folder} --config.data.vocab_size={vocabulary.size}"
+        f"--config.data.root={job.work.folder} --config.data.vocab_size={vocabulary.size}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
-from w2v_jax.core.cli import UserError, cannot_write, expand_home, run_command, some_of, table
+from w2v_jax.core.cli import UserError, command_parser, expand_home, run_command, some_of, table, writing
 from w2v_jax.core.storage import output_file
 from w2v_jax.core.stores import place_argument
 from w2v_jax.core.text import numbered_lines
@@ -49,11 +49,8 @@ def main(argv: Sequence[str]) -> int:
             [*lost, *(Skip(name, f"no {args.unit}s") for name in empty)],
         )
     lm = build_ngram(sentences, args.order)
-    try:
-        with output_file(args.out) as file:
-            write_arpa(file, lm)
-    except OSError as error:
-        raise cannot_write(f"--out {args.out}", error) from None
+    with writing(f"--out {args.out}"), output_file(args.out) as file:
+        write_arpa(file, lm)
     words = sum(map(len, sentences))
     perplexity = 10 ** (-sum(map(lm.sentence, sentences)) / (words + len(sentences)))
     rows = {"trained on": f"{len(sentences):,} sentences, {words:,} {args.unit}s, {len(lm.words):,} different ones"}
@@ -66,12 +63,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.ngram",
-        description="Builds an n-gram language model (ARPA) from transcripts or text, for evaluate and transcribe.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Builds an n-gram language model (ARPA) from transcripts or text, for evaluate and transcribe."
+    parser = command_parser("ngram", description, EXAMPLES)
     add = parser.add_argument
     add("--source", default="folder", metavar="NAME", help=f"one of {', '.join(source_names())} (default: folder)")
     add("--root", nargs="+", type=expand_home, default=[], metavar="PATH", help="transcribed recordings")

@@ -17,13 +17,12 @@ instead.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from w2v_jax.core.cli import UserError, duration, run_command, table
+from w2v_jax.core.cli import UserError, command_parser, duration, run_command, table
 from w2v_jax.core.config import Config, add_config_argument, load, split_overrides
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.profiling import estimate as estimates
@@ -36,9 +35,7 @@ SHARE = 0.35
 
 def main(argv: Sequence[str]) -> int:
     argv, overrides = split_overrides(argv)
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("plan", __doc__)
     add_config_argument(parser)
     add = parser.add_argument
     add("--target", required=True, metavar="KIND-N", help=f"e.g. h200-8; kinds: {', '.join(CHIPS)}")

@@ -23,13 +23,14 @@ import numpy as np
 
 from w2v_jax.core.cli import (
     UserError,
-    cannot_write,
+    command_parser,
     count_argument,
     expand_home,
     path_argument,
     positive,
     run_command,
     some_of,
+    writing,
 )
 from w2v_jax.core.config import load, split_overrides
 from w2v_jax.core.files import absolute, state_of, write_whole
@@ -88,7 +89,7 @@ exit codes: 0 done, 1 a mistake or too much is bad, 2 wrong usage."""
 def main(argv: Sequence[str]) -> int:
     args, overrides = _arguments(argv)
     if args.verify:
-        return check_shards(args.root, args.workers or os.cpu_count() or 1)
+        return check_shards(args.root, _workers(args))
     if args.config or args.run:
         show_step(args, overrides)
         return 0
@@ -108,12 +109,12 @@ def write_index(args: argparse.Namespace) -> dict[str, Any]:
     source = checked_source(args)
     recordings = len(source.index)
     if args.cut_seconds:
-        source = cut_source(source, Cut(args.cut_seconds, args.cut_at), args.workers or os.cpu_count() or 1)
+        source = cut_source(source, Cut(args.cut_seconds, args.cut_at), _workers(args))
     index = source.index
     print(index.report())
     write_reasons(args.skipped, index.skipped)
     report = index_report(index, args.language or "", recordings=recordings)
-    try:
+    with writing("output", named=True):
         if args.out:
             with output_file(args.out) as file:
                 write_whole(file, manifest_lines(source, args.out))
@@ -125,8 +126,6 @@ def write_index(args: argparse.Namespace) -> dict[str, Any]:
             with output_file(args.plot) as file:
                 draw_sheet(source, pick_rows(index.durations, args.rows), file)
             print(f"plot: {args.plot}")
-    except OSError as error:
-        raise cannot_write(error.filename or "output", error) from None
     return report
 
 
@@ -151,18 +150,14 @@ def _write_shards(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, A
         language=args.language or "",
         about={**about, "min_seconds": args.min_seconds},
     )
-    run = (
-        on_beam(shlex.split(args.beam)) if args.beam is not None else in_processes(args.workers or os.cpu_count() or 1)
-    )
+    run = on_beam(shlex.split(args.beam)) if args.beam is not None else in_processes(_workers(args))
     report = make_shards(job, functools.partial(_listed, args), run)
     print(report_text(report))
     write_reasons(args.skipped, [Skip(**skip) for skip in report["skipped"]])
-    try:
+    with writing("output", named=True):
         draw_lengths(report["lengths"], folder / "report.png")
         if args.report:
             write_report(args.report, report)
-    except OSError as error:
-        raise cannot_write(error.filename or "output", error) from None
     where = f"--config.data.name=arrayrecord --config.data.root={args.shards}"
     print(f"report: {args.shards / 'report.json'}, report.png\nshards: {args.shards}; train on them with {where}")
     return report
@@ -195,40 +190,25 @@ def show_step(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
         planned = planned_step(config, args.step, path=path)
     print(step_text(planned, config))
     if args.plot:
-        try:
-            with output_file(args.plot) as file:
-                draw_step(planned, config, file, rows=args.rows)
-        except OSError as error:
-            raise cannot_write(error.filename or args.plot, error) from None
+        with writing(args.plot, named=True), output_file(args.plot) as file:
+            draw_step(planned, config, file, rows=args.rows)
         print(f"plot: {args.plot}")
 
 
 def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     argv, overrides = split_overrides(argv)
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.prepare",
-        description="Lists and checks recordings as training would: hours, durations, and what is skipped and why. "
-        "Can also write a manifest or shards, make a corpus, and plot recordings.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    description = (
+        "Lists and checks recordings as training would: hours, durations, and what is skipped and why. "
+        "Can also write a manifest or shards, make a corpus, and plot recordings."
     )
+    parser = command_parser("prepare", description, EXAMPLES)
     add = parser.add_argument
     add("--source", default="folder", metavar="NAME", help=f"one of {', '.join(source_names())} (default: folder)")
-    add(
-        "--root",
-        nargs="+",
-        type=expand_home,
-        default=[],
-        metavar="PATH",
-        help="where the recordings are or will be made",
-    )
+    root = "where the recordings are or will be made"
+    add("--root", nargs="+", type=expand_home, default=[], metavar="PATH", help=root)
     add("--out", type=place_argument, metavar="FILE.jsonl", help="write a manifest of the usable recordings")
-    add(
-        "--shards",
-        type=place_argument,
-        metavar="FOLDER",
-        help="store what is usable as FLAC in ArrayRecord files",
-    )
+    shards = "store what is usable as FLAC in ArrayRecord files"
+    add("--shards", type=place_argument, metavar="FOLDER", help=shards)
     shard_mb = "the most that a shard holds, unless a single recording is larger (default: 256)"
     add("--shard-mb", type=positive, default=256.0, metavar="MB", help=shard_mb)
     rate = f"with --shards: resample to {SAMPLE_RATE} Hz, mono (default: as they are)"
@@ -248,11 +228,8 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str,
     add("--plot", type=place_argument, metavar="FILE.png", help="plot waveform and log-mel spectrum of a few of them")
     add("--rows", type=int, default=6, metavar="N", help="how many recordings to plot (default: 6)")
     add("--step", type=int, metavar="K", help="show the batch of step K of a --config or --run instead, from 0")
-    add(
-        "--config",
-        metavar="FILE[:variant]",
-        help="with --step: the config of the training; --config.KEY=VALUE sets a key",
-    )
+    config = "with --step: the config of the training; --config.KEY=VALUE sets a key"
+    add("--config", metavar="FILE[:variant]", help=config)
     add("--run", type=expand_home, metavar="RUN", help="with --step: the folder of a run")
     decode = "read every recording to its end (default), which finds damage in the middle, silence, wrong scales"
     add("--decode", action=argparse.BooleanOptionalAction, default=True, help=decode)
@@ -281,12 +258,9 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str,
         parser.error("--plot: plot the shards when they are there, with --source arrayrecord --root FOLDER")
     if args.shards and args.source in WITHOUT_FILES:
         parser.error(f"--shards: {args.source} gives no files of recordings; name those that it was made of")
-    if args.report and args.report.suffix != ".json":
-        parser.error(f"--report {args.report}: the name of a report must end in .json")
-    if args.out and args.out.suffix != ".jsonl":
-        parser.error(f"--out {args.out}: the name of a manifest must end in .jsonl")
-    if args.plot and args.plot.suffix != ".png":
-        parser.error(f"--plot {args.plot}: the name of a plot must end in .png")
+    for flag, what, suffix in (("report", "report", ".json"), ("out", "manifest", ".jsonl"), ("plot", "plot", ".png")):
+        if (file := getattr(args, flag)) and file.suffix != suffix:
+            parser.error(f"--{flag} {file}: the name of a {what} must end in {suffix}")
     if args.out and args.source in WITHOUT_FILES:
         parser.error(f"--out: rows of {args.source} are not files; train on them with --config.data.name={args.source}")
     if args.plot and args.source == "codes":
@@ -311,7 +285,11 @@ def _check_step(
 def checked_source(args: argparse.Namespace) -> Source:
     """The recordings that can be used. Raises TooFew where there are none, and UserError."""
     source = _listed(args)
-    return decodable(source, args.workers or os.cpu_count() or 1) if args.decode else source
+    return decodable(source, _workers(args)) if args.decode else source
+
+
+def _workers(args: argparse.Namespace) -> int:
+    return args.workers or os.cpu_count() or 1
 
 
 def _listed(args: argparse.Namespace, kept: bool = False) -> Source:
@@ -332,11 +310,8 @@ def write_reasons(path: pathlib.Path | None, skipped: Sequence[Skip]) -> None:
     """Writes what is skipped to the file that --skipped names, if it names one. Raises UserError."""
     if path is None:
         return
-    try:
-        with output_file(path) as file:
-            write_skipped(file, skipped)
-    except OSError as error:
-        raise cannot_write(f"--skipped {path}", error) from None
+    with writing(f"--skipped {path}"), output_file(path) as file:
+        write_skipped(file, skipped)
     print(f"skipped files and reasons: {path}")
 
 

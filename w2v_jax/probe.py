@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax.core.cli import count_argument, expand_home, positive, run_command, table
+from w2v_jax.core.cli import command_parser, count_argument, expand_home, positive, run_command, table
 from w2v_jax.core.files import write_whole
 from w2v_jax.core.storage import output_folder
 from w2v_jax.core.stores import place_argument
@@ -77,34 +77,19 @@ def compare_inputs(args: argparse.Namespace) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.probe",
-        description="Measures how well a linear classifier recognises words, speakers or letters in frozen features.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Measures how well a linear classifier recognises words, speakers or letters in frozen features."
+    parser = command_parser("probe", description, EXAMPLES)
     add = parser.add_argument
-    add(
-        "--run",
-        action="append",
-        required=True,
-        type=expand_home,
-        metavar="RUN",
-        help="the --workdir of a training; may be repeated",
-    )
+    run = "the --workdir of a training; may be repeated"
+    add("--run", action="append", required=True, type=expand_home, metavar="RUN", help=run)
     add("--quantizer", type=expand_home, metavar="RUN", help="the vq-wav2vec that makes the codes for runs of BERT")
     add("--layer", default="context", metavar="N|all|local|context", help="which features (default: context)")
     labels = "the transcript of a recording (a keyword), its speaker, or the letter of each frame (default: transcript)"
     add("--label", choices=LABELS, default="transcript", help=labels)
     add("--source", default="folder", metavar="NAME", help=f"one of {', '.join(source_names())} (default: folder)")
     add("--train", nargs="+", required=True, type=expand_home, metavar="PATH", help="recordings to learn from")
-    add(
-        "--test",
-        nargs="+",
-        type=expand_home,
-        metavar="PATH",
-        help="recordings to score (default: a fifth of those in --train)",
-    )
+    test = "recordings to score (default: a fifth of those in --train)"
+    add("--test", nargs="+", type=expand_home, metavar="PATH", help=test)
     segments = "pool each recording over N equal stretches; may list several (default: 1 4)"
     add("--segments", type=int, nargs="+", default=[1, 4], metavar="N", help=segments)
     add("--hours", type=float, default=0.0, metavar="H", help="use at most H hours of each part (default: all)")
@@ -134,10 +119,8 @@ def make_inputs(args: argparse.Namespace) -> list[Input]:
             run = open_run(path, random=bool(suffix))
             for what, layer in layers_of(run, args.layer):
                 name = f"{pathlib.Path(path).name} {what if layer is None else f'layer {layer}'}{suffix}"
-                reads_codes = run.form != WAVE
-                inputs.append(
-                    Input(name, run, what=what, layer=layer, quantizer=quantizer if reads_codes else None, **lengths)
-                )
+                coder = quantizer if run.form != WAVE else None
+                inputs.append(Input(name, run, what=what, layer=layer, quantizer=coder, **lengths))
     return inputs
 
 

@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from w2v_jax.core.cli import duration, expand_home, path_argument, run_command, table
+from w2v_jax.core.cli import command_parser, duration, expand_home, path_argument, run_command, table
 from w2v_jax.profiling.recipes import budget, look, rules, speed, start_model, steps
 from w2v_jax.training.workdir import locked
 
@@ -145,12 +145,8 @@ def ending(state: steps.RecipeState, args: argparse.Namespace) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.recipe",
-        description="Plans and runs the way from recordings to a recogniser within a time.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Plans and runs the way from recordings to a recogniser within a time."
+    parser = command_parser("recipe", description, EXAMPLES)
     add = parser.add_argument
     add("--audio", type=expand_home, required=True, metavar="DIR", help="recordings, with or without transcripts")
     add("--labels", type=expand_home, required=True, metavar="DIR", help="recordings with transcripts beside them")
@@ -158,13 +154,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--budget", type=seconds_of, required=True, metavar="TIME", help="time for all of it: 30m, 3h, 1h30m, 2d")
     start = "a run to start from, or a downloaded model of transformers or fairseq"
     add("--from", dest="source", type=expand_home, default="", metavar="RUN", help=start)
-    add(
-        "--out",
-        type=path_argument,
-        default="runs/recipe",
-        metavar="DIR",
-        help="runs and results (default: runs/recipe)",
-    )
+    out = "runs and results (default: runs/recipe)"
+    add("--out", type=path_argument, default="runs/recipe", metavar="DIR", help=out)
     add("--dry-run", action="store_true", help="print the plan, write nothing and end")
     add("--yes", action="store_true", help="run the plan without asking")
     return parser.parse_args(argv)

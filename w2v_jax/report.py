@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import jax
 
-from w2v_jax.core.cli import UserError, cannot_write, count_argument, expand_home, run_command
+from w2v_jax.core.cli import UserError, command_parser, count_argument, expand_home, run_command, writing
 from w2v_jax.core.files import write_whole
 from w2v_jax.core.storage import output_file
 from w2v_jax.core.stores import place_argument
@@ -53,11 +53,8 @@ def main(argv: Sequence[str]) -> int:
         runs, verdicts=verdicts, examples=examples, comparisons=comparisons, audio=not args.no_audio
     )
     text = page.page_text(content)
-    try:
-        with output_file(args.out) as file:
-            write_whole(file, text)
-    except OSError as error:
-        raise cannot_write(f"--out {args.out}", error) from None
+    with writing(f"--out {args.out}"), output_file(args.out) as file:
+        write_whole(file, text)
     for run, verdict in zip(runs, verdicts):
         print(f"{run.path}: {verdict.word}{''.join(f'; {finding.name}' for finding in verdict.now)}")
     for run, comparison in zip(runs, comparisons):
@@ -68,21 +65,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.report",
-        description="Writes one HTML page about runs: curves, codes, examples to listen to, and a verdict in words.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Writes one HTML page about runs: curves, codes, examples to listen to, and a verdict in words."
+    parser = command_parser("report", description, EXAMPLES)
     add = parser.add_argument
     add("runs", nargs="+", type=expand_home, metavar="RUN", help="the --workdir of a training, complete or not")
-    add(
-        "--out",
-        type=place_argument,
-        default=pathlib.Path("report.html"),
-        metavar="FILE",
-        help="the page (default: report.html)",
-    )
+    out = "the page (default: report.html)"
+    add("--out", type=place_argument, default=pathlib.Path("report.html"), metavar="FILE", help=out)
     add("--examples", type=count_argument, default=3, metavar="N", help="held-out recordings of each run (default: 3)")
     add("--no-audio", action="store_true", help="leave out what one can listen to: the page is smaller")
     against = "compare each run with committed runs of its demo, and say if it is normal"

@@ -73,9 +73,8 @@ def main(argv: Sequence[str]) -> int:
         epilog="Example: python -m w2v_jax.train --config=configs/w2v2_base.py:demo --workdir=runs/demo.",
     )
     configs.add_config_argument(parser)
-    parser.add_argument(
-        "--workdir", type=expand_home, metavar="DIR", help="folder, or gs:// or s3:// URL, of the run; made if missing"
-    )
+    folder = "folder, or gs:// or s3:// URL, of the run; made if missing"
+    parser.add_argument("--workdir", type=expand_home, metavar="DIR", help=folder)
     parser.add_argument("--print-config", action="store_true", help="print the config as it would be used, and end")
     track = "send the metrics to Weights & Biases as well (pip install 'w2v-jax[wandb]'; docs/tracking.md)"
     parser.add_argument("--track", choices=trackers.NAMES, default="", help=track)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError, cannot_write, one_line, run_command
+from w2v_jax.core.cli import UserError, command_parser, one_line, run_command, writing
 from w2v_jax.core.files import write_whole
 from w2v_jax.core.progress import ProgressBar
 from w2v_jax.core.storage import output_file
@@ -58,11 +58,8 @@ def main(argv: Sequence[str]) -> int:
         progress.add(float(index.durations[row]))
     progress.close()
     if args.out:
-        try:
-            with output_file(args.out) as file:
-                write_whole(file, (lines[row] for row in sorted(lines)))
-        except OSError as error:
-            raise cannot_write(f"--out {args.out}", error) from None
+        with writing(f"--out {args.out}"), output_file(args.out) as file:
+            write_whole(file, (lines[row] for row in sorted(lines)))
     for path, reason in failed:
         print(f"error: {one_line(path)}: {reason}", file=sys.stderr)
     where = f" in {args.out}" if args.out else ""
@@ -72,12 +69,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.transcribe",
-        description="Transcribes recordings with a CTC run.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Transcribes recordings with a CTC run."
+    parser = command_parser("transcribe", description, EXAMPLES)
     add_arguments(parser)
     parser.add_argument("files", nargs="+", type=place_argument, metavar="FILE", help="recordings, or folders of them")
     out = "also write path, seconds, text and n best as JSONL"

@@ -24,6 +24,7 @@ from w2v_jax.core.cli import (
     STEP_HELP,
     UserError,
     cannot_write,
+    command_parser,
     count_argument,
     duration,
     expand_home,
@@ -112,12 +113,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m w2v_jax.units",
-        description="Speech units: fits k-means to frames of speech, labels recordings with it, measures the units.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Speech units: fits k-means to frames of speech, labels recordings with it, measures the units."
+    parser = command_parser("units", description, EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="fit|label|measure")
     _add_fit(commands.add_parser("fit", help="fit k-means to MFCC or to a layer of a run"))
     _add_label(commands.add_parser("label", help="write the unit of every frame"))
@@ -306,14 +303,11 @@ def _given_centers(args: argparse.Namespace, features: FrameFeatures) -> np.ndar
 def _is_done(folder: pathlib.Path, about: dict[str, Any]) -> bool:
     """Whether the folder holds this model. Begins a new one. Raises UserError where it holds anything else."""
     old, new = read_about(folder), json.loads(json.dumps(about))
-    if old is None:
-        if any(path.name != ".lock" for path in folder.iterdir()):
-            raise UserError(f"{folder} is not empty and holds no k-means model; choose another --out")
+    if old is None and any(path.name != ".lock" for path in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no k-means model; choose another --out")
+    if old is None or not (old.get("complete") or (folder / STATE).exists()):  # there is nothing to go on from
         write_whole(folder / ABOUT, json.dumps(new | {"complete": False}, indent=2) + "\n")
         return False
-    if not old.get("complete") and not (folder / STATE).exists():  # there is nothing to go on from
-        old = new
-        write_whole(folder / ABOUT, json.dumps(new | {"complete": False}, indent=2) + "\n")
     if changes := changed_settings(old, new):
         raise UserError(
             f"{folder} holds a model with other settings:{changes}\nChoose another --out, use the same settings, or "

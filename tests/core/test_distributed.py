@@ -71,6 +71,16 @@ def test_what_is_said_may_have_any_length_and_a_mistake_of_the_first_is_one_of_a
         distributed.broadcast_from_first(lambda: (_ for _ in ()).throw(UserError("no")))
 
 
+@pytest.mark.parametrize("own, raised", [(0, OSError), (1, UserError)])
+def test_no_process_waits_for_the_first_after_an_error_of_any_kind(monkeypatch, own, raised):
+    texts = [b'[null, "no"]', b"[null, null]", b"[null, null]"]
+    messages = [np.full((3, 1), 12, np.int32), np.array([list(text) for text in texts], np.uint8)]
+    others = Others(monkeypatch, own, messages)
+    with pytest.raises(raised, match="no"):
+        distributed.broadcast_from_first(lambda: (_ for _ in ()).throw(OSError("no")))
+    assert not list(others.sent)
+
+
 def test_a_port_in_use_is_named_by_process_0():
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import errno
 import importlib
@@ -12,7 +13,7 @@ import re
 import sys
 import traceback
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from w2v_jax.core import environment
@@ -63,6 +64,27 @@ def cannot_write(what: object, error: OSError) -> UserError:
     return UserError(f"{what}: cannot be written ({os_error_text(error)})")
 
 
+@contextlib.contextmanager
+def writing(what: object, *, named: bool = False) -> Iterator[None]:
+    """Raises the UserError of `cannot_write` for an OSError inside. named: about the file that the error names."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write((named and error.filename) or what, error) from None
+
+
+@contextlib.contextmanager
+def needing(text: str, *also: type[Exception]) -> Iterator[None]:
+    """Raises UserError with this text where an import inside fails, or with one of `also`: what needs which package.
+
+    The text may hold {error}, which is the reason.
+    """
+    try:
+        yield
+    except (ImportError, *also) as error:
+        raise UserError(text.format(error=error)) from None
+
+
 def out_of_memory(error: BaseException) -> str:
     """The first line of the error of a device without enough memory, as JAX raises it; "" for other errors."""
     line = str(error).partition("\n")[0].rstrip(". ")
@@ -98,6 +120,13 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
         print(f"error: the disk takes no more: {error}. Free some space, then give the same command", file=sys.stderr)
         sys.exit(1)
     sys.exit(code or 0)
+
+
+def command_parser(name: str, description: str | None, examples: str = "") -> argparse.ArgumentParser:
+    """The parser of the arguments of `python -m w2v_jax.NAME`. Description and examples keep their lines."""
+    form = argparse.RawDescriptionHelpFormatter
+    prog = f"python -m w2v_jax.{name}"
+    return argparse.ArgumentParser(prog, description=description, epilog=examples, formatter_class=form)
 
 
 def _missing_key(error: Exception) -> str:

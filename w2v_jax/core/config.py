@@ -114,21 +114,19 @@ def _file(path: str) -> pathlib.Path:
     raise UserError(f"config file {path!r} does not exist.{did_you_mean(path, sorted(near), cutoff=0.5)}")
 
 
-def keys_of(sections: Mapping[str, str]) -> frozenset[str]:
-    """{"data.root", ...} of {"data": "root ..."}, which has all keys of a section in one string."""
+def keys_of(**sections: str) -> frozenset[str]:
+    """{"data.root", ...} of data="root ...", which has all keys of a section in one string."""
     return frozenset(f"{section}.{key}" for section, keys in sections.items() for key in keys.split())
 
 
 COMMON = {"method", "seed"} | keys_of(
-    {
-        "init": "run step",
-        "data": "name root corpora corpora_exponents normalize min_seconds hours train_hours loader workers eval_root "
-        "eval_share eval_speakers eval_hours batch_hours unit_seconds device_seconds bucket_seconds curriculum",
-        "optim": "peak schedule warmup start end power stages betas eps weight_decay clip_norm average rules",
-        "sharding": "data fsdp tensor slices",
-        "train": "steps dtype log_every log_rows eval_every watchdog compile_cache checkpoint_every keep_latest "
-        "keep_best best patience on_config_change",
-    }
+    init="run step",
+    data="name root corpora corpora_exponents normalize min_seconds hours train_hours loader workers eval_root "
+    "eval_share eval_speakers eval_hours batch_hours unit_seconds device_seconds bucket_seconds curriculum",
+    optim="peak schedule warmup start end power stages betas eps weight_decay clip_norm average rules",
+    sharding="data fsdp tensor slices",
+    train="steps dtype log_every log_rows eval_every watchdog compile_cache checkpoint_every keep_latest "
+    "keep_best best patience on_config_change",
 )
 """The keys that training and its data need, whatever the method."""
 CLOSED = ("init", "data", "optim", "sharding", "train", "probe")
@@ -178,12 +176,10 @@ OPTIONAL: dict[str, Any] = {
 
 
 PATHS = keys_of(
-    {
-        "init": "run",
-        "data": "root eval_root corpora alphabet targets noise_root rooms_root",
-        "probe": "root test_root",
-        "train": "compile_cache",
-    }
+    init="run",
+    data="root eval_root corpora alphabet targets noise_root rooms_root",
+    probe="root test_root",
+    train="compile_cache",
 )
 """Keys whose values are paths, one or a tuple of them: `~` at the start of each is the home folder."""
 
@@ -358,27 +354,23 @@ def _read_texts(key: str, text: str) -> tuple[str, ...]:
 
 
 POSITIVE = keys_of(
-    {
-        "data": "batch_hours unit_seconds device_seconds targets_hop",
-        "encoder": "layers heads width mlp pos_kernel pos_groups pos_layers",
-        "acoustic": "layers heads width mlp pos_kernel pos_groups members",
-        "quantizer": "groups codes dim",
-        "masking": "length",
-        "loss": "proj negatives steps temperature",
-        "optim": "peak",
-        "sharding": "tensor",
-        "train": "steps log_every eval_every checkpoint_every",
-    }
+    data="batch_hours unit_seconds device_seconds targets_hop",
+    encoder="layers heads width mlp pos_kernel pos_groups pos_layers",
+    acoustic="layers heads width mlp pos_kernel pos_groups members",
+    quantizer="groups codes dim",
+    masking="length",
+    loss="proj negatives steps temperature",
+    optim="peak",
+    sharding="tensor",
+    train="steps log_every eval_every checkpoint_every",
 )
 NOT_NEGATIVE = keys_of(
-    {
-        "acoustic": "clean_steps consistency",
-        "data": "workers",
-        "encoder": "relative_buckets relative_distance",
-        "loss": "offset extra_classes masked_weight unmasked_weight",
-        "sharding": "data fsdp slices",
-        "train": "patience",
-    }
+    acoustic="clean_steps consistency",
+    data="workers",
+    encoder="relative_buckets relative_distance",
+    loss="offset extra_classes masked_weight unmasked_weight",
+    sharding="data fsdp slices",
+    train="patience",
 )
 KEYS_OF_SHARES = ("data.eval_share", "data.mix_prob", "data.noise_prob", "data.rooms_prob", "data.telephone_prob")
 KEYS_OF_SHARES += ("masking.prob",)
@@ -585,7 +577,6 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:
     """The `--config` argument that the commands share, with its help text."""
-    parser.add_argument(
-        "--config", required=True, metavar="FILE[:variant]", help="a file of configs/, e.g. configs/w2v2_base.py:demo"
-    )
+    files = "a file of configs/, e.g. configs/w2v2_base.py:demo"
+    parser.add_argument("--config", required=True, metavar="FILE[:variant]", help=files)
     parser.epilog = (parser.epilog or "") + " Any key of the config is set by --config.section.key=value."

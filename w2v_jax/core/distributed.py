@@ -129,7 +129,10 @@ def gather_from_all(value: Any) -> list[Any]:
 
 
 def broadcast_from_first(make: Callable[[], Any]) -> Any:
-    """What `make` returns in the first process, in all of them. A UserError there is raised in all."""
+    """What `make` returns in the first process, in all of them.
+
+    An error there is raised in all, as a UserError in the others, so that none waits for a process that has failed.
+    """
     if jax.process_count() == 1:
         return make()
     return _shared(*_tried(make if is_first() else _nothing))[0]
@@ -138,7 +141,7 @@ def broadcast_from_first(make: Callable[[], Any]) -> Any:
 def take_turns(do: Callable[[], T], *, last: bool = False) -> T:
     """`do()` of each process: of the first one, and when that is done, of all others.
 
-    last: the first one is the last. A UserError of one process is raised in all, and whose turn is later does nothing.
+    last: the first one is the last. An error of one process is raised in all, and whose turn is later does nothing.
     """
     results = []
     for turn in (True, False):
@@ -152,16 +155,16 @@ def _nothing() -> None:
     return None
 
 
-def _tried(do: Callable[[], Any]) -> tuple[Any, UserError | None]:
+def _tried(do: Callable[[], Any]) -> tuple[Any, Exception | None]:
     try:
         return do(), None
-    except UserError as error:
+    except Exception as error:  # of any kind: the others are told, and it is raised there
         return None, error
 
 
-def _shared(value: Any, mistake: UserError | None) -> list[Any]:
-    """The `value` of each process. A mistake of one is raised in all."""
-    everyone = gather_from_all([value, None if mistake is None else str(mistake)])
+def _shared(value: Any, mistake: Exception | None) -> list[Any]:
+    """The `value` of each process. An error of one is raised in all, as a UserError in the others."""
+    everyone = gather_from_all([value, None if mistake is None else str(mistake) or type(mistake).__name__])
     for number, (_, text) in enumerate(everyone):
         if text is not None:
             raise mistake or UserError(f"process {number}: {text}" if number else text)

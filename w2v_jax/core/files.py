@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import filelock
 
 from w2v_jax.core import stores
-from w2v_jax.core.cli import UserError, cannot_write
+from w2v_jax.core.cli import UserError, cannot_write, writing
 from w2v_jax.core.stores import is_remote
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -69,13 +69,11 @@ def whole_folder(path: pathlib.Path, flag: str = "--to") -> Iterator[pathlib.Pat
     if not path.name:
         raise UserError(f"{flag} {path} names no new folder")
     partial = path.with_name(f"{path.name}.partial")
-    try:
+    with writing(f"{flag} {path}"):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path} exists already; choose another {flag}, or remove it")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    except OSError as error:
-        raise cannot_write(f"{flag} {path}", error) from None
     try:
         yield partial
         if path.exists():

@@ -252,15 +252,8 @@ def train_plan(
     """
     num_samples = np.asarray(num_samples, np.int64)
     fitting = num_samples <= max(bucket_samples, default=0)
-    buckets = _merge_up(
-        _assign(
-            num_samples,
-            np.ones(len(num_samples), bool) if crop else fitting,
-            bucket_samples=bucket_samples,
-            units=units,
-            unit_seconds=unit_seconds,
-        )
-    )
+    whole = np.ones(len(num_samples), bool) if crop else fitting
+    buckets = _assign(num_samples, whole, bucket_samples=bucket_samples, units=units, unit_seconds=unit_seconds)
     while len(buckets) > 1 and len(buckets[-1].rows) < buckets[-1].batch:
         buckets = _merge_down(buckets) if crop else _fill_longest(buckets, num_samples)
     if not buckets or len(buckets[0].rows) < buckets[0].batch:
@@ -284,37 +277,33 @@ def eval_plan(
         total = np.cumsum(np.minimum(num_samples[order], max(bucket_samples)))
         count = np.searchsorted(total, max_hours * 3600 * SAMPLE_RATE, side="right")
         chosen[order[max(count, 1) :]] = False
-    buckets = _merge_up(
-        _assign(num_samples, chosen, bucket_samples=bucket_samples, units=units, unit_seconds=unit_seconds)
-    )
+    buckets = _assign(num_samples, chosen, bucket_samples=bucket_samples, units=units, unit_seconds=unit_seconds)
     return EvalPlan(num_samples, buckets, units)
 
 
 def _assign(
     num_samples: np.ndarray, chosen: np.ndarray, *, bucket_samples: Sequence[int], units: int, unit_seconds: float
 ) -> list[Bucket]:
-    """The buckets that the chosen rows, a mask [N], fall into, shortest first, without empty ones."""
+    """The buckets that the chosen rows, a mask [N], fall into, shortest first, without empty ones.
+
+    One with fewer rows than a batch joins the next longer one.
+    """
     lengths = np.array(sorted({int(n) for n in bucket_samples}), np.int64)
     if not len(lengths) or lengths[0] <= 0:
         raise UserError(f"data.bucket_seconds needs one or more positive lengths, got {lengths.tolist()} samples")
     if units < 1:
         raise UserError(f"data.batch_hours must hold at least one unit of data.unit_seconds, got {units} units")
-    buckets, waiting = [], chosen
-    for length in lengths:
+    buckets: list[Bucket] = []
+    waiting = chosen
+    for length in lengths.tolist():
         fits = waiting if length == lengths[-1] else waiting & (num_samples <= length)
         waiting = waiting & ~fits
-        buckets.append(Bucket(np.flatnonzero(fits), int(length), units * unit_rows(unit_seconds, int(length))))
-    return [b for b in buckets if len(b.rows)]
-
-
-def _merge_up(buckets: list[Bucket]) -> list[Bucket]:
-    """Joins each bucket with fewer rows than a batch to the next longer one."""
-    merged: list[Bucket] = []
-    for bucket in buckets:
-        if merged and len(merged[-1].rows) < merged[-1].batch:
-            bucket = bucket._replace(rows=np.sort(np.concatenate([merged.pop().rows, bucket.rows])))
-        merged.append(bucket)
-    return merged
+        rows = np.flatnonzero(fits)
+        if len(rows) and buckets and len(buckets[-1].rows) < buckets[-1].batch:
+            rows = np.sort(np.concatenate([buckets.pop().rows, rows]))
+        if len(rows):
+            buckets.append(Bucket(rows, length, units * unit_rows(unit_seconds, length)))
+    return buckets
 
 
 def _merge_down(buckets: list[Bucket]) -> list[Bucket]:

@@ -6,6 +6,7 @@ An index consists of columns of equal length (`kept/columns.py`), in memory or i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -14,14 +15,14 @@ import math
 import os
 import pathlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError, expand_home
+from w2v_jax.core.cli import UserError, expand_home, os_error_text
 from w2v_jax.core.display import short_repr
-from w2v_jax.core.files import write_whole
+from w2v_jax.core.files import state_of, write_whole
 from w2v_jax.core.stores import forget_listings, is_remote, path_of
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.kept.columns import AT_ONCE, Builder, Column, Joined, Store
@@ -122,6 +123,25 @@ WAVE = Form()
 
 class ReadError(Exception):
     """A row cannot be read. The text is the reason. A run goes on without the row and reports it."""
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Errors of the disk as ReadError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ReadError("file does not exist") from None
+    except OSError as error:
+        raise ReadError(f"unreadable file: {os_error_text(error)}") from None
+
+
+def file_state(path: str) -> tuple[int, ...]:
+    """`state_of` a file that is there. Raises ReadError."""
+    with disk_errors():
+        if (state := state_of(path)) is None:
+            raise FileNotFoundError
+        return state
 
 
 class Source(Protocol):

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError
+from w2v_jax.core.cli import UserError, needing
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.stores import threads
 from w2v_jax.core.units import NO_TARGET
@@ -406,10 +406,8 @@ def _failed(index: Index, rows: np.ndarray, reasons: np.ndarray) -> list[Failed]
 
 def _tensorflow():
     """Imports TensorFlow. Raises UserError if it is not installed."""
-    try:
+    with needing(
+        "data.loader=tfdata needs TensorFlow, which is not installed: "
+        "pip install tensorflow-cpu, or read without it with --config.data.loader=threads"
+    ):
         return import_tensorflow()
-    except ImportError:
-        raise UserError(
-            "data.loader=tfdata needs TensorFlow, which is not installed: "
-            "pip install tensorflow-cpu, or read without it with --config.data.loader=threads"
-        ) from None

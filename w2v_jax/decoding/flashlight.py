@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError
+from w2v_jax.core.cli import UserError, needing
 from w2v_jax.decoding import beam_search
 from w2v_jax.decoding.beam_search import Hypothesis, Search
 from w2v_jax.decoding.ngram_lm import UNKNOWN, NGram, write_arpa
@@ -28,11 +28,9 @@ class Flashlight:
     """
 
     def __init__(self, tokens: Sequence[str], settings: Search, *, spell: Callable[[str], Sequence[str]] = list):
-        try:
+        with needing("the flashlight decoder is not installed: pip install 'w2v-jax[decode]'"):
             from flashlight.lib.text import decoder
             from flashlight.lib.text.dictionary import Dictionary
-        except ImportError:
-            raise UserError("the flashlight decoder is not installed: pip install 'w2v-jax[decode]'") from None
         if settings.boundary not in tokens:
             raise UserError(
                 f"flashlight needs a boundary between words, but the alphabet has no {settings.boundary!r}; "

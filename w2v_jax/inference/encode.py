@@ -99,15 +99,17 @@ def encode(
         return iter(())
     margin = int(margin_seconds * SAMPLE_RATE)
     pieces = Pieces(source, rows, field=field, hop=hop, max_samples=max_samples, margin=margin, overlap=overlap)
-    return _encode(
-        pieces,
-        predict,
-        batch_seconds=batch_seconds,
-        workers=workers,
-        devices=first.devices,
-        on_skip=on_skip,
-        flags=flags,
+    plan = eval_plan(
+        pieces.index.num_samples,
+        bucket_samples=_bucket_lengths(pieces.max_samples),
+        units=first.devices,
+        unit_seconds=batch_seconds / first.devices,
+        max_hours=0,
     )
+    results = _results(batches(pieces, plan, loader="threads", workers=workers), plan, predict)
+    longest = pieces.max_samples / SAMPLE_RATE
+    results = _within_memory(results, batch_seconds, longest, devices=first.devices, flags=flags)
+    return _joined(pieces, results, on_skip)
 
 
 def check_keys(run: Run, keys: Sequence[str] | None, layer: Layer) -> tuple[str, ...]:
@@ -205,28 +207,13 @@ def _followed_by(then: Any, predict: Any) -> Any:
     return both
 
 
-def _encode(
-    pieces: Pieces,
-    predict: Any,
-    *,
-    batch_seconds: float,
-    workers: int,
-    devices: int,
-    on_skip: Callable[[int, str], None],
-    flags: Sequence[str],
+def _joined(
+    pieces: Pieces, results: Iterator[tuple[int, EncodedArrays | str]], on_skip: Callable[[int, str], None]
 ) -> Iterator[tuple[int, EncodedArrays]]:
-    plan = eval_plan(
-        pieces.index.num_samples,
-        bucket_samples=_bucket_lengths(pieces.max_samples),
-        units=devices,
-        unit_seconds=batch_seconds / devices,
-        max_hours=0,
-    )
+    """(row, its arrays) of the rows all of whose pieces could be read, from the results of the pieces."""
     finished: dict[int, dict[int, EncodedArrays]] = {}
     failed: set[int] = set()
-    results = _results(batches(pieces, plan, loader="threads", workers=workers), plan, predict)
-    longest = pieces.max_samples / SAMPLE_RATE
-    for piece, result in _within_memory(results, batch_seconds, longest, devices=devices, flags=flags):
+    for piece, result in results:
         row = int(pieces.rows[piece])
         if isinstance(result, str):
             if row not in failed:
@@ -312,38 +299,30 @@ class Pieces:
         overlap: bool = True,
     ):
         num_samples = source.index.num_samples[rows]
-        if not overlap:  # each piece is as a recording of its own
-            counts = (num_samples - field) // max_samples + 1
-            number = np.concatenate([np.arange(count) for count in counts])
-            self.starts = number * max_samples
-            lengths = np.minimum(np.repeat(num_samples, counts) - self.starts, max_samples)
-            self._set(
-                source,
-                rows,
-                counts=counts,
-                lengths=lengths,
-                sizes=(lengths - field) // hop + 1,
-                leads=np.zeros_like(lengths),
-            )
-            self.max_samples = max_samples
-            return
         frames, capacity = (num_samples - field) // hop + 1, (max_samples - field) // hop + 1
         margin = min(-(-margin // hop), (capacity - 1) // 2)  # frames
-        counts = np.where(frames <= capacity, 1, -(-frames // (capacity - 2 * margin)))
-        size = np.repeat(-(-frames // counts), counts)  # frames of a piece
+        if overlap:
+            counts = np.where(frames <= capacity, 1, -(-frames // (capacity - 2 * margin)))
+        else:  # each piece is as a recording of its own
+            counts = (num_samples - field) // max_samples + 1
         number = np.concatenate([np.arange(count) for count in counts])
-        first, total = number * size, np.repeat(frames, counts)
-        begin, end = np.maximum(first - margin, 0), np.minimum(first + size + margin, total)
-        self.starts = begin * hop
-        lengths = np.where(end == total, np.repeat(num_samples, counts) - self.starts, (end - begin - 1) * hop + field)
-        self._set(
-            source, rows, counts=counts, lengths=lengths, sizes=np.minimum(size, total - first), leads=first - begin
-        )
-        self.max_samples = max_samples + hop  # the last piece ends with samples that make no whole frame
-
-    def _set(self, source: Source, rows: Any, *, counts: Any, lengths: Any, sizes: Any, leads: Any) -> None:
+        ends = np.repeat(num_samples, counts)  # of the row of each piece
+        if overlap:
+            size = np.repeat(-(-frames // counts), counts)  # frames of a piece
+            first, total = number * size, np.repeat(frames, counts)
+            begin, end = np.maximum(first - margin, 0), np.minimum(first + size + margin, total)
+            self.starts = begin * hop
+            self.leads = first - begin
+            self.sizes = np.minimum(size, total - first)
+            lengths = np.where(end == total, ends - self.starts, (end - begin - 1) * hop + field)
+            self.max_samples = max_samples + hop  # the last piece ends with samples that make no whole frame
+        else:
+            self.starts = number * max_samples
+            lengths = np.minimum(ends - self.starts, max_samples)
+            self.leads = np.zeros_like(lengths)
+            self.sizes = (lengths - field) // hop + 1
+            self.max_samples = max_samples
         self.source, self.form = source, source.form
-        self.leads, self.sizes = leads, sizes
         self.rows = np.repeat(rows, counts)
         self.counts = dict(zip(rows.tolist(), counts.tolist(), strict=True))
         ids = Column.of(map(str, range(len(self.rows))))

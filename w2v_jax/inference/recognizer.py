@@ -91,30 +91,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
     add("--run", required=True, type=expand_home, metavar="RUN", help="the --workdir of a CTC training")
     add("--step", type=step_argument, metavar=STEP, help="which checkpoint (default: the best by held-out error)")
-    add(
-        "--quantizer",
-        type=expand_home,
-        metavar="RUN",
-        help="the vq-wav2vec that makes the codes which RUN reads, from audio",
-    )
+    codes = "the vq-wav2vec that makes the codes which RUN reads, from audio"
+    add("--quantizer", type=expand_home, metavar="RUN", help=codes)
     add("--max-seconds", type=float, default=MAX_SECONDS, metavar="S", help="cut longer recordings (default: 40)")
-    add(
-        "--margin-seconds",
-        type=float,
-        default=MARGIN_SECONDS,
-        metavar="S",
-        help="audio read beside a piece (default: 2)",
-    )
+    beside = "audio read beside a piece (default: 2)"
+    add("--margin-seconds", type=float, default=MARGIN_SECONDS, metavar="S", help=beside)
     add("--batch-seconds", type=float, default=BATCH_SECONDS, metavar="S", help="audio at once (default: 160)")
     add("--workers", type=count_argument, default=0, metavar="N", help="threads that read (default: one per core)")
     add = parser.add_argument_group("decoder (without any of these: the best path)").add_argument
     add("--beam", type=int, metavar="N", help="hypotheses in the beam (default: 50)")
-    add(
-        "--lm",
-        type=expand_home,
-        metavar="FILE",
-        help="an n-gram language model, .arpa or .arpa.gz (python -m w2v_jax.ngram makes one)",
-    )
+    lm = "an n-gram language model, .arpa or .arpa.gz (python -m w2v_jax.ngram makes one)"
+    add("--lm", type=expand_home, metavar="FILE", help=lm)
     add("--lm-unit", choices=beam_search.UNITS, help="what the words of --lm are (default: word)")
     add("--lm-weight", type=float, metavar="X", help="weight of its log10 scores (default: 2)")
     add("--word-score", type=float, metavar="X", help="added per word (default: -1 with --lm or --lexicon, else 0)")

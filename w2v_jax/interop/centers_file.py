@@ -16,10 +16,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError, cannot_read
-from w2v_jax.core.text import wrong_content
+from w2v_jax.core.cli import UserError
 from w2v_jax.interop.faiss_file import MAGIC, read_index
-from w2v_jax.interop.torch_file import Inert, refuse_code
+from w2v_jax.interop.torch_file import Inert, opened_pickle, refuse_code
 
 ATTRIBUTE = "cluster_centers_"
 WRAPPER = "joblib.numpy_pickle.NumpyArrayWrapper"
@@ -29,23 +28,15 @@ TYPES = re.compile(r"<[fiu][248]|\|[iub]1")
 
 def read_centers(path: pathlib.Path) -> np.ndarray:
     """The centres [K D] float32. Raises UserError for a file that is damaged, holds none, or contains code."""
-    try:
-        with open(path, "rb") as file:
-            begin = file.read(6)
-            file.seek(0)
-            if begin == b"\x93NUMPY":
-                found = np.load(file, allow_pickle=False)
-            elif MAGIC.match(begin):
-                found = read_index(file)
-            else:
-                found = _attribute(_Unpickler(file).load())
-    except OSError as error:
-        raise cannot_read(path, error) from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except Exception as error:  # a damaged or hostile pickle may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise wrong_content(path, f"is damaged, or was not written by joblib, faiss or NumPy ({reason})") from None
+    with opened_pickle(path, "joblib, faiss or NumPy") as file:
+        begin = file.read(6)
+        file.seek(0)
+        if begin == b"\x93NUMPY":
+            found = np.load(file, allow_pickle=False)
+        elif MAGIC.match(begin):
+            found = read_index(file)
+        else:
+            found = _attribute(_Unpickler(file).load())
     if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind != "f" or not found.size:
         raise UserError(f"{path}: its centres are not an array of [clusters, numbers of a frame]")
     if not np.isfinite(found).all():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-from w2v_jax.core.cli import UserError
+from w2v_jax.core.cli import UserError, needing
 
 
 def check_push(repo: str) -> None:
@@ -45,10 +45,8 @@ def push_folder(folder: pathlib.Path, repo: str, *, message: str) -> str:
 
 def import_hub() -> Any:
     """The package huggingface_hub. Raises UserError where it is not installed."""
-    try:
+    with needing("--push needs the package huggingface_hub: pip install 'w2v-jax[hub]'"):
         import huggingface_hub
         import huggingface_hub.errors
         import huggingface_hub.utils
-    except ImportError:
-        raise UserError("--push needs the package huggingface_hub: pip install 'w2v-jax[hub]'") from None
     return huggingface_hub

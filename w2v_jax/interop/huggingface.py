@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError, cannot_read
+from w2v_jax.core.cli import UserError, cannot_read, needing
 from w2v_jax.core.config import Config
 from w2v_jax.core.text import wrong_content
 from w2v_jax.core.types import PyTree
@@ -204,10 +204,8 @@ def _read_shard(file: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
 
 def import_safetensors() -> Any:
     """The package safetensors with its submodule numpy. Raises UserError where it is not installed."""
-    try:
+    with needing("safetensors is not installed: pip install 'w2v-jax[convert]'"):
         import safetensors.numpy
-    except ImportError:
-        raise UserError("safetensors is not installed: pip install 'w2v-jax[convert]'") from None
     return safetensors
 
 

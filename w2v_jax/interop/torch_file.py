@@ -9,13 +9,14 @@ Both formats are supported: the zip archive of torch 1.6 and later, and the olde
 from __future__ import annotations
 
 import collections
+import contextlib
 import io
 import pathlib
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -101,20 +102,25 @@ def read_torch(path: pathlib.Path) -> Any:
 
     Raises UserError for a file that is truncated, is of another format, or has tensors outside its data.
     """
+    with opened_pickle(path, "torch.save") as file:
+        is_zip = zipfile.is_zipfile(file)
+        file.seek(0)
+        return _from_zip(file) if is_zip else _from_stream(file)
+
+
+@contextlib.contextmanager
+def opened_pickle(path: pathlib.Path, writers: str) -> Iterator[BinaryIO]:
+    """An open file that `writers` write. Whatever fails while it is read is a UserError that names the file."""
     try:
         with open(path, "rb") as file:
-            if zipfile.is_zipfile(file):
-                file.seek(0)
-                return _from_zip(file)
-            file.seek(0)
-            return _from_stream(file)
+            yield file
     except OSError as error:
         raise cannot_read(path, error) from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # a damaged or hostile pickle may raise anything
         reason = f"{type(error).__name__}: {error}"
-        raise wrong_content(path, f"is damaged, or was not written by torch.save ({reason})") from None
+        raise wrong_content(path, f"is damaged, or was not written by {writers} ({reason})") from None
 
 
 def plain(value: Any) -> Any:

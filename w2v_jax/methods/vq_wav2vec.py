@@ -21,21 +21,8 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import Config
 from w2v_jax.core.types import Batch, Encoded, Mean, Method, PyTree
 from w2v_jax.core.units import num_units
-from w2v_jax.nn import future_prediction
+from w2v_jax.nn import future_prediction, quantizers
 from w2v_jax.nn.encoders import causal_encoder
-from w2v_jax.nn.quantizers import (
-    GumbelQuantizer,
-    KMeansQuantizer,
-    Quantized,
-    code_perplexity,
-    code_usage,
-    commitment,
-    first_life,
-    group_width,
-    prob_perplexity,
-    revive,
-    temperature,
-)
 from w2v_jax.ops import random as noises
 from w2v_jax.ops.frames import num_frames, valid_frames
 from w2v_jax.ops.random import Stream
@@ -52,7 +39,7 @@ class VQWav2Vec(nn.Module):
         self.encoder = causal_encoder(config, dtype)
         if q.kind == "gumbel":
             inputs = channels if q.depth == 2 else 0
-            self.quantizer = GumbelQuantizer(
+            self.quantizer = quantizers.GumbelQuantizer(
                 q.groups,
                 q.codes,
                 channels,
@@ -62,14 +49,14 @@ class VQWav2Vec(nn.Module):
                 shared=q.shared,
             )
         else:
-            self.quantizer = KMeansQuantizer(q.groups, q.codes, channels, dtype=dtype, shared=q.shared)
+            self.quantizer = quantizers.KMeansQuantizer(q.groups, q.codes, channels, dtype=dtype, shared=q.shared)
         self.predictor = future_prediction.FuturePredictor(config.loss.steps, channels, dtype)
 
-    def encode(self, batch: Batch, *, tau: Any = 1.0, gumbel=None, moved=None) -> tuple[Encoded, Quantized]:
+    def encode(self, batch: Batch, *, tau: Any = 1.0, gumbel=None, moved=None) -> tuple[Encoded, quantizers.Quantized]:
         """The encoded batch and its codes; gumbel [B F G V] noise, moved [G V E] what `revive` adds to the codes."""
         z = self.encoder.local(batch["wave"], batch["num_samples"])
         frames = num_frames(batch["num_samples"], self.config.encoder.conv_layers)
-        if isinstance(self.quantizer, GumbelQuantizer):
+        if isinstance(self.quantizer, quantizers.GumbelQuantizer):
             quantized = self.quantizer(z, tau, gumbel)
         else:
             valid = valid_frames(frames, z.shape[1]) if self.config.encoder.padding_aware else None
@@ -79,7 +66,7 @@ class VQWav2Vec(nn.Module):
 
     def __call__(
         self, batch: Batch, *, tau: Any = 1.0, gumbel=None, moved=None
-    ) -> tuple[Encoded, Quantized, jax.Array]:
+    ) -> tuple[Encoded, quantizers.Quantized, jax.Array]:
         """As `encode`, and the predictions [B F S C], aligned to their target frames."""
         encoded, quantized = self.encode(batch, tau=tau, gumbel=gumbel, moved=moved)
         return encoded, quantized, self.predictor(encoded.context, future_prediction.first_offset(self.config))
@@ -92,7 +79,7 @@ class VQWav2Vec(nn.Module):
 
 @jax.named_scope("loss")
 def objective(
-    config: Config, batch: Batch, *, quantized: Quantized, predictions: jax.Array, distractors: jax.Array
+    config: Config, batch: Batch, *, quantized: quantizers.Quantized, predictions: jax.Array, distractors: jax.Array
 ) -> tuple[Mean, dict[str, Mean]]:
     """(the prediction loss and the quantizer's own term, per predicted (frame, step) pair; the metrics)."""
     total, metrics = future_prediction.objective(
@@ -101,13 +88,13 @@ def objective(
     valid = future_prediction.real_frames(config, batch)
     units = num_units(config.data.unit_seconds, *batch["wave"].shape)
     pairs = future_prediction.real_pairs(config, batch).sum(axis=(1, 2))  # [B]
-    codes_used = code_perplexity(quantized.codes, valid, units, size=config.quantizer.codes)
+    codes_used = quantizers.code_perplexity(quantized.codes, valid, units, size=config.quantizer.codes)
     alive = valid.reshape(units, -1).any(axis=1).astype(jnp.float32)
     if config.quantizer.kind == "kmeans":
-        term = (pairs * commitment(quantized, valid, config.loss.commitment_gamma)).sum()
+        term = (pairs * quantizers.commitment(quantized, valid, config.loss.commitment_gamma)).sum()
         name, factor = "commitment", config.loss.commitment_weight
     else:
-        codes_likely = prob_perplexity(quantized.logits, valid, units)
+        codes_likely = quantizers.prob_perplexity(quantized.logits, valid, units)
         entries = config.quantizer.groups * config.quantizer.codes
         term = (pairs.reshape(units, -1).sum(axis=1) * (entries - codes_likely) / entries).sum()
         name, factor = "diversity", config.loss.diversity_weight
@@ -125,10 +112,10 @@ def make(config: Config) -> Method:
     if q.depth not in (1, 2):
         raise UserError(f"quantizer.depth is {q.depth!r}; it is 1 or 2")
     revives = q.kind == "kmeans" and (q.restart > 0 or q.init_iterations > 0)
-    width = group_width(config.encoder.conv_layers[-1][0], q.groups)
+    width = quantizers.group_width(config.encoder.conv_layers[-1][0], q.groups)
 
     def init(key: jax.Array, batch: Batch) -> tuple[PyTree, PyTree]:
-        extra = first_life(1 if q.shared else q.groups, q.codes, width) if revives else {}
+        extra = quantizers.first_life(1 if q.shared else q.groups, q.codes, width) if revives else {}
         return model.init(key, batch)["params"], extra
 
     def loss(params, extra, batch, key, step, *, train):
@@ -136,15 +123,15 @@ def make(config: Config) -> Method:
         if train and q.kind == "gumbel":
             frames = num_frames(batch["wave"].shape[1], config.encoder.conv_layers)
             gumbel = noises.gumbel(noises.fold(noise, Stream.FUTURE_GUMBEL), frames, q.groups, q.codes)
-        tau = temperature(step, q.temperature) if q.kind == "gumbel" else jnp.float32(1.0)
+        tau = quantizers.temperature(step, q.temperature) if q.kind == "gumbel" else jnp.float32(1.0)
         outputs = model.apply({"params": params}, batch, tau=tau, gumbel=gumbel, moved=extra.get("moved"))
         _, quantized, predictions = cast(Any, outputs)
         distractors = future_prediction.draw(config, batch, key)
         total, metrics = objective(config, batch, quantized=quantized, predictions=predictions, distractors=distractors)
+        valid = future_prediction.real_frames(config, batch)
         if revives and train:
-            valid = future_prediction.real_frames(config, batch)
             codebook = jax.lax.stop_gradient(params["quantizer"]["codebook"])
-            extra = revive(
+            extra = quantizers.revive(
                 extra,
                 quantized,
                 codebook,
@@ -157,9 +144,7 @@ def make(config: Config) -> Method:
         if q.kind == "gumbel":
             metrics["temperature"] = Mean(tau, jnp.float32(1.0))
         if not train:
-            metrics["code_usage"] = code_usage(
-                quantized.codes, future_prediction.real_frames(config, batch), size=q.codes
-            )
+            metrics["code_usage"] = quantizers.code_usage(quantized.codes, valid, size=q.codes)
         return total, (extra, metrics)
 
     def predict(params, extra, batch):

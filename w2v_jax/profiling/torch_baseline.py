@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from w2v_jax.core.cli import UserError
+from w2v_jax.core.cli import UserError, needing
 from w2v_jax.core.config import Config
 from w2v_jax.interop import huggingface_config
 from w2v_jax.ops.frames import num_frames
@@ -100,11 +100,9 @@ def torch_side(config: Config, batch: dict[str, np.ndarray], *, compiled: bool) 
 
 
 def _import_torch() -> Any:
-    try:
+    with needing("--against=torch needs {error.name}: pip install -e '.[parity]'"):
         import torch
         import transformers  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"--against=torch needs {error.name}: pip install -e '.[parity]'") from None
     return torch
 
 

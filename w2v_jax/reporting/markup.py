@@ -93,7 +93,9 @@ def svg(figure: Any, name: str, label: str, *, titles: Mapping[str, str] | None 
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.get_layout_engine().execute(figure)  # once more while saving: the first round may change the ticks
         figure.savefig(buffer, format="svg", transparent=True)
-    root = ET.fromstring(buffer.getvalue())
+    reference = r'(?:href="#|url\(#)'
+    text = re.sub(reference, rf"\g<0>{name}-", buffer.getvalue().decode())
+    root, used = ET.fromstring(text), set(re.findall(rf'{reference}{name}-([^)"]*)', text))
     for node in root.iter():
         node.tag, node.tail = node.tag.rpartition("}")[2], None
         node.text = (node.text or "").strip() or None
@@ -101,7 +103,13 @@ def svg(figure: Any, name: str, label: str, *, titles: Mapping[str, str] | None 
     for parent in list(root.iter()):
         for child in parent.findall("metadata") + parent.findall("style"):  # a style would be that of the whole page
             parent.remove(child)
-    _rename(root, name, titles)
+    for node in root.iter():
+        id = node.attrib.pop("id", "")
+        if id in titles:
+            node.insert(0, tag("title", titles[id]))
+            node.set("id", id)
+        elif id in used:
+            node.set("id", f"{name}-{id}")
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
     root.attrib |= {"role": "img", "aria-label": label}
@@ -115,30 +123,6 @@ def _themed(key: str, value: str) -> str:
     value = re.sub(r"#[0-9a-f]{6}\b", lambda match: VARIABLES.get(match[0], match[0]), value)
     value = re.sub(r"\d+\.\d{3,}", lambda match: f"{float(match[0]):.2f}", value)
     return re.sub(r"font-family: [^;]*", "font-family: inherit", value)
-
-
-def _rename(root: Element, name: str, titles: Mapping[str, str]) -> None:
-    """Ids that are unlike those of other figures, where something refers to them, and none elsewhere."""
-    used = {match for node in root.iter() for match in _references(node)}
-    for node in root.iter():
-        if (title := titles.get(node.get("id", ""))) is not None:
-            node.insert(0, tag("title", title))
-        elif node.get("id") in used:
-            node.set("id", f"{name}-{node.get('id')}")
-        else:
-            node.attrib.pop("id", None)
-        for key, value in node.attrib.items():
-            if key == "href" and value.startswith("#"):
-                node.set(key, f"#{name}-{value[1:]}")
-            elif "url(#" in value:
-                node.set(key, value.replace("url(#", f"url(#{name}-"))
-
-
-def _references(node: Element) -> Iterator[str]:
-    for key, value in node.attrib.items():
-        if key == "href" and value.startswith("#"):
-            yield value[1:]
-        yield from re.findall(r"url\(#([^)]*)\)", value)
 
 
 def data_uri(kind: str, content: bytes) -> str:

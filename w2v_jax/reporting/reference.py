@@ -133,13 +133,9 @@ def compare(run: RunFolder, reference: Reference) -> Comparison:
 
 def _compared(metric: str, row: MetricsRow, reference: Reference) -> list[Compared]:
     """One comparison; none where row or reference lack the metric, or the reference ends before."""
-    values = [r[metric] for rows in reference.runs.values() for r in rows if r.get(metric) is not None]
-    near = [
-        r[metric]
-        for rows in reference.runs.values()
-        for r in rows
-        if r.get(metric) is not None and row["step"] / WINDOW <= r["step"] <= row["step"] * WINDOW
-    ]
+    known = [(r["step"], r[metric]) for rows in reference.runs.values() for r in rows if r.get(metric) is not None]
+    values = [value for _, value in known]
+    near = [value for step, value in known if row["step"] / WINDOW <= step <= row["step"] * WINDOW]
     if metric not in row or not values:
         return []
     value, margin = row[metric], MARGINS[metric] * (max(values) - min(values))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError
+from w2v_jax.core.cli import needing
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.files import whole_file
 from w2v_jax.core.units import SAMPLE_RATE
@@ -75,11 +75,9 @@ def _panel(source: Source, row: int) -> SheetLine:
 
 def draw_page(panels: Iterable[SheetLine], path: pathlib.Path, *, lines: int, heading: str = "") -> None:
     """Writes a PNG of so many panels, one in each line, below a heading. Raises UserError and OSError."""
-    try:
+    with needing("--plot needs librosa and matplotlib ({error}): pip install librosa matplotlib"):
         import librosa  # noqa: F401
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(f"--plot needs librosa and matplotlib ({error}): pip install librosa matplotlib") from None
     above = 0.35 if heading else 0.0
     figure = Figure(figsize=(13, 0.5 + above + 2.3 * lines), dpi=100, facecolor="white")
     top, bottom = (0.25 + above) / figure.get_figheight(), 0.45 / figure.get_figheight()
@@ -117,10 +115,8 @@ def draw_lengths(lengths: Mapping[str, int], path: pathlib.Path) -> None:
 
     The seconds are on a logarithmic scale, and the bars show hours of audio.
     """
-    try:
+    with needing("a histogram needs matplotlib ({error}): pip install matplotlib"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(f"a histogram needs matplotlib ({error}): pip install matplotlib") from None
     seconds = np.array([max(float(key), 0.05) for key in lengths])
     counts = np.array(list(lengths.values()))
     edges = np.geomspace(0.9 * seconds.min(), 1.1 * seconds.max(), BARS + 1)

@@ -61,21 +61,17 @@ def step_text(planned: PlannedStep, config: Config) -> str:
     shapes = [f"{rows} rows of {length / SAMPLE_RATE:g} s" for rows, length in plan.shapes]
     seconds = planned.batch["num_samples"].sum() / SAMPLE_RATE
     padding = 1 - planned.batch["num_samples"].sum() / (len(info.ids) * info.length)
-    lines = [
-        table(
-            {
-                "step": f"{info.step:,} of {config.train.steps:,}, epoch {info.epoch:.3f}, seed {config.seed}",
-                "batch": f"{len(info.ids)} rows of {info.length / SAMPLE_RATE:g} s, {seconds:.1f} s of audio, "
-                f"{padding:.1%} padding",
-                "buckets": "\n".join(shapes),
-            }
-        )
-    ]
-    for row in range(len(info.ids)):
+    rows = len(info.ids)
+    about = {
+        "step": f"{info.step:,} of {config.train.steps:,}, epoch {info.epoch:.3f}, seed {config.seed}",
+        "batch": f"{rows} rows of {info.length / SAMPLE_RATE:g} s, {seconds:.1f} s of audio, {padding:.1%} padding",
+        "buckets": "\n".join(shapes),
+    }
+    lines = [table(about)]
+    for row in range(rows):
         changes = _changes(info.changes[row]) if info.changes else ""
-        lines.append(
-            "  ".join([f"row {planned.batch['row'][row]}", info.ids[row], _crop(planned, row), changes]).rstrip()
-        )
+        parts = [f"row {planned.batch['row'][row]}", info.ids[row], _crop(planned, row), changes]
+        lines.append("  ".join(parts).rstrip())
     for name, failed in (("could not be read", info.failed), ("has noise or a room unread", info.no_noise)):
         lines += [f"{name}: {entry.path} ({entry.reason})" for entry in failed]
     for label, about in heard(planned.data, max(info.step, 1), languages=True).items():

@@ -32,12 +32,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
-from w2v_jax.core.distributed import broadcast_from_first, gather_from_all, is_first
+from w2v_jax.core.distributed import broadcast_from_first, gather_from_all, is_first, wait_for_all
 from w2v_jax.core.tree import differences
 from w2v_jax.core.types import PyTree
 from w2v_jax.training.sharding import to_first_host
@@ -210,7 +209,7 @@ def restore_latest(manager, abstract_state: PyTree) -> Restored | None:
     belongs to a different model.
     """
     corrupt: dict[int, str] = {}
-    for step in _agreed(sorted(manager.all_steps(), reverse=True)):
+    for step in broadcast_from_first(lambda: sorted(manager.all_steps(), reverse=True)):
         reason = _damage(manager, step)
         if not reason:
             _check_fits(manager, step, abstract_state)
@@ -319,11 +318,13 @@ def _one_line(error: BaseException) -> str:
 def _check_space(manager, step: int, state: PyTree) -> None:
     """Raises SaveError on every process before anything is written if the local disk has no room for the state."""
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
-    free = -1
-    if jax.process_index() == 0 and "://" not in str(manager.directory):
-        free = shutil.disk_usage(manager.directory).free
-    free = _from_first(free) if manager.is_shared else free
-    if 0 <= free < needed:
+    is_local = "://" not in str(manager.directory)
+    space = lambda: shutil.disk_usage(manager.directory).free if is_local else math.inf
+    if manager.is_shared:
+        free = broadcast_from_first(space)
+    else:  # process 0 alone writes
+        free = space() if is_first() else math.inf
+    if free < needed:
         detail = f"No space left: it takes {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free"
         raise SaveError(_save_message(manager, step, detail))
 
@@ -429,32 +430,13 @@ def _not_of_a_failed_save(record: logging.LogRecord) -> bool:
 # Restoring
 
 
-def _from_first(value: int) -> int:
-    """Process 0's number, on every process."""
-    if jax.process_count() == 1:
-        return value
-    # as two halves: without 64-bit mode jax would cut the number
-    halves = np.array([value >> 31, value & 0x7FFFFFFF], np.int32)
-    high, low = (int(part) for part in multihost_utils.broadcast_one_to_all(halves))
-    return (high << 31) + low
-
-
-def _agreed(steps: Sequence[int]) -> list[int]:
-    """The list of steps that process 0 sees, on every process."""
-    return [_from_first(steps[i] if i < len(steps) else -1) for i in range(_from_first(len(steps)))]
-
-
 def _damage(manager, step: int) -> str:
     """Why the files of a checkpoint cannot be trusted, on every process; empty if they can (or have no seal).
 
     Raises UserError where another process has a copy of its own that is not as whole as that of process 0.
     """
-    reason, path = "", manager.directory / str(step)
-    if is_first() or not manager.is_shared:
-        try:
-            reason = _broken_seal(path)
-        except (OSError, ValueError) as error:
-            reason = _one_line(error)
+    path = manager.directory / str(step)
+    reason = _broken_seal(path) if is_first() or not manager.is_shared else ""
     if not is_first() and not manager.is_shared and not path.exists():
         reason = "it is missing"
     (first, _), *others = gather_from_all([reason, str(path)])
@@ -468,9 +450,12 @@ def _damage(manager, step: int) -> str:
 
 
 def _broken_seal(path: epath.Path) -> str:
-    if not (path / SEAL).exists():
-        return ""
-    sealed, present = json.loads((path / SEAL).read_text()), _checksums(pathlib.Path(path))
+    try:
+        if not (path / SEAL).exists():
+            return ""
+        sealed, present = json.loads((path / SEAL).read_text()), _checksums(pathlib.Path(path))
+    except (OSError, ValueError) as error:
+        return _one_line(error)
     wrong = sorted(name for name, value in sealed.items() if present.get(name) != value)
     return f"{len(wrong)} of {len(sealed)} files are missing or changed, the first is {wrong[0]}" if wrong else ""
 
@@ -489,10 +474,8 @@ def _try_restore(manager, step: int, abstract_state: PyTree) -> tuple[Restored |
         if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, (MemoryError, PermissionError)):
             raise  # the machine's fault, not the checkpoint's
         reason = _one_line(error)
-    if jax.process_count() > 1:
-        good = multihost_utils.process_allgather(np.array([restored is not None]))
-        if not good.all():
-            return None, reason or "another process could not read it"
+    if not all(gather_from_all(restored is not None)):
+        return None, reason or "another process could not read it"
     return restored, reason
 
 
@@ -525,7 +508,7 @@ def _set_aside(manager, corrupt: Mapping[int, str]) -> None:
         for step in corrupt:
             copies = sum(1 for p in aside.iterdir() if p.name.split(".")[0] == str(step))
             (manager.directory / str(step)).rename(aside / (f"{step}.{copies}" if copies else str(step)))
-    _from_first(0)  # all wait until process 0 has moved them
+    wait_for_all()  # until process 0 has moved them
     manager.reload()
     _warn(f"warning: moved the corrupt checkpoints of steps {sorted(corrupt)} to {aside}")
 

@@ -191,37 +191,30 @@ def _draw_schedules(ax, rows: Sequence[MetricsRow]) -> None:
 
 def _draw_speed(ax, rows: Sequence[MetricsRow]) -> None:
     ax.set_title("Speed and time waiting for data", loc="left")
-    waiting = [
-        dict(row, waiting=100 * row["data_wait_share"]) for row in rows if row.get("data_wait_share") is not None
-    ]
     right = _draw_two(
         ax,
         rows,
         left=("audio_hours_per_hour", "hours of audio per hour"),
-        right=("waiting", "% waiting"),
-        right_rows=waiting,
+        right=("data_wait_share", "% waiting"),
+        factor=100,
     )
     ax.set_ylim(bottom=0)
     if right is not None:
         right.set_ylim(0, 100)
 
 
-def _draw_two(
-    ax,
-    rows: Sequence[MetricsRow],
-    *,
-    left: tuple[str, str],
-    right: tuple[str, str],
-    right_rows: Sequence[MetricsRow] = (),
-):
-    """Two series of different units: the left axis in the training colour, the right one, if logged, in another."""
+def _draw_two(ax, rows: Sequence[MetricsRow], *, left: tuple[str, str], right: tuple[str, str], factor: float = 1):
+    """Two series of different units: the left axis in the training colour, the right one, if logged, in another.
+
+    factor: what the values of the right one are multiplied with.
+    """
     ax.plot(*series(rows, left[0], "train"), color=TRAIN, linewidth=1.6)
     ax.set_ylabel(left[1], color=TRAIN)
-    steps, values = series(right_rows or rows, right[0], "train")
+    steps, values = series(rows, right[0], "train")
     if not steps:
         return None
     twin = ax.twinx()
-    twin.plot(steps, values, color=SECOND, linewidth=1.6)
+    twin.plot(steps, [factor * value for value in values], color=SECOND, linewidth=1.6)
     twin.set_ylabel(right[1], color=SECOND)
     twin.spines[["top"]].set_visible(False)
     return twin

@@ -266,9 +266,8 @@ def limits(config: Config, key: str, *, lowest: float = -math.inf, highest: floa
     """The two numbers of a key, the lower one first. Raises UserError where they are not, or out of bounds."""
     low, high = setting(config, key)
     if not lowest <= low <= high <= highest:
-        bounds = (
-            "" if math.isinf(lowest) else f", from {lowest:g}" + ("" if math.isinf(highest) else f" to {highest:g}")
-        )
+        bounds = "" if math.isinf(lowest) else f", from {lowest:g}"
+        bounds += "" if math.isinf(highest) else f" to {highest:g}"
         raise UserError(f"{key}=({low:g}, {high:g}): needs the lowest and the highest{bounds}")
     return low, high
 
@@ -352,15 +351,10 @@ def fingerprints(data: Data) -> dict[str, Any]:
     about |= {name: source.index.fingerprint() for name, source in beside.items() if source is not None}
     if data.mixture is not None:
         about |= {"shares": data.mixture.by_label()}
-    return about | {
-        f"{part}_{name}": value
-        for part, index in (("train", data.train.index), ("eval", data.eval.index))
-        for name, value in (
-            ("rows", len(index)),
-            ("hours", round(index.hours, 4)),
-            ("fingerprint", index.fingerprint()),
-        )
-    }
+    for part, index in (("train", data.train.index), ("eval", data.eval.index)):
+        about |= {f"{part}_rows": len(index), f"{part}_hours": round(index.hours, 4)}
+        about |= {f"{part}_fingerprint": index.fingerprint()}
+    return about
 
 
 def form_of(path: pathlib.Path) -> Form:

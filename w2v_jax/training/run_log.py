@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from w2v_jax.core.cli import UserError, duration, table, warn
 from w2v_jax.core.config import Config
+from w2v_jax.core.distributed import broadcast_from_first
 from w2v_jax.core.files import append_lines
 from w2v_jax.core.types import Levels, MetricsRow
 from w2v_jax.core.units import SAMPLE_RATE
@@ -240,11 +240,9 @@ def rows_before(path: pathlib.Path, first: int) -> Sequence[MetricsRow]:
     """
     if not first:
         return []
-    rows = [row for row in console.read_metrics(path / "metrics.jsonl") if row["step"] <= first]
-    rows = [row for row in rows[:-HISTORY] if row["split"] == "eval"] + rows[-HISTORY:]
-    if jax.process_count() == 1:
-        return rows
-    text = np.frombuffer(json.dumps(rows).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(text), np.int32)))
-    text = np.pad(text[:size], (0, max(0, size - len(text))))
-    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes())
+
+    def read() -> list[Any]:
+        rows = [row for row in console.read_metrics(path / "metrics.jsonl") if row["step"] <= first]
+        return [row for row in rows[:-HISTORY] if row["split"] == "eval"] + rows[-HISTORY:]
+
+    return broadcast_from_first(read)

@@ -117,6 +117,16 @@ def _last(rows: Sequence[MetricsRow], name: str, count: int) -> list[float] | No
     return [float(value) for value in values if value is not None]
 
 
+def _stays_at(rows: Sequence[MetricsRow], level: str, settings: WatchdogSettings) -> str:
+    """Where the loss has been late in the run what the metric `level` is: "(LEVEL) for N logged steps"; else ""."""
+    count = 2 * settings.patience
+    losses, levels = (_last(rows, name, count) for name in ("loss", level))
+    if losses is None or levels is None or rows[-count]["step"] <= settings.late_steps:
+        return ""
+    mean = math.fsum(levels) / count
+    return "" if math.fsum(losses) < 0.98 * math.fsum(levels) else f"({mean:.3f}) for {count} logged steps"
+
+
 def _cause(settings: WatchdogSettings) -> str:
     """The usual suspect, with this run's numbers."""
     rate = f"optim.peak={settings.peak:g}" if settings.peak else "the learning rate"
@@ -219,19 +229,15 @@ def _few_codes(rows: Sequence[MetricsRow], levels: Levels, settings: WatchdogSet
 
 def _only_counts(rows: Sequence[MetricsRow], levels: Levels, settings: WatchdogSettings) -> Finding | None:
     """The loss of a model over codes stays at `unigram_loss`; each row has both, of the same frames."""
-    count = 2 * settings.patience
-    losses, unigram = (_last(rows, name, count) for name in ("loss", "unigram_loss"))
-    if losses is None or unigram is None or rows[-count]["step"] <= settings.late_steps:
-        return None
-    if math.fsum(losses) < 0.98 * math.fsum(unigram):
+    if not (stays := _stays_at(rows, "unigram_loss", settings)):
         return None
     return Finding(
         "no better than counting",
-        f"the loss has stayed at the unigram entropy of the codes ({math.fsum(unigram) / count:.3f}) for {count} "
-        f"logged steps: the model knows how often each code occurs, and uses nothing of the frames around. Likely "
-        f"cause: optim.peak={settings.peak:g} is too low for {settings.batch_hours:.3g} h of codes per update (the "
-        f"paper's 1e-5 belongs to 1.09 h and 250k updates), or masking.length is so short that neighbours give the "
-        f"code away. Next: raise optim.peak tenfold; masking.length=10",
+        f"the loss has stayed at the unigram entropy of the codes {stays}: the model knows how often each code occurs, "
+        f"and uses nothing of the frames around. Likely cause: optim.peak={settings.peak:g} is too low for "
+        f"{settings.batch_hours:.3g} h of codes per update (the paper's 1e-5 belongs to 1.09 h and 250k updates), or "
+        "masking.length is so short that neighbours give the code away. Next: raise optim.peak tenfold; "
+        "masking.length=10",
         dead=False,
     )
 
@@ -257,18 +263,14 @@ def _one_unit(rows: Sequence[MetricsRow], levels: Levels, settings: WatchdogSett
 
 def _labels_not_learnt(rows: Sequence[MetricsRow], levels: Levels, settings: WatchdogSettings) -> Finding | None:
     """The loss stays at the entropy of the labels, which a model reaches that knows only how frequent each is."""
-    count = 2 * settings.patience
-    losses, entropy = (_last(rows, name, count) for name in ("loss", "label_entropy"))
-    if losses is None or entropy is None or rows[-count]["step"] <= settings.late_steps:
-        return None
-    if math.fsum(losses) < 0.98 * math.fsum(entropy):
+    if not (stays := _stays_at(rows, "label_entropy", settings)):
         return None
     return Finding(
         "labels are not learnt",
-        f"the loss has stayed at the entropy of the labels ({math.fsum(entropy) / count:.3f}) for {count} logged "
-        f"steps: the model knows how frequent each unit is, and uses nothing of the frames around. Likely cause: the "
-        f"units are noise or belong to other recordings (data.targets; python -m w2v_jax.units measure says what they "
-        f"are worth), or {_cause(settings)}. Next: check the units; {REMEDY}",
+        f"the loss has stayed at the entropy of the labels {stays}: the model knows how frequent each unit is, and "
+        "uses nothing of the frames around. Likely cause: the units are noise or belong to other recordings "
+        "(data.targets; python -m w2v_jax.units measure says what they are worth), or "
+        f"{_cause(settings)}. Next: check the units; {REMEDY}",
         dead=False,
     )
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from w2v_jax.core import environment, storage
-from w2v_jax.core.cli import UserError, cannot_write, warn
+from w2v_jax.core.cli import UserError, warn, writing
 from w2v_jax.core.config import Config, changed_keys, from_json, keys_of, run_json, setting
 from w2v_jax.core.distributed import broadcast_from_first, take_turns
 from w2v_jax.core.files import append_lines, locked_file, write_whole
@@ -25,16 +25,14 @@ from w2v_jax.core.text import json_object
 from w2v_jax.training.checkpoint import SEAL, Weights, restore_params
 
 HARDWARE = keys_of(
-    {
-        # `check_data` checks what these places hold
-        "data": "root eval_root corpora targets noise_root rooms_root loader workers device_seconds",
-        "acoustic": "attention positional stack",
-        "encoder": "attention convolution positional remat_frontend remat_layers stack",
-        "probe": "every root test_root label hours",
-        "sharding": "data fsdp tensor slices",
-        "train": "log_every log_rows eval_every checkpoint_every keep_latest keep_best best patience watchdog "
-        "compile_cache on_config_change",
-    }
+    # `check_data` checks what these places hold
+    data="root eval_root corpora targets noise_root rooms_root loader workers device_seconds",
+    acoustic="attention positional stack",
+    encoder="attention convolution positional remat_frontend remat_layers stack",
+    probe="every root test_root label hours",
+    sharding="data fsdp tensor slices",
+    train="log_every log_rows eval_every checkpoint_every keep_latest keep_best best patience watchdog "
+    "compile_cache on_config_change",
 )
 """Keys that may differ when a run goes on: they change where and how fast it runs, not what it computes."""
 
@@ -96,11 +94,9 @@ def locked(path: pathlib.Path, what: str = "run", flag: str = "--workdir") -> It
         raise UserError(f"another {what} is using {path}; wait for it, stop it, or choose another {flag}")
 
     with contextlib.ExitStack() as stack:
-        try:
+        with writing(f"{flag} {path}"):
             path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked_file(path / ".lock", refuse))
-        except OSError as error:
-            raise cannot_write(f"{flag} {path}", error) from None
         yield
 
 

@@ -14,11 +14,11 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from w2v_jax.core.cli import UserError
+from w2v_jax.core.cli import UserError, needing
 from w2v_jax.core.files import is_file, state_of
 from w2v_jax.core.storage import cache_folder, fetched, make_room
 from w2v_jax.core.stores import is_remote
-from w2v_jax.data.index import ReadError
+from w2v_jax.data.index import ReadError, file_state
 
 AUDIO = ("audio", "speech", "audio_bytes")
 """The features that can hold the bytes of an audio file. The first one that exists is used."""
@@ -40,10 +40,8 @@ class ArrayRecords:
     """An open ArrayRecord file. Raises ReadError for a file that is damaged or was cut."""
 
     def __init__(self, path: str):
-        try:
+        with needing("ArrayRecord files need a package that is missing: pip install array_record"):
             from array_record.python.array_record_module import ArrayRecordReader
-        except ImportError:
-            raise UserError("ArrayRecord files need a package that is missing: pip install array_record") from None
         if not is_file(path):
             raise ReadError("file does not exist")
         path = str(fetched(path, kind="shards")) if is_remote(path) else path
@@ -71,13 +69,7 @@ class ArrayRecords:
 
 def open_records(path: str) -> ArrayRecords:
     """The records of a file; of the files opened last, the same object. Raises ReadError."""
-    try:
-        state = state_of(path)
-    except OSError:
-        state = None
-    if state is None:
-        raise ReadError("file does not exist")
-    return _open(path, *state[:2])
+    return _open(path, *file_state(path)[:2])
 
 
 @functools.lru_cache(FILES_OPEN)

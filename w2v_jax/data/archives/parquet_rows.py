@@ -20,10 +20,10 @@ from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
-from w2v_jax.core.cli import UserError, os_error_text
-from w2v_jax.core.files import open_binary, state_of
+from w2v_jax.core.cli import needing
+from w2v_jax.core.files import open_binary
 from w2v_jax.core.stores import is_remote
-from w2v_jax.data.index import ReadError
+from w2v_jax.data.index import ReadError, file_state
 
 BYTES_KEPT = 512 << 20
 """Bytes of the row groups that are kept. The last one read is always kept."""
@@ -58,13 +58,7 @@ class Table(NamedTuple):
 
 def open_table(path: str) -> Table:
     """The table of a file. Raises ReadError where it is damaged or has no audio, UserError where pyarrow is missing."""
-    try:
-        state = state_of(path)
-    except OSError as error:
-        raise ReadError(f"unreadable file: {os_error_text(error)}") from None
-    if state is None:
-        raise ReadError("file does not exist")
-    return _open(path, *state[:2])
+    return _open(path, *file_state(path)[:2])
 
 
 def _source(path: str) -> Any:
@@ -86,10 +80,8 @@ def _reasons() -> Iterator[None]:
 
 @functools.lru_cache(FILES_KEPT)
 def _open(path: str, size: int, changed: int) -> Table:
-    try:
+    with needing('Parquet files need a package that is missing: pip install "w2v-jax[features]"'):
         import pyarrow.parquet
-    except ImportError:
-        raise UserError('Parquet files need a package that is missing: pip install "w2v-jax[features]"') from None
     with _reasons(), pyarrow.parquet.ParquetFile(_source(path)) as file:
         metadata, schema = file.metadata, file.schema_arrow
     counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]

@@ -21,11 +21,10 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, cast
 
 from w2v_jax.core import stores
-from w2v_jax.core.cli import os_error_text
 from w2v_jax.core.files import FileState
 from w2v_jax.core.stores import is_remote
 from w2v_jax.data.archives import array_record, parquet_rows
-from w2v_jax.data.index import ReadError
+from w2v_jax.data.index import ReadError, disk_errors
 from w2v_jax.data.io.containers import Part, PartFile
 
 READ_AT_ONCE = 1 << 20
@@ -85,45 +84,31 @@ def opened(address: str, state: FileState = None, *, is_decoded: bool = False) -
 
     state: that of an object in a store, where it is known. is_decoded: more than the header will be read of it.
     """
-    if _is_plain(address):
-        yield Opened(_object(address, state, is_decoded=is_decoded) if is_remote(address) else address)
-        return
-    if "\0" in address:  # which no file can have in its name
-        raise ReadError("file does not exist")
-    channel = None
-    if match := _CHANNEL.fullmatch(address):
-        address, channel = match[1], int(match[2])
-    if match := _NUMBER.fullmatch(address):
-        read = parquet_rows.row_content if match[2] else array_record.record_content
-        yield Opened(io.BytesIO(read(match[1], int(match[3]))), channel)
-    elif match := _RANGE.fullmatch(address):
-        with _range(match[1], state, start=int(match[2]), size=int(match[3])) as file:
+    channel, number, part = None, None, None
+    if not _is_plain(address):
+        if "\0" in address:  # which no file can have in its name
+            raise ReadError("file does not exist")
+        if match := _CHANNEL.fullmatch(address):
+            address, channel = match[1], int(match[2])
+        number, part = _NUMBER.fullmatch(address), _RANGE.fullmatch(address)
+    if number:
+        read = parquet_rows.row_content if number[2] else array_record.record_content
+        yield Opened(io.BytesIO(read(number[1], int(number[3]))), channel)
+    elif part:
+        with _range(part[1], state, start=int(part[2]), size=int(part[3])) as file:
             yield Opened(file, channel)
+    elif is_remote(address):
+        with disk_errors():
+            file = (stores.open_recording if is_decoded else stores.open_object)(address, state)
+        yield Opened(cast(BinaryIO, file), channel)
     else:
-        yield Opened(_object(address, state, is_decoded=is_decoded) if is_remote(address) else address, channel)
-
-
-def _object(url: str, state: FileState, *, is_decoded: bool) -> BinaryIO:
-    """An object of a store, open for reading. Raises ReadError."""
-    with _reasons():
-        return cast(BinaryIO, (stores.open_recording if is_decoded else stores.open_object)(url, state))
-
-
-@contextlib.contextmanager
-def _reasons() -> Iterator[None]:
-    """Errors of the disk as ReadError."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise ReadError("file does not exist") from None
-    except OSError as error:
-        raise ReadError(f"unreadable file: {os_error_text(error)}") from None
+        yield Opened(address, channel)
 
 
 @contextlib.contextmanager
 def _range(path: str, state: FileState, *, start: int, size: int) -> Iterator[BinaryIO]:
     """An open file of `size` bytes from byte `start` of a file."""
-    with _reasons():
+    with disk_errors():
         file = cast(BinaryIO, stores.open_object(path, state)) if is_remote(path) else open(path, "rb")
     with file:
         left = max(0, file.seek(0, os.SEEK_END) - start)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError
+from w2v_jax.core.cli import UserError, needing
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.index import WAVE, ReadError, Row, make_index
@@ -52,12 +52,8 @@ def check_rate(rate: Any) -> int:
     if not (math.isfinite(number) and number == int(number) and 1000 <= number <= 1_000_000):
         raise UserError(f"rate={rate!r} must be a whole number of Hz from 1000 to 1000000, such as 16000 (not kHz)")
     if number != SAMPLE_RATE:
-        try:
+        with needing(f"rate={rate}: resampling to {SAMPLE_RATE} Hz needs soxr ({{error}}): pip install soxr", OSError):
             import soxr  # noqa: F401
-        except (ImportError, OSError) as error:
-            raise UserError(
-                f"rate={rate}: resampling to {SAMPLE_RATE} Hz needs soxr ({error}): pip install soxr"
-            ) from None
     return int(number)
 
 

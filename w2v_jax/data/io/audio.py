@@ -12,7 +12,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from w2v_jax.core.display import short_repr
 from w2v_jax.core.files import present_state_of
 from w2v_jax.core.stores import StoreFile, is_remote
 from w2v_jax.core.units import SAMPLE_RATE
-from w2v_jax.data.index import UNKNOWN, WAVE, Index, ReadError
+from w2v_jax.data.index import UNKNOWN, WAVE, Index, ReadError, disk_errors
 from w2v_jax.data.io.address import file_of, opened
 from w2v_jax.data.io.containers import Part, Parts, find_parts
 from w2v_jax.data.io.decoders import NAMES, Decoder, open_decoder, reason_of
@@ -88,10 +88,8 @@ class AudioFiles:
         path, listed = self.index.paths[row], self._listed(row)
         if listed is None:
             return
-        try:
+        with disk_errors():
             now = present_state_of(file_of(path))
-        except OSError as error:
-            raise ReadError(f"unreadable file: {os_error_text(error)}") from None
         if now == listed:
             return
         self._on_change()
@@ -262,27 +260,26 @@ def _reasons(path: str | BinaryIO) -> Iterator[None]:
 @contextlib.contextmanager
 def _decoder(path: str | BinaryIO, recordings: Parts, part: Part) -> Iterator[Decoder]:
     """The decoder of a part of a file."""
-    with open(path, "rb") if isinstance(path, str) else contextlib.nullcontext(path) as file:
+    with _file(path) as file:
         name = path if isinstance(path, str) and recordings.is_whole_file and path.lower().endswith(NAMES) else None
         with contextlib.closing(open_decoder(file, part, name)) as decoder:
             yield decoder
 
 
+def _file(path: str | BinaryIO) -> contextlib.AbstractContextManager[BinaryIO]:
+    return open(path, "rb") if isinstance(path, str) else contextlib.nullcontext(path)
+
+
 def _find(path: str | BinaryIO) -> Parts:
     """The recordings in a file. Those of a path and of an object are kept until it changes."""
-    if isinstance(path, StoreFile):
-        return _find_in_object(path)
-    return _find_in(path, *_state(path)) if isinstance(path, str) else find_parts(path)
+    return _find_in(path, _state(path)) if isinstance(path, (str, StoreFile)) else find_parts(path)
 
 
 def _measure(path: str | BinaryIO, recordings: Parts, part: Part, *, channel: int | None) -> Header:
     """The header of a part. Those of a path and of an object are kept until it changes."""
-    if isinstance(path, StoreFile):
-        return _measure_in_object(path, recordings, part, channel=channel)
-    if not isinstance(path, str):
-        return _decode_header(path, recordings, part, channel=channel)
-    size, changed = _state(path)
-    return _measure_in(path, recordings, part, channel=channel, size=size, changed=changed)
+    if isinstance(path, (str, StoreFile)):
+        return _measure_in(path, recordings, part, channel=channel, state=_state(path))
+    return _decode_header(path, recordings, part, channel=channel)
 
 
 def _decode_header(path: str | BinaryIO, recordings: Parts, part: Part, *, channel: int | None) -> Header:
@@ -295,9 +292,23 @@ def _decode_header(path: str | BinaryIO, recordings: Parts, part: Part, *, chann
     return header
 
 
-def _state(path: str) -> tuple[int, int]:
+def _state(path: str | BinaryIO) -> tuple[int, ...]:
+    """Size and time of change of what is at a path. An object in a store is equal to one of the same version alone."""
+    if not isinstance(path, str):
+        return ()
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(FILES_KEPT)
+def _find_in(path: Any, state: tuple[int, ...]) -> Parts:
+    with _file(path) as file:
+        return find_parts(file)
+
+
+@functools.lru_cache(FILES_KEPT)
+def _measure_in(path: Any, recordings: Parts, part: Part, *, channel: int | None, state: tuple[int, ...]) -> Header:
+    return _decode_header(path, recordings, part, channel=channel)
 
 
 def _date(modified: int) -> str:
@@ -306,24 +317,3 @@ def _date(modified: int) -> str:
 
 def _version(modified: int) -> str:
     return f"version {modified:016x}"
-
-
-@functools.lru_cache(FILES_KEPT)
-def _find_in_object(file: StoreFile) -> Parts:
-    return find_parts(cast(BinaryIO, file))
-
-
-@functools.lru_cache(FILES_KEPT)
-def _measure_in_object(file: StoreFile, recordings: Parts, part: Part, *, channel: int | None) -> Header:
-    return _decode_header(cast(BinaryIO, file), recordings, part, channel=channel)
-
-
-@functools.lru_cache(FILES_KEPT)
-def _find_in(path: str, size: int, changed: int) -> Parts:
-    with open(path, "rb") as file:
-        return find_parts(file)
-
-
-@functools.lru_cache(FILES_KEPT)
-def _measure_in(path: str, recordings: Parts, part: Part, *, channel: int | None, size: int, changed: int) -> Header:
-    return _decode_header(path, recordings, part, channel=channel)

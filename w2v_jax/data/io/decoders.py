@@ -140,10 +140,6 @@ class _SoundFile:
 
     def length(self) -> int:
         """Reads the end as well, which a file that was cut does not have."""
-        with self._raising():
-            return self._length()
-
-    def _length(self) -> int:
         frames, seconds = self.file.frames, self.file.frames / self.rate
         mismatch = re.search(r"\bdata *: (\d+) \(should be (\d+)\)", self.file.extra_info)  # a WAV that was cut
         if mismatch:
@@ -151,11 +147,12 @@ class _SoundFile:
             if 0.1 < seconds * (declared / max(present, 1) - 1) and declared < UNKNOWN_LENGTH:
                 raise ReadError(f"truncated: {seconds:.2f} s are left of {seconds * declared / present:.2f} s")
         tail = min(frames, max(1, 2 * self.slack))
-        try:
-            self.file.seek(frames - tail)
-            num_read = len(self.file.read(tail, dtype="float32", always_2d=True))
-        except RuntimeError:  # soundfile's errors are of this kind
-            num_read = 0
+        with self._raising():
+            try:
+                self.file.seek(frames - tail)
+                num_read = len(self.file.read(tail, dtype="float32", always_2d=True))
+            except RuntimeError:  # soundfile's errors are of this kind
+                num_read = 0
         if frames and not num_read:
             raise ReadError(f"truncated: the header says {seconds:.2f} s, and the end cannot be read")
         return frames

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError
+from w2v_jax.core.cli import UserError, needing
 
 EFFECTS = re.compile(r"robo|robot|whisper|croak|fast|announcer|demonic|tweaky|anxious|ricishay", re.IGNORECASE)
 """Variants that sound like effects rather than people."""
@@ -53,12 +53,10 @@ class Engine:
     """espeak-ng in this process; `engine()` returns the only instance. `rate` is its sampling rate in Hz."""
 
     def __init__(self) -> None:
-        try:
+        with needing('text-to-speech needs the extra "demo" ({error}): pip install "w2v_jax[demo]"', OSError):
             import espeakng_loader
 
             self.library = ctypes.CDLL(espeakng_loader.get_library_path())
-        except (ImportError, OSError) as error:
-            raise UserError(f'text-to-speech needs the extra "demo" ({error}): pip install "w2v_jax[demo]"') from None
         data = pathlib.Path(espeakng_loader.get_data_path())
         self.rate = self.library.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), _DONT_EXIT)
         if self.rate <= 0:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ from w2v_jax.core.storage import fetched
 from w2v_jax.core.stores import is_remote
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.code_vocabulary import code_text
-from w2v_jax.data.index import Index, ReadError, Row, roots
+from w2v_jax.data.index import Form, Index, ReadError, Row, make_index, roots
 from w2v_jax.data.io import feature_tables
 
 METADATA = "extract.json"
@@ -64,6 +64,8 @@ class PartContent(NamedTuple):
 
 Layouts = dict[str, tuple[int, str]]
 """(header bytes, dtype) of the array of each part, by the path of the part."""
+Folders = list[tuple[pathlib.Path, dict[str, Any]]]
+"""Folders and their metadata."""
 
 
 def part_path(folder: pathlib.Path, number: int, suffix: str = FORMATS["numpy"]) -> pathlib.Path:
@@ -165,7 +167,7 @@ MADE_BY = {"codes": "extract --what codes", "features": "extract --what context"
 """Kind of content -> the command that writes it."""
 
 
-def open_folders(root: Any, kind: str, key: str = "data.root") -> list[tuple[pathlib.Path, dict[str, Any]]]:
+def open_folders(root: Any, kind: str, key: str = "data.root") -> Folders:
     """(folder, metadata) of each folder of a data.root. `kind` is one of MADE_BY; `key` is the config key of the root.
 
     A folder in a store is fetched: what models make of recordings is far smaller than these, but for features.
@@ -193,28 +195,41 @@ def open_folders(root: Any, kind: str, key: str = "data.root") -> list[tuple[pat
     return folders
 
 
-def list_utterances(
-    folders: Iterable[tuple[pathlib.Path, dict[str, Any]]], layouts: Layouts, check: Callable[[PartContent], None]
-) -> Iterator[Row]:
-    """The index rows of all utterances in `open_folders`: offsets and lengths in 16 kHz samples.
-
-    Passes each part to `check`, and adds its layout to `layouts`.
-    """
+def of_one_model(folders: Folders, keys: Sequence[str], kind: str) -> dict[str, Any]:
+    """The metadata of the first of `open_folders`. Raises UserError where another differs from it in these keys."""
+    first_folder, first = folders[0]
     for folder, metadata in folders:
-        hop = metadata["hop"]
-        for part in read_parts(folder, metadata):
-            check(part)
-            layouts[str(part.path)] = layout_of(part)
-            for u in part.utterances:
-                yield Row(
-                    u.id,
-                    str(part.path),
-                    offset=u.first * hop,
-                    frames=u.frames * hop,
-                    rate=SAMPLE_RATE,
-                    speaker=u.speaker,
-                    transcript=u.transcript,
-                )
+        if [metadata.get(key) for key in keys] != [first.get(key) for key in keys]:
+            raise UserError(f"{folder} and {first_folder} are {kind} of different models or layers; use one of them")
+    return first
+
+
+def index_parts(folders: Folders, check: Callable[[PartContent], None]) -> tuple[Index, Layouts]:
+    """(the index of all utterances in `open_folders`, with offsets and lengths in 16 kHz samples; the layouts).
+
+    Passes each part to `check`.
+    """
+    layouts: Layouts = {}
+
+    def rows() -> Iterator[Row]:
+        for folder, metadata in folders:
+            hop = metadata["hop"]
+            for part in read_parts(folder, metadata):
+                check(part)
+                path = str(part.path)
+                layouts[path] = layout_of(part)
+                for u in part.utterances:
+                    yield Row(
+                        u.id,
+                        path,
+                        offset=u.first * hop,
+                        frames=u.frames * hop,
+                        rate=SAMPLE_RATE,
+                        speaker=u.speaker,
+                        transcript=u.transcript,
+                    )
+
+    return make_index(rows()), layouts
 
 
 def layout_of(part: PartContent) -> tuple[int, str]:
@@ -222,19 +237,28 @@ def layout_of(part: PartContent) -> tuple[int, str]:
     return os.path.getsize(part.path) - part.array.nbytes, part.array.dtype.str
 
 
-def read_row(index: Index, row: int, *, start: int, length: int, hop: int, width: int, layouts: Layouts) -> np.ndarray:
-    """Frames [F width] of a row of `list_utterances`.
+class FrameSource:
+    """Frames in parts. A row's path is a part, and its offset is the first sample of the utterance there."""
 
-    `start` and `length` are in samples and are rounded down to whole frames. Raises ReadError.
-    """
-    path, first = str(index.paths[row]), start // hop
-    count = max(min(length // hop, int(index.num_samples[row]) // hop - first), 0)
-    header, dtype = layouts[path]
-    skipped = (int(index.offsets[row]) // hop + first) * width * np.dtype(dtype).itemsize
-    try:
-        frames = np.fromfile(path, dtype, count * width, offset=header + skipped)
-    except OSError as error:
-        raise ReadError(f"unreadable file: {os_error_text(error)}") from None
-    if len(frames) < count * width:
-        raise ReadError(f"truncated: {len(frames) // width} of {count} frames are left")
-    return frames.reshape(-1, width)
+    __repr__ = short_repr
+
+    def __init__(self, index: Index, form: Form, layouts: Layouts):
+        self.index, self.form, self.layouts = index, form, layouts
+
+    def frames(self, row: int, start: int, length: int, *, width: int) -> np.ndarray:
+        """Frames [F width] of a row, as they are stored.
+
+        `start` and `length` are in samples and are rounded down to whole frames. Raises ReadError.
+        """
+        index, hop = self.index, self.form.hop
+        path, first = str(index.paths[row]), start // hop
+        count = max(min(length // hop, int(index.num_samples[row]) // hop - first), 0)
+        header, dtype = self.layouts[path]
+        skipped = (int(index.offsets[row]) // hop + first) * width * np.dtype(dtype).itemsize
+        try:
+            frames = np.fromfile(path, dtype, count * width, offset=header + skipped)
+        except OSError as error:
+            raise ReadError(f"unreadable file: {os_error_text(error)}") from None
+        if len(frames) < count * width:
+            raise ReadError(f"truncated: {len(frames) // width} of {count} frames are left")
+        return frames.reshape(-1, width)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError
+from w2v_jax.core.cli import UserError, needing
 from w2v_jax.core.files import whole_file
 
 GROUP_BYTES = 64 << 20
@@ -27,13 +27,11 @@ TEXTS = ("id", "speaker", "transcript")
 
 def check_installed(form: str) -> None:
     """Raises UserError where the package that writes the format `form` is missing."""
-    try:
+    with needing(f'--format {form} needs a package that is missing: pip install "w2v-jax[features]"'):
         if form == "parquet":
             import pyarrow.parquet  # noqa: F401
         elif form == "hdf5":
             import h5py  # noqa: F401
-    except ImportError:
-        raise UserError(f'--format {form} needs a package that is missing: pip install "w2v-jax[features]"') from None
 
 
 def write_parquet(path: pathlib.Path, utterances: Sequence[tuple[np.ndarray, Any]], *, dtype: str) -> None:

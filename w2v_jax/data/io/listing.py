@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from w2v_jax.core import stores
-from w2v_jax.core.cli import UserError, os_error_text
+from w2v_jax.core.cli import UserError, needing, os_error_text
 from w2v_jax.core.files import FileState, exists, state_of
 from w2v_jax.core.progress import ProgressBar
 from w2v_jax.core.stores import is_remote, joined_path
@@ -125,12 +125,9 @@ def _list_index(
 
 
 def _check_packages() -> None:
-    try:
+    with needing("reading audio files needs soundfile and soxr ({error}): pip install soundfile soxr", OSError):
         import soundfile  # noqa: F401
         import soxr  # noqa: F401
-    except (ImportError, OSError) as error:
-        packages = "pip install soundfile soxr"
-        raise UserError(f"reading audio files needs soundfile and soxr ({error}): {packages}") from None
 
 
 class _Checked(NamedTuple):

@@ -11,21 +11,19 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from w2v_jax.core.cli import UserError
+from w2v_jax.core.cli import UserError, needing
 from w2v_jax.data.prepared.shard_files import SUMMARY, is_finished, write_shard
 from w2v_jax.data.prepared.shard_jobs import Run
 
 
 def on_beam(arguments: Sequence[str]) -> Run:
     """A `Run` on Beam. arguments: those of its pipeline, e.g. --runner=FlinkRunner. Raises UserError without Beam."""
-    try:
+    with needing(
+        "--beam needs Apache Beam ({error}), which wants an environment of its own: "
+        'pip install "w2v-jax[beam]" (docs/prepare.md)'
+    ):
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
-    except ImportError as error:
-        raise UserError(
-            f"--beam needs Apache Beam ({error}), which wants an environment of its own: "
-            'pip install "w2v-jax[beam]" (docs/prepare.md)'
-        ) from None
 
     def run(folder: pathlib.Path, numbers: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         with beam.Pipeline(options=PipelineOptions(list(arguments))) as pipeline:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from w2v_jax.data.index import ReadError
+from w2v_jax.data.index import ReadError, disk_errors
 from w2v_jax.data.io.address import opened
 from w2v_jax.data.io.audio import AudioFiles, average_channels, is_silent, probe_content, read_frames
 from w2v_jax.data.io.containers import PartFile, find_parts
@@ -128,17 +128,8 @@ def _file_of(file: str | BinaryIO) -> Iterator[BinaryIO]:
     if not isinstance(file, str):
         yield file
         return
-    try:
-        opened_file = open(file, "rb")
-    except FileNotFoundError:
-        raise ReadError("file does not exist") from None
-    except OSError as error:
-        raise ReadError(f"unreadable file: {error.strerror}") from None
-    with opened_file:
-        try:
-            yield opened_file
-        except OSError as error:
-            raise ReadError(f"unreadable file: {error.strerror}") from None
+    with disk_errors(), open(file, "rb") as opened_file:
+        yield opened_file
 
 
 def _is_whole(source: AudioFiles, row: int, content: BinaryIO) -> bool:

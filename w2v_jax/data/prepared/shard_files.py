@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from w2v_jax.core.cli import UserError, os_error_text
+from w2v_jax.core.cli import UserError, needing, os_error_text
 from w2v_jax.core.files import file_digest, write_whole
 from w2v_jax.data.archives.array_record import open_records, serialized
 from w2v_jax.data.index import ReadError, Row, Skip, make_index
@@ -133,10 +133,8 @@ class _Summary:
 @contextlib.contextmanager
 def _writer(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
     """A function that adds a record to a file, which appears whole at the end. Raises OSError."""
-    try:
+    with needing("shards need a package that is missing: pip install array_record (Linux)"):
         from array_record.python.array_record_module import ArrayRecordWriter
-    except ImportError:
-        raise UserError("shards need a package that is missing: pip install array_record (Linux)") from None
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # of an orphan of a killed command, perhaps
     try:
         with _disk_errors(partial):

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError, cannot_write
-from w2v_jax.core.display import short_repr
+from w2v_jax.core.cli import UserError, writing
 from w2v_jax.core.files import sole_maker, whole_folder
 from w2v_jax.core.stores import is_remote, path_of
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.code_vocabulary import VOCABULARY_FILE, CodeCounter, Vocabulary
-from w2v_jax.data.index import Form, Index, make_index, root_entries, usable
+from w2v_jax.data.index import Form, Index, root_entries, usable
 from w2v_jax.data.io import feature_files
+from w2v_jax.data.io.feature_files import FrameSource, Layouts, Utterance, check_numbers, index_parts
 from w2v_jax.data.sources import synthetic
 
 LETTERS = "letters"
@@ -28,22 +28,16 @@ QUARTERS = 4
 LETTER_CODE_HOP = 160
 
 
-class Codes:
-    """The source of codes. A row's path is a part, and its offset is the first sample of the utterance there."""
+class Codes(FrameSource):
+    """The source of codes."""
 
-    __repr__ = short_repr
-
-    def __init__(self, index: Index, vocabulary: Vocabulary, *, hop: int, layouts: feature_files.Layouts):
-        self.index, self.vocabulary, self.layouts = index, vocabulary, layouts
-        self.form = Form("codes", "int32", hop=hop, made_by=vocabulary.digest)
+    def __init__(self, index: Index, vocabulary: Vocabulary, *, hop: int, layouts: Layouts):
+        super().__init__(index, Form("codes", "int32", hop=hop, made_by=vocabulary.digest), layouts)
+        self.vocabulary = vocabulary
 
     def read(self, row: int, start: int, length: int) -> np.ndarray:
         """Ids int32 [F]. `start` and `length` are in 16 kHz samples and are rounded down to whole frames."""
-        hop, groups = self.form.hop, self.vocabulary.groups
-        codes = feature_files.read_row(
-            self.index, row, start=start, length=length, hop=hop, width=groups, layouts=self.layouts
-        )
-        return self.vocabulary.encode(codes)
+        return self.vocabulary.encode(self.frames(row, start, length, width=self.vocabulary.groups))
 
 
 def make(data: Any, root: Any) -> Codes:
@@ -69,9 +63,7 @@ def make(data: Any, root: Any) -> Codes:
             f"data.vocab_size={data.vocab_size} is too small for the vocabulary of {first_folder}, which has "
             f"{vocabulary.size:,} ids: --config.data.vocab_size={vocabulary.size}"
         )
-    layouts: feature_files.Layouts = {}
-    check = lambda part: feature_files.check_numbers(part, vocabulary.groups, "codes of {} groups")
-    index = make_index(feature_files.list_utterances(folders, layouts, check))
+    index, layouts = index_parts(folders, lambda part: check_numbers(part, vocabulary.groups, "codes of {} groups"))
     where = ", ".join(str(folder) for folder, _ in folders)
     if not len(index):
         raise UserError(f"data.root: {where} holds no utterance; see its skipped.jsonl for what was left out and why")
@@ -109,13 +101,11 @@ def made_once(folder: pathlib.Path, key: str, fill: Callable[[pathlib.Path], Non
     """Makes a folder with what `fill` writes, unless it exists or is one of a store. `key`: the config key of it."""
     if is_remote(folder) or folder.exists():
         return
-    try:
+    with writing(f"{key}: {folder}"):
         with sole_maker(folder):
             if not folder.exists():  # another process may have made it in the meantime
                 with whole_folder(folder, key) as partial:
                     fill(partial)
-    except OSError as error:
-        raise cannot_write(f"{key}: {folder}", error) from None
 
 
 def _fill(folder: pathlib.Path, hours: float) -> None:
@@ -128,14 +118,8 @@ def _fill(folder: pathlib.Path, hours: float) -> None:
         pairs = letter_codes(letters, ends)
         seconds = len(pairs) * LETTER_CODE_HOP / SAMPLE_RATE
         id = f"{speaker}-{turn:04d}"
-        utterances.append(
-            (
-                pairs,
-                feature_files.Utterance(
-                    id, first=0, frames=0, seconds=seconds, speaker=str(speaker), transcript=letters
-                ),
-            )
-        )
+        about = Utterance(id, first=0, frames=0, seconds=seconds, speaker=str(speaker), transcript=letters)
+        utterances.append((pairs, about))
         counter.add(pairs)
         frames, number = frames + len(pairs), number + 1
     feature_files.write_part(feature_files.part_path(folder, 0), utterances, width=2, dtype="<u2")

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from w2v_jax.core.cli import UserError
-from w2v_jax.core.display import short_repr
-from w2v_jax.data.index import Form, Index, ReadError, make_index, root_entries, usable
+from w2v_jax.data.index import Form, Index, ReadError, root_entries, usable
 from w2v_jax.data.io import corpus, feature_files
+from w2v_jax.data.io.feature_files import FrameSource, Layouts, Utterance
 from w2v_jax.data.sources import codes, synthetic
 
 UNITS = "units"
@@ -24,26 +24,17 @@ CHECKED = 1 << 20
 """Frames of each part whose units are checked when the folder is opened. All others are when they are read."""
 
 
-class Units:
-    """The source of units. A row's path is a part, and its offset is the first sample of the recording there.
+class Units(FrameSource):
+    """The source of units.
 
     `clusters` are those of each label set, and `model` made them. `piece`: (samples, frames) of the pieces into which
     long recordings were cut, whose last frames are lost as in HuBERT's recipe; None where no frame is lost.
     """
 
-    __repr__ = short_repr
-
     def __init__(
-        self,
-        index: Index,
-        form: Form,
-        *,
-        model: str,
-        clusters: int,
-        piece: tuple[int, int] | None,
-        layouts: feature_files.Layouts,
+        self, index: Index, form: Form, layouts: Layouts, *, model: str, clusters: int, piece: tuple[int, int] | None
     ):
-        self.index, self.form, self.layouts = index, form, layouts
+        super().__init__(index, form, layouts)
         self.model, self.clusters, self.piece = model, clusters, piece
 
     def read(self, row: int, start: int, length: int) -> np.ndarray:
@@ -51,10 +42,7 @@ class Units:
 
         Raises ReadError, also for a unit that is no cluster.
         """
-        hop, groups = self.form.hop, self.form.width
-        found = feature_files.read_row(
-            self.index, row, start=start, length=length, hop=hop, width=groups, layouts=self.layouts
-        )
+        found = self.frames(row, start, length, width=self.form.width)
         if (beyond := _beyond(found, self.clusters)) is not None:
             raise ReadError(f"unit {beyond} of {self.clusters} clusters")
         return found.astype(np.int32)
@@ -90,22 +78,19 @@ def open_units(root: Any, key: str = "data.root") -> Units:
     their metadata, or come from different models.
     """
     folders = feature_files.open_folders(root, UNITS, key)
-    first_folder, first = folders[0]
     for folder, metadata in folders:
         _check_metadata(folder, metadata)
-        if [metadata.get(name) for name in _KEYS] != [first.get(name) for name in _KEYS]:
-            raise UserError(f"{folder} and {first_folder} are units of different models or layers; use one of them")
-    layouts: feature_files.Layouts = {}
-    check = lambda part: _check_part(part, first["groups"], first["codes"])
-    index = make_index(feature_files.list_utterances(folders, layouts, check))
+    first = feature_files.of_one_model(folders, _KEYS, "units")
+    index, layouts = feature_files.index_parts(folders, lambda part: _check_part(part, first["groups"], first["codes"]))
     if not len(index):
-        raise UserError(f"{key}: {first_folder} holds no recording; its skipped.jsonl says what was left out and why")
-    layer, piece = first.get("layer"), None
+        raise UserError(f"{key}: {folders[0][0]} holds no recording; its skipped.jsonl says what was left out and why")
+    layer = first.get("layer")
     made_by = first["model"] if layer is None else f"{first['model']} {layer}"
     form = Form(UNITS, "int32", hop=first["hop"], made_by=made_by, width=first["groups"])
+    piece = None
     if first.get("cut") == "recipe":
         piece = first["max_samples"], (first["max_samples"] - first["field"]) // first["hop"] + 1
-    return Units(index, form, model=first["model"], clusters=first["codes"], piece=piece, layouts=layouts)
+    return Units(index, form, layouts, model=first["model"], clusters=first["codes"], piece=piece)
 
 
 _KEYS = ("model", "layer", "hop", "groups", "codes", "cut", "max_samples")
@@ -157,7 +142,7 @@ def _fill(folder: pathlib.Path, homes: list[pathlib.Path]) -> None:
             letters, bounds = synthetic.letter_bounds(speaker, number, seed=seed)
             units = codes.letter_codes(f" {letters} ", np.append(bounds, record["frames"]), LETTER_UNIT_HOP)[:, :1]
             seconds = record["frames"] / record["rate"]
-            about = feature_files.Utterance(
+            about = Utterance(
                 record["id"], first=0, frames=0, seconds=seconds, speaker=str(speaker), transcript=letters
             )
             utterances.append((units, about))

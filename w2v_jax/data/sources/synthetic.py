@@ -31,7 +31,6 @@ VERSION = 1
 
 DEV_SPEAKERS = 4
 NUM_WORDS = 500
-MIN_SECONDS, MAX_SECONDS = 2.0, 15.0
 
 # Columns of a sound: duration in ms; formants F1 F2 F3 in Hz (NaN: interpolated between the neighbours); bandwidth
 # factor; amplitudes of voice, aspiration and friction; centre and width of the friction band in Hz; edge in ms.
@@ -341,7 +340,7 @@ _HANN = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_WINDOW) / _WINDOW)
 
 
 def _sentence(rng: np.random.Generator, rate: float) -> str:
-    """Words of about a random length in all. The sentence takes MIN_SECONDS to MAX_SECONDS when spoken."""
+    """Words of about a random length in all. The sentence takes 2 to 15 seconds when spoken."""
     words, probabilities = lexicon()
     target = np.clip(5.5 * np.exp(0.5 * rng.normal()), 3.0, 12.0) * rate
     drawn = rng.choice(len(words), size=60, p=probabilities)

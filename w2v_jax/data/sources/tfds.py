@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from w2v_jax.core.cli import UserError, did_you_mean, os_error_text
+from w2v_jax.core.cli import UserError, did_you_mean, needing, os_error_text
 from w2v_jax.core.display import short_repr
 from w2v_jax.data.archives.shards import named_split
 from w2v_jax.data.archives.texts import role_names
@@ -371,11 +371,7 @@ def _array_records(tfds: Any, builder: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _import_tfds() -> Any:
-    try:
+    with needing("data.name=tfds needs TensorFlow Datasets ({error}): pip install tensorflow-cpu tensorflow-datasets"):
         import_tensorflow()
         import tensorflow_datasets
-    except ImportError as error:
-        raise UserError(
-            f"data.name=tfds needs TensorFlow Datasets ({error}): pip install tensorflow-cpu tensorflow-datasets"
-        ) from None
     return tensorflow_datasets
