@@ -68,5 +68,5 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="9 runs are too many"):
         report.main([str(folder)] * 9)
     with pytest.raises(UserError, match="--out .* cannot be written"):
-        report.main([str(folder), "--examples", "0", "--out", str(tmp_path / "no" / "page.html")])
+        report.main([str(folder), "--examples", "0", "--out", str(folder / "config.json" / "page.html")])
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -100,13 +100,6 @@ def test_a_config_that_is_none_of_a_run_is_named(text, message, tmp_path):
         read_config(tmp_path)
 
 
-def test_several_processes_need_a_folder_that_all_of_them_see(monkeypatch):
-    monkeypatch.setattr(workdir.jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match="--workdir=gs://lab/run: several processes need a folder that all of them see"):
-        with workdir.local_workdir("gs://lab/run"):
-            pass
-
-
 def test_the_folder_of_a_run_is_a_path_or_what_was_fetched_from_a_url(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir.storage, "fetched", lambda url, seals: tmp_path if url == "s3://lab/run" else None)
     assert workdir.run_folder("s3://lab/run") == tmp_path
