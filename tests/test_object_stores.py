@@ -83,7 +83,7 @@ def store(request, monkeypatch):
 UNHURRIED = """
 import sys, time
 from w2v_jax import train
-from w2v_jax.core import storage
+from w2v_jax.core import cli, storage
 
 storage.EVERY, storage.LEASE, pause = 0.2, 6.0, train.pause
 
@@ -92,7 +92,7 @@ def slower(*of_run, due, **named):
     time.sleep(3.0 * ("save" in due))
 
 train.pause = slower
-sys.exit(train.main(sys.argv[1:]))
+cli.run_command(train.main)
 """
 """A training that leaves a slow store time to take each checkpoint before the next one."""
 
