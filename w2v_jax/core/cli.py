@@ -219,12 +219,17 @@ def expand_home(path: str | os.PathLike) -> str:
     return expanded
 
 
+def is_url(text: str) -> bool:
+    """Whether a path is the URL of a store, perhaps of a file within a file there (fsspec's chains with ::)."""
+    return re.match(r"(?:\w[\w+.-]*::)*\w[\w+.-]*://", text) is not None
+
+
 def path_argument(text: str | os.PathLike) -> pathlib.Path:
     """A path of this machine as a person names it, with the home folder in place of `~`.
 
     Raises UserError as `expand_home` does, and for the URL of a store.
     """
     text = expand_home(text)
-    if re.match(r"[\w+.:-]+://", text):
+    if is_url(text):
         raise UserError(f"{text}: a path on this machine is needed here, not a URL; copy what lies there first")
     return pathlib.Path(text)

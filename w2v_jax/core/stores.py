@@ -22,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from w2v_jax.core.cli import UserError, expand_home
+from w2v_jax.core.cli import UserError, expand_home, is_url
 
 T = TypeVar("T")
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
@@ -53,7 +53,6 @@ STATES_KEPT = 1 << 16
 State = tuple[int, int] | tuple[int, int, int, int] | None
 """(bytes, a number that changes with the version) of an object; (-1, the same of all beneath, 0, 0) of a folder."""
 
-_URL = re.compile(r"(?:\w[\w+.-]*::)*\w[\w+.-]*://")
 _EXPIRED = re.compile(r"expired|expiredtoken|refresherror|invalid[_ ]grant|unauthorized|\b401\b", re.I)
 _RENEW = "A credential has expired: renew it (gcloud auth application-default login, aws sso login, ...)"
 
@@ -75,7 +74,7 @@ class Folder(NamedTuple):
 
 def is_remote(path: str | os.PathLike) -> bool:
     """Whether a path is the URL of a store."""
-    return _URL.match(os.fspath(path)) is not None
+    return is_url(os.fspath(path))
 
 
 def connect(url: str) -> Folder:

@@ -37,6 +37,7 @@ from orbax.checkpoint import checkpoint_managers
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.distributed import broadcast_from_first, gather_from_all, is_first, wait_for_all
+from w2v_jax.core.stores import is_remote
 from w2v_jax.core.tree import differences
 from w2v_jax.core.types import PyTree
 from w2v_jax.training.sharding import to_first_host
@@ -294,7 +295,7 @@ def _ranked(directory: epath.Path, steps: Sequence[int], metric: str) -> list[in
 
 
 def _absolute(path) -> epath.Path:
-    return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
+    return epath.Path(path) if is_remote(str(path)) else epath.Path(path).expanduser().resolve()
 
 
 def _warn(text: str) -> None:
@@ -318,8 +319,7 @@ def _one_line(error: BaseException) -> str:
 def _check_space(manager, step: int, state: PyTree) -> None:
     """Raises SaveError on every process before anything is written if the local disk has no room for the state."""
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
-    is_local = "://" not in str(manager.directory)
-    space = lambda: shutil.disk_usage(manager.directory).free if is_local else math.inf
+    space = lambda: math.inf if is_remote(str(manager.directory)) else shutil.disk_usage(manager.directory).free
     if manager.is_shared:
         free = broadcast_from_first(space)
     else:  # process 0 alone writes
@@ -373,7 +373,7 @@ def _save_message(manager, step: int | None, detail: str) -> str:
 
 def _seal(directory: epath.Path) -> None:
     """Adds the checksums to a checkpoint that is written but not yet committed (renamed), so it never lacks them."""
-    if "://" in str(directory) or jax.process_index() != 0:
+    if is_remote(str(directory)) or jax.process_index() != 0:
         return  # object stores keep checksums of their own
     for path in directory.glob(UNFINISHED):
         (path / SEAL).write_text(json.dumps(_checksums(pathlib.Path(path))))
