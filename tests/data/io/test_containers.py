@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import pytest
 import soundfile
 from hypothesis import given, settings
@@ -141,6 +142,20 @@ def test_flac_goes_on_after_the_length_in_its_header_where_frames_do(length):
     content = pieces["flac"][1]
     parts = found(with_flac_length(content, length))
     assert (parts.note == SIZE_TOO_SMALL) == (length < 1.3 * 16000)
+
+
+@pytest.mark.parametrize("number", [0, 100])
+def test_audio_that_looks_like_the_head_of_a_flac_frame_is_audio(number):
+    """Noise stands in FLAC as it is, so that its samples can be the bytes of a head."""
+    noise = np.random.default_rng(0).integers(-(2**15), 2**15, 20_000, dtype=np.int16)
+    head = bytes([0xFF, 0xF8, 0xC9, 0x08, number])  # of a frame of 4,096 samples
+    head += bytes([containers._crc8(head)])
+    for place in (5_000, 10_000, 19_000):  # the windows that are looked at
+        noise[place : place + 3] = np.frombuffer(head, ">i2")
+    memory = io.BytesIO()
+    soundfile.write(memory, noise, 16_000, format="FLAC")
+    assert memory.getvalue().count(head) == 3
+    assert found(memory.getvalue()).is_whole_file and found(memory.getvalue()).note == ""
 
 
 @settings(max_examples=25)

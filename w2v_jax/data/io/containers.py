@@ -329,27 +329,46 @@ def _flac(file: BinaryIO, start: int, size: int) -> Parts:
     block_size = int.from_bytes(information[10:12], "big")
     window = 2 * int.from_bytes(information[15:18], "big") or 1 << 16  # twice the largest frame, where it is known
     total = int.from_bytes(information[21:26], "big") & (1 << 36) - 1
-    places = [start + (size - start) * i // _SAMPLED_FRAMES for i in range(1, _SAMPLED_FRAMES)]
-    windows = [_flac_frames(file, at, min(size, at + window), block_size=block_size) for at in places]
-    frames = [frame for found in windows for frame in itertools.islice(found, 1)]
-    frames += list(_flac_frames(file, max(start, size - window), size, block_size=block_size))[-1:]
+    audio = _after_flac_metadata(file, start + 4)
+    places = [audio + (size - audio) * i // _SAMPLED_FRAMES for i in range(_SAMPLED_FRAMES)]
+    windows = [(place, min(size, place + window)) for place in places] + [(max(audio, size - window), size)]
+    frames = sorted({frame for bounds in windows for frame in _flac_frames(file, *bounds, block_size=block_size)})
     is_one = _is_rising((frame.position, frame.first) for frame in frames)
-    if is_one and (not frames or not total or frames[-1].stop <= total):
+    has_all = not frames or not total or max(frame.stop for frame in frames) <= total
+    if is_one and has_all:
         return whole  # a recording without a length is read from the front, and one that was cut is refused there
     firsts = [at for at in _find(file, b"fLaC", start=start, stop=size) if _read(file, at + 4, 4) in _STREAMINFO]
     if len(firsts) > 1:
         return Parts(tuple(Part(*bounds) for bounds in itertools.pairwise((*firsts, size))), JOINED)
+    if has_all:
+        return whole
     header = information[:21] + bytes([information[21] & 0xF0]) + bytes(4) + information[26:]
     return Parts((Part(start + len(header), size, header=header),), SIZE_TOO_SMALL)
 
 
-def _flac_frames(file: BinaryIO, start: int, stop: int, *, block_size: int) -> Iterator[_FlacFrame]:
-    """The frames that begin in the bytes start .. stop. Frames of fixed size have `block_size` samples."""
+def _after_flac_metadata(file: BinaryIO, position: int) -> int:
+    """The position after the blocks of metadata that begin at `position`. RFC 9639, section 8."""
+    is_last = False
+    while not is_last and len(head := _read(file, position, 4)) == 4:
+        is_last = bool(head[0] & 0x80)
+        position += 4 + int.from_bytes(head[1:], "big")
+    return position
+
+
+def _flac_frames(file: BinaryIO, start: int, stop: int, *, block_size: int) -> list[_FlacFrame]:
+    """The frames that begin in the bytes start .. stop. Frames of fixed size have `block_size` samples.
+
+    Audio may hold the bytes of a frame's head by chance. A frame is where a recording begins, or the samples of another
+    frame of these bytes end or go on.
+    """
     content = _read(file, start, stop - start)
+    frames = []
     for match in re.finditer(rb"\xff[\xf8\xf9]", content):
         samples = _flac_samples(content[match.start() : match.start() + 16].ljust(16, b"\0"), block_size)
         if samples:
-            yield _FlacFrame(start + match.start(), *samples)
+            frames.append(_FlacFrame(start + match.start(), *samples))
+    firsts, stops = {frame.first for frame in frames}, {0} | {frame.stop for frame in frames}
+    return [frame for frame in frames if frame.first in stops or frame.stop in firsts]
 
 
 def _flac_samples(head: bytes, block_size: int) -> tuple[int, int] | None:
@@ -359,13 +378,15 @@ def _flac_samples(head: bytes, block_size: int) -> tuple[int, int] | None:
     """
     length = max(1, 8 - (head[4] ^ 0xFF).bit_length())  # bytes of the number, coded as UTF-8 codes a character
     number = head[4] & (0x7F if length == 1 else 0xFF >> length + 1)
+    is_number = 0x80 > head[4] or 0xC0 <= head[4] < 0xFF
     for byte in head[5 : 4 + length]:
-        number = number << 6 | byte & 0x3F
+        number, is_number = number << 6 | byte & 0x3F, is_number and byte >> 6 == 2
     size_code, rate_code, position = head[2] >> 4, head[2] & 15, 4 + length
     size_bytes, rate_bytes = {6: 1, 7: 2}.get(size_code, 0), {12: 1, 13: 2, 14: 2}.get(rate_code, 0)
     explicit = int.from_bytes(head[position : position + size_bytes], "big") + 1
     position += size_bytes + rate_bytes
-    if size_code == 0 or rate_code == 15 or _crc8(head[:position]) != head[position]:
+    is_reserved = size_code == 0 or rate_code == 15 or head[3] >> 4 > 10 or head[3] >> 1 & 7 == 3 or head[3] & 1
+    if is_reserved or not is_number or _crc8(head[:position]) != head[position]:
         return None
     size = explicit if size_bytes else (0, 192, 576, 1152, 2304, 4608, 0, 0, *(256 << n for n in range(8)))[size_code]
     first = number * (1 if head[1] & 1 else block_size)
