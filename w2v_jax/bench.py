@@ -3,10 +3,13 @@
     python -m w2v_jax.bench --config=configs/cpc.py --batch=8 --seconds=1.28 --stages
     python -m w2v_jax.bench --config=configs/w2v2_base.py --batch=2 --seconds=10 --against=torch
 
+    python -m w2v_jax.bench --config=configs/w2v2_base.py --config.data.root=/data/a --input-only
+
 Both sides run in turn in one process, so that a busy machine slows both. Trust the ratio of medians, theirs / ours. A
 turn begins with steps that are not timed: in training, a step finds memory and caches as another step left them.
 Loading and decoding are not timed, and the rows are full: --data reports the padding that the config's buckets would
 have on its data. For fine-tuning, updates that train the whole model are timed.
+--input-only times what the others leave out, on the config's data: reading, decoding, resampling, crops and batches.
 --config.encoder.frozen_steps=100000 times the first updates instead, which leave the encoder as it is. One device.
 """
 
@@ -37,6 +40,7 @@ from w2v_jax.core.config import Config, add_config_argument, load, setting, spli
 from w2v_jax.core.units import SAMPLE_RATE, batch_units
 from w2v_jax.profiling.chips import stated_flops
 from w2v_jax.profiling.flops import product_flops
+from w2v_jax.profiling.input_stages import input_rates, input_text
 from w2v_jax.profiling.one_device import ready_update
 from w2v_jax.profiling.random_batch import random_batch, step_flops, unfrozen, with_alphabet
 from w2v_jax.profiling.torch_baseline import DESCRIPTIONS, Side, torch_side
@@ -55,10 +59,13 @@ def main(argv: Sequence[str]) -> int:
     """The command: exit code 0, or UserError."""
     args, overrides = parse(argv)
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-        config, samples = timed_config(args, overrides)
-        padding = _padding(args.config, overrides) if args.data else None
-        result = timed_comparison(config, samples, args) | {"padding_share": padding}
-    print(json.dumps(result) if args.json else comparison_text(result))
+        if args.input_only:
+            result, text = input_rates(load(args.config, overrides), args.runs), input_text
+        else:
+            config, samples = timed_config(args, overrides)
+            padding = _padding(args.config, overrides) if args.data else None
+            result, text = timed_comparison(config, samples, args) | {"padding_share": padding}, comparison_text
+    print(json.dumps(result) if args.json else text(result))
     return 0
 
 
@@ -76,6 +83,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     add("--warmup", type=int, default=1, help="untimed steps at the start of a turn (default 1)")
     add("--stages", action="store_true", help=f"also time the parts of a step, by a trace of {TRACED} steps")
     add("--data", action="store_true", help="also report the padding of the config's data (lists its recordings)")
+    input_only = "time the reading of the config's data instead, stage by stage, without a model"
+    add("--input-only", action="store_true", help=input_only)
     profile = f"keep a trace of {TRACED} steps for TensorBoard or Perfetto"
     add("--profile", type=path_argument, metavar="DIR", help=profile)
     add("--torch-compile", action="store_true", help="compile the PyTorch side by torch.compile (minutes)")
@@ -84,6 +93,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     args = parser.parse_args(argv)
     if args.runs < 1 or args.warmup < 0 or args.batch < 1:
         raise UserError("--runs and --batch must be at least 1, and --warmup at least 0")
+    if args.input_only and (args.against or args.stages or args.data or args.profile or args.torch_compile):
+        raise UserError("--input-only runs no model: leave out --against, --stages, --data, --profile, --torch-compile")
     return args, overrides
 
 

@@ -24,7 +24,7 @@ from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data.index import UNKNOWN, WAVE, Index, ReadError, disk_errors
 from w2v_jax.data.io.address import file_of, opened
 from w2v_jax.data.io.containers import Part, Parts, find_parts
-from w2v_jax.data.io.decoders import NAMES, Decoder, open_decoder, reason_of
+from w2v_jax.data.io.decoders import NAMES, Decoder, open_decoder, open_first, reason_of
 
 MARGIN = 1024
 """16 kHz samples to read on both sides of a crop that is resampled (more for rates below 4 kHz)."""
@@ -144,30 +144,57 @@ def read_frames(path: str | BinaryIO, start: int, count: int, *, rate: int, chan
 
     `path` may be an open file instead. Recordings that were joined in one file follow one another.
     """
-    pieces, position, slack = [], 0, 0
     with _reasons(path):
-        recordings = _find(path)
-        for part in recordings.parts:
-            stop = (
-                position + _measure(path, recordings, part, channel=channel).frames
-                if part != recordings.parts[-1]
-                else start + count
-            )
-            first, last = max(start, position), min(start + count, stop)
-            if first < last:
-                with _decoder(path, recordings, part) as decoder:
-                    if decoder.rate != rate:
-                        raise ReadError(f"changed after listing: {decoder.rate} Hz, and the index has {rate} Hz")
-                    _check_channel(channel, decoder.channels)
-                    wave = decoder.read(first - position, last - first)
-                    pieces.append(average_channels(wave if channel is None else wave[:, channel]))
-                    slack += decoder.slack
-            position = stop
-    wave = np.concatenate(pieces)
+        wave = _read_first(path, start, count, rate=rate, channel=channel)
+        if wave is None:
+            wave = _read_parts(path, start, count, rate=rate, channel=channel)
+        check_samples(wave)
+    return np.ascontiguousarray(wave)
+
+
+def _read_first(path: str | BinaryIO, start: int, count: int, *, rate: int, channel: int | None) -> np.ndarray | None:
+    """The samples of a file, if the recording that it begins with has them all; None where a closer look is needed.
+
+    It spares most files the search for further recordings, which costs as much as decoding a second.
+    """
+    decoder = open_first(path) if isinstance(path, str) else None
+    if decoder is None:
+        return None
+    with contextlib.closing(decoder), contextlib.suppress(RuntimeError, OSError, ValueError):  # of libsndfile
+        if decoder.rate == rate and (channel or 0) < decoder.channels:
+            wave = decoder.read(start, count)
+            return _mono(wave, channel) if len(wave) == count else None
+    return None
+
+
+def _read_parts(path: str | BinaryIO, start: int, count: int, *, rate: int, channel: int | None) -> np.ndarray:
+    """The samples of a file that may consist of several recordings. Raises ReadError."""
+    pieces, position, slack = [], 0, 0
+    recordings = _find(path)
+    for part in recordings.parts:
+        stop = (
+            position + _measure(path, recordings, part, channel=channel).frames
+            if part != recordings.parts[-1]
+            else start + count
+        )
+        first, last = max(start, position), min(start + count, stop)
+        if first < last:
+            with _decoder(path, recordings, part) as decoder:
+                if decoder.rate != rate:
+                    raise ReadError(f"changed after listing: {decoder.rate} Hz, and the index has {rate} Hz")
+                _check_channel(channel, decoder.channels)
+                pieces.append(_mono(decoder.read(first - position, last - first), channel))
+                slack += decoder.slack
+        position = stop
+    wave = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     if count - len(wave) > slack:
         raise ReadError(f"truncated: ends {count - len(wave)} of {start + count} samples early")
-    check_samples(wave)
-    return np.ascontiguousarray(wave)
+    return wave
+
+
+def _mono(wave: np.ndarray, channel: int | None) -> np.ndarray:
+    """float32 [T] of float32 [T channels]: one channel, or all averaged."""
+    return average_channels(wave if channel is None else wave[:, channel])
 
 
 def average_channels(wave: np.ndarray) -> np.ndarray:
@@ -198,9 +225,8 @@ def level(wave: np.ndarray) -> float:
 
 def check_samples(wave: np.ndarray) -> None:
     """Raises ReadError for NaN and infinite samples, and for floats on the scale of integers."""
-    check_finite(wave)
-    peak = float(np.abs(wave).max(initial=0.0))
-    if peak > MAX_LEVEL:
+    low, high = check_finite(wave)
+    if (peak := max(-low, high)) > MAX_LEVEL:
         raise ReadError(f"float samples on the scale of integers: they reach {peak:.6g} and must lie between -1 and 1")
 
 
@@ -209,10 +235,14 @@ def is_silent(low: float, high: float) -> bool:
     return high - low < 2 * SILENT
 
 
-def check_finite(wave: np.ndarray) -> None:
-    """Raises ReadError for NaN and infinite samples."""
-    if not np.isfinite(wave).all():
+def check_finite(content: np.ndarray) -> tuple[float, float]:
+    """The lowest and the highest of some numbers (0 and 0 of none). Raises ReadError for NaN and infinite ones."""
+    if not content.size:
+        return 0.0, 0.0
+    low, high = float(content.min()), float(content.max())  # both are NaN where a number is
+    if not math.isfinite(low) or not math.isfinite(high):
         raise ReadError("NaN or infinite samples")
+    return low, high
 
 
 def probe(path: str) -> Header:

@@ -86,6 +86,22 @@ def open_decoder(file: BinaryIO, part: Part, path: str | None = None) -> Decoder
     return _Mp3(file, part._replace(is_mp3=True))  # frames after bytes that are none
 
 
+def open_first(path: str) -> Decoder | None:
+    """libsndfile's decoder of the recording that a FLAC or WAV file begins with; None where it cannot read that."""
+    import soundfile
+
+    if not path.lower().endswith(NAMES):
+        return None
+    try:
+        decoder = _SoundFile(path)
+    except (soundfile.SoundFileError, OSError, RuntimeError):
+        return None
+    if decoder.can_seek and decoder.file.format in ("FLAC", "WAV") and not decoder.file.subtype.startswith("MPEG"):
+        return decoder
+    decoder.close()
+    return None
+
+
 def reason_of(error: Exception) -> str:
     """What an error of a decoder means, without the path."""
     text = re.sub(r"^Error opening .*?: ", "", getattr(error, "error_string", str(error))).strip(" .:")
