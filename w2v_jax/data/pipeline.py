@@ -1,8 +1,7 @@
 """Executes a plan: each host reads its rows of every step in parallel and puts them into arrays.
 
-Two loaders run the same `_Reader.unit`. "tfdata" uses tf.data and is the faster one. "threads" uses NumPy and threads:
-it is the oracle of the first in tests, and the loader on machines without TensorFlow. Both return the same bits in the
-same order.
+Two loaders run the same `_Reader.read_unit`. "tfdata" uses tf.data. "threads" uses threads of Python: it is the oracle
+of the first in tests, and the loader on machines without TensorFlow. Both return the same bits in the same order.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import collections
 import contextlib
 import functools
 import itertools
+import threading
 import weakref
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,6 +71,25 @@ class Info(NamedTuple):
     __repr__ = short_repr
 
 
+class _Rows(NamedTuple):
+    """A host's rows of a step, which its units fill in; each is an array of one entry for each row.
+
+    elements [n *form.shape(T)], num_samples [n], targets [n S U] (S and U are 0 without targets), and why a row, its
+    noise or its room could not be read (b"": it was, or there is none). A silent row is audio in which nothing can be
+    heard, as far as it was read.
+    """
+
+    elements: np.ndarray
+    num_samples: np.ndarray
+    targets: np.ndarray
+    reasons: np.ndarray
+    silent: np.ndarray
+    no_noise: np.ndarray
+    no_room: np.ndarray
+
+    __repr__ = short_repr
+
+
 def batches(
     source: Source,
     plan: Plan,
@@ -106,10 +125,10 @@ def batches(
         _tensorflow()
     units = tuple(range(plan.units)) if units is None else tuple(units)
     stop = plan.steps if stop is None else stop
-    reader = _Reader(normalized(source) if normalize else source, plan, targets, noise=noise, rooms=rooms)
+    reader = _Reader(normalized(source) if normalize else source, plan, targets, units=units, noise=noise, rooms=rooms)
     run = _tfdata if loader == "tfdata" else _threads
-    parts = run(reader, start, stop, units=units, workers=threads(workers, str(source.index.paths[0])))
-    iterator = _assemble(reader, parts, start=start, units=units, labels=labels)
+    read = run(reader, start, stop, workers=threads(workers, str(source.index.paths[0])))
+    iterator = _assemble(reader, read, start=start, labels=labels)
     _open_iterators.add(iterator)
     atexit.unregister(_close_all)
     atexit.register(_close_all)  # registers anew, so that it runs before what TensorFlow registered
@@ -157,49 +176,72 @@ class _Normalized:
 
 
 class _Reader:
-    """Reads units of a plan. Both loaders call `unit`."""
+    """Reads the units of a plan that are a host's. Both loaders call `read_unit`, and then `take`."""
 
     def __init__(
-        self, source: Source, plan: Plan, targets: Targets | None, *, noise: Source | None, rooms: Source | None
+        self,
+        source: Source,
+        plan: Plan,
+        targets: Targets | None,
+        *,
+        units: tuple[int, ...],
+        noise: Source | None,
+        rooms: Source | None,
     ):
         self.source, self.plan, self.targets, self.noise, self.rooms = source, plan, targets, noise, rooms
+        self.units = units
         self._response = functools.lru_cache(maxsize=256)(self._read_response)
         self.lost: UserError | None = None  # why nothing more can be read, of a store that does not answer for example
+        self._begun: dict[int, _Rows] = {}
+        self._lock = threading.Lock()
 
-    def unit(self, step: int, unit: int) -> tuple[np.ndarray, ...]:
-        """elements [R *form.shape(T)], num_samples [R], targets [R S U], reasons, silent, no_noise, no_room, each [R].
+    def take(self, step: int) -> _Rows:
+        """The rows of a step, all of whose units have been read."""
+        return self._begun.pop(step)
 
-        They are those of one unit. A row that was read has no reason, and one whose noise or room was read, or that has
-        none, none in no_noise or no_room. A silent row is audio in which nothing can be heard, as far as it was read.
-        Without targets S and U are 0.
-        """
-        form = self.source.form
-        planned = self.plan.step(step)
+    def _rows(self, step: int) -> _Rows:
+        """The rows of a step to fill in: units of one step share its arrays, so that nothing is copied to join them."""
+        with self._lock:
+            if step not in self._begun:
+                planned, form = self.plan.step(step), self.source.form
+                n = len(planned.rows) // self.plan.units * len(self.units)
+                shape = (0, 0) if self.targets is None else self.targets.shape(planned.length)
+                reasons, no_noise, no_room = (np.full(n, b"", object) for _ in range(3))
+                self._begun[step] = _Rows(
+                    np.zeros((n, *form.shape(planned.length)), form.dtype),
+                    np.zeros(n, np.int32),
+                    np.full((n, *shape), NO_TARGET, np.int32),
+                    reasons=reasons,
+                    silent=np.zeros(n, bool),
+                    no_noise=no_noise,
+                    no_room=no_room,
+                )
+            return self._begun[step]
+
+    def read_unit(self, step: int, place: int) -> None:
+        """Reads the unit that is at a place of `units`."""
+        planned, rows = self.plan.step(step), self._rows(step)
         count = len(planned.rows) // self.plan.units
-        members = slice(unit * count, (unit + 1) * count)
-        elements = np.zeros((count, *form.shape(planned.length)), form.dtype)
-        num_samples = np.zeros(count, np.int32)
-        shape = (0, 0) if self.targets is None else self.targets.shape(planned.length)
-        targets = np.full((count, *shape), NO_TARGET, np.int32)
-        reasons, no_noise, no_room = (np.full(count, b"", object) for _ in range(3))
-        silent = np.zeros(count, bool)
-        for i, number in enumerate(range(members.start, members.stop)):
-            row, start = int(planned.rows[number]), int(planned.starts[number])
-            if row == FILLER:
-                continue
-            try:
-                content = self._played(planned, number)
-                if self.targets is not None:
-                    targets[i] = self.targets.read(row, start, planned.length)
-                silent[i] = self._is_silent(content)
-                content, no_room[i] = self._in_room(content, planned, number)
-                content, no_noise[i] = self._mixed(content, planned, number)
-                content = _transmitted(content, planned, number)
-                elements[i, : len(content)] = content
-                num_samples[i] = len(content) * form.hop
-            except Exception as error:  # whatever a codec raises, one row must not end the run
-                reasons[i] = self._reason(error)
-        return elements, num_samples, targets, reasons, silent, no_noise, no_room
+        for i in range(place * count, (place + 1) * count):
+            number = i + (self.units[place] - place) * count
+            if planned.rows[number] != FILLER:
+                self._read_row(planned, number, rows, i)
+
+    def _read_row(self, planned: Step, number: int, rows: _Rows, i: int) -> None:
+        """Reads row `number` of the batch, which is the host's row i."""
+        row, start = int(planned.rows[number]), int(planned.starts[number])
+        try:
+            content = self._played(planned, number)
+            if self.targets is not None:
+                rows.targets[i] = self.targets.read(row, start, planned.length)
+            rows.silent[i] = self._is_silent(content)
+            content, rows.no_room[i] = self._in_room(content, planned, number)
+            content, rows.no_noise[i] = self._mixed(content, planned, number)
+            content = _transmitted(content, planned, number)
+            rows.elements[i, : len(content)] = content
+            rows.num_samples[i] = len(content) * self.source.form.hop
+        except Exception as error:  # whatever a codec raises, one row must not end the run
+            rows.reasons[i] = self._reason(error)
 
     def _is_silent(self, content: np.ndarray) -> bool:
         gain = EPSILON**-0.5 if isinstance(self.source, _Normalized) else 1.0  # the most that silence is amplified by
@@ -278,66 +320,61 @@ def _read(source: Source, row: int, *, start: int, length: int) -> np.ndarray:
     return content
 
 
-def _threads(
-    reader: _Reader, start: int, stop: int | None, *, units: tuple[int, ...], workers: int
-) -> Generator[tuple, None, None]:
+def _threads(reader: _Reader, start: int, stop: int | None, *, workers: int) -> Generator[_Rows, None, None]:
     steps = itertools.count(start) if stop is None else iter(range(start, stop))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
     pending: collections.deque = collections.deque()
     try:
         while True:
             for step in itertools.islice(steps, PREFETCH_STEPS + 1 - len(pending)):
-                pending.append([pool.submit(reader.unit, step, unit) for unit in units])
+                pending.append((step, [pool.submit(reader.read_unit, step, i) for i in range(len(reader.units))]))
             if not pending:
                 return
-            parts = [future.result() for future in pending.popleft()]
-            yield tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            step, futures = pending.popleft()
+            for future in futures:
+                future.result()
+            yield reader.take(step)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _tfdata(
-    reader: _Reader, start: int, stop: int | None, *, units: tuple[int, ...], workers: int
-) -> Generator[tuple, None, None]:
+def _tfdata(reader: _Reader, start: int, stop: int | None, *, workers: int) -> Generator[_Rows, None, None]:
+    """TensorFlow says which unit is read when, and how far ahead; the rows stay where they are read."""
     tf = _tensorflow()
-    count = len(units)
-    form = reader.source.form
-    dtypes = (tf.as_dtype(form.dtype), tf.int32, tf.int32, tf.string, tf.bool, tf.string, tf.string)
-    ranks = (1 + len(form.shape(0)), 1, 3, 1, 1, 1, 1)
+    count = len(reader.units)
 
     def read(number):
-        step, unit = divmod(int(number), count)
-        return reader.unit(step, units[unit])
-
-    def load(number):
-        arrays = tf.numpy_function(read, [number], dtypes, stateful=False)
-        for array, rank in zip(arrays, ranks, strict=True):
-            array.set_shape([None] * rank)
-        return tuple(arrays)
+        reader.read_unit(*divmod(int(number), count))
+        return number
 
     data = tf.data.Dataset.range(start * count, 2**62 if stop is None else stop * count)
-    data = data.map(load, num_parallel_calls=workers, deterministic=True).batch(count, drop_remainder=True)
-    for arrays in data.prefetch(PREFETCH_STEPS).as_numpy_iterator():
-        yield tuple(array.reshape(array.shape[0] * array.shape[1], *array.shape[2:]) for array in arrays)
+    data = data.map(
+        lambda number: tf.ensure_shape(tf.numpy_function(read, [number], tf.int64, stateful=False), []),
+        num_parallel_calls=workers,
+        deterministic=True,
+    )
+    data = data.batch(count, drop_remainder=True).prefetch(PREFETCH_STEPS)
+    for numbers in data.as_numpy_iterator():
+        yield reader.take(int(numbers[0]) // count)
 
 
 def _assemble(
-    reader: _Reader, parts: Generator[tuple, None, None], *, start: int, units: tuple[int, ...], labels: Labels | None
+    reader: _Reader, read: Generator[_Rows, None, None], *, start: int, labels: Labels | None
 ) -> Generator[tuple[dict[str, np.ndarray], Info], None, None]:
     """Adds weights, labels and ids to the arrays of each step.
 
     Raises UserError where every row fails for long, or nothing more can be read.
     """
     index, plan, consecutive_failures = reader.source.index, reader.plan, 0
-    with contextlib.closing(parts):
-        for step, (elements, num_samples, targets, reasons, silent, no_noise, no_room) in enumerate(parts, start):
+    with contextlib.closing(read):
+        for step, of in enumerate(read, start):
             if reader.lost is not None:
                 raise reader.lost
             planned = plan.step(step)
             count = len(planned.rows) // plan.units
-            row = np.concatenate([np.arange(unit * count, (unit + 1) * count, dtype=np.int32) for unit in units])
+            row = np.concatenate([np.arange(unit * count, (unit + 1) * count, dtype=np.int32) for unit in reader.units])
             rows = planned.rows[row]
-            failed = _failed(index, rows, reasons)
+            failed = _failed(index, rows, of.reasons)
             all_failed = len(failed) == (rows != FILLER).sum()
             consecutive_failures = consecutive_failures + len(failed) if all_failed else 0
             if consecutive_failures >= MAX_FAILURES:
@@ -345,20 +382,20 @@ def _assemble(
                     f"data: the last {consecutive_failures} recordings could not be read, the latest "
                     f"{failed[-1].path} ({failed[-1].reason}); check that the disk is still mounted"
                 )
-            weight = (num_samples > 0).astype(np.float32)
-            batch = {reader.source.form.name: elements, "num_samples": num_samples, "weight": weight, "row": row}
+            weight = (of.num_samples > 0).astype(np.float32)
+            batch = {reader.source.form.name: of.elements, "num_samples": of.num_samples, "weight": weight, "row": row}
             if labels is not None:
                 batch |= labels.padded(rows, planned.length)
             if reader.targets is not None:
-                batch["targets"] = targets
+                batch["targets"] = of.targets
             ids = [str(index.ids[r]) if r != FILLER else "" for r in rows]
             starts = planned.starts[row].tolist()
-            paths = [str(index.paths[r]) for r in rows[silent]]
+            paths = [str(index.paths[r]) for r in rows[of.silent]]
             unread = []
             if reader.noise is not None and planned.mix is not None:
-                unread = _failed(reader.noise.index, planned.mix.noises[row], no_noise)
+                unread = _failed(reader.noise.index, planned.mix.noises[row], of.no_noise)
             if reader.rooms is not None and planned.effects is not None:
-                unread += _failed(reader.rooms.index, planned.effects.rooms[row], no_room)
+                unread += _failed(reader.rooms.index, planned.effects.rooms[row], of.no_room)
             info = Info(
                 step,
                 planned.epoch,
