@@ -14,7 +14,7 @@ from commands import varied
 from w2v_jax import bench, methods
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import load
-from w2v_jax.profiling import random_batch
+from w2v_jax.profiling import input_stages, random_batch
 from w2v_jax.training import sharding, step
 
 TINY = ("--config=configs/w2v2_base.py:tiny", "--batch=2", "--seconds=1", "--runs=1", "--warmup=0")
@@ -101,6 +101,24 @@ def test_padding_is_that_of_the_buckets_on_the_recordings(tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["padding_share"] == pytest.approx(1 - 4.6 / (1.0 + 1.0 + 1.6 + 1.6))
     assert "11.5% of the samples" in bench.comparison_text(result)
+
+
+def test_the_input_alone_is_timed_without_a_model(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(input_stages, "WARM_UP_SECONDS", 4.0)
+    monkeypatch.setattr(input_stages, "LOOP_SECONDS", 0.0)
+    for speaker in range(6):
+        soundfile.write(tmp_path / f"{speaker}.wav", np.full(16_000, 0.1), 16_000)
+    data = [f"--config.data.root={tmp_path}", "--config.data.name=folder", "--config.data.eval_share=0.2"]
+    words = ["--config=configs/cpc.py:tiny", "--runs=1", "--input-only", *data, "--config.data.min_seconds=0.5"]
+    words += [
+        "--config.data.unit_seconds=2.0",
+        f"--config.data.batch_hours={2 / 3600}",
+        "--config.data.bucket_seconds=1.0",
+    ]
+    assert bench.main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stages"].keys() == input_stages.STAGES.keys()
+    with pytest.raises(UserError, match="--input-only runs no model"):
+        bench.main([*words, "--stages"])
 
 
 @pytest.mark.parity
