@@ -35,10 +35,12 @@ from w2v_jax.data.io.audio import read_frames
 from w2v_jax.data.pipeline import batches
 from w2v_jax.training.dataset import Data, open_data
 
-LOOP_SECONDS = 2.0
-"""How long the loader works in a turn, about. Less would measure how it starts."""
+LOOP_SECONDS = 3.0
+"""How long the loader works in a turn, at least. Less would measure how it starts."""
 WARM_UP_SECONDS = 120.0
-"""The audio that the loader reads first, to start and to show how fast it is."""
+"""The audio that the loader reads first. It is given more until it takes long enough."""
+GROWTH = 8
+"""How many times as much it is given at most."""
 BUSY = 0.8
 """From this share of the cores on, arithmetic holds a loop up, and not waiting."""
 NEED = 12_000
@@ -92,8 +94,8 @@ def input_rates(config: Config, turns: int) -> dict[str, Any]:
     index, workers = data.train.index, threads(config.data.workers, str(data.train.index.paths[0]))
     work = work_of(data.train_plan, index, WARM_UP_SECONDS)
     _make_batches(config, data, work)  # starts TensorFlow
-    rate = work.seconds / _cost(lambda: _make_batches(config, data, work)).seconds
-    work = work_of(data.train_plan, index, max(WARM_UP_SECONDS, LOOP_SECONDS * rate))
+    while (seconds := _cost(_make_batches, config, data, work).seconds) < LOOP_SECONDS:
+        work = work_of(data.train_plan, index, work.seconds * min(GROWTH, 1.2 * LOOP_SECONDS / seconds))
 
     def each(read: Callable[[Index, Crop], object]) -> Callable[[], int]:
         return lambda: _in_threads(lambda crop: read(index, crop), work.crops, workers)
@@ -235,9 +237,9 @@ def _in_threads(read: Callable[[Crop], object], crops: Sequence[Crop], workers: 
         return sum(pool.map(failed, crops))
 
 
-def _cost(loop: Callable[[], object]) -> Cost:
+def _cost(loop: Callable[..., object], *given: Any) -> Cost:
     seconds, core_seconds = time.perf_counter(), time.process_time()
-    loop()
+    loop(*given)
     return Cost(time.perf_counter() - seconds, time.process_time() - core_seconds)
 
 

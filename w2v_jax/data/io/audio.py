@@ -157,8 +157,7 @@ def _read_first(path: str | BinaryIO, start: int, count: int, *, rate: int, chan
 
     It spares most files the search for further recordings, which costs as much as decoding a second.
     """
-    decoder = open_first(path) if isinstance(path, str) else None
-    if decoder is None:
+    if (decoder := open_first(path)) is None:
         return None
     with contextlib.closing(decoder), contextlib.suppress(RuntimeError, OSError, ValueError):  # of libsndfile
         if decoder.rate == rate and (channel or 0) < decoder.channels:

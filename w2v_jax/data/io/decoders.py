@@ -7,6 +7,7 @@ it. FFmpeg also reads, from the front, what libsndfile cannot open, cannot seek 
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -86,14 +87,17 @@ def open_decoder(file: BinaryIO, part: Part, path: str | None = None) -> Decoder
     return _Mp3(file, part._replace(is_mp3=True))  # frames after bytes that are none
 
 
-def open_first(path: str) -> Decoder | None:
-    """libsndfile's decoder of the recording that a FLAC or WAV file begins with; None where it cannot read that."""
+def open_first(file: str | BinaryIO) -> Decoder | None:
+    """libsndfile's decoder of the recording that a FLAC or WAV file begins with; None where it cannot read that.
+
+    `file` is a path with one of NAMES, or a file in memory; others give None.
+    """
     import soundfile
 
-    if not path.lower().endswith(NAMES):
+    if not (file.lower().endswith(NAMES) if isinstance(file, str) else isinstance(file, io.BytesIO)):
         return None
     try:
-        decoder = _SoundFile(path)
+        decoder = _SoundFile(file)
     except (soundfile.SoundFileError, OSError, RuntimeError):
         return None
     if decoder.can_seek and decoder.file.format in ("FLAC", "WAV") and not decoder.file.subtype.startswith("MPEG"):
