@@ -225,9 +225,9 @@ class _Reader:
         for i in range(place * count, (place + 1) * count):
             number = i + (self.units[place] - place) * count
             if planned.rows[number] != FILLER:
-                self._read_row(planned, number, rows, i)
+                self._read_row(planned, number, rows=rows, i=i)
 
-    def _read_row(self, planned: Step, number: int, rows: _Rows, i: int) -> None:
+    def _read_row(self, planned: Step, number: int, *, rows: _Rows, i: int) -> None:
         """Reads row `number` of the batch, which is the host's row i."""
         row, start = int(planned.rows[number]), int(planned.starts[number])
         try:
