@@ -14,6 +14,7 @@ import pytest
 from commands import environment, free_port, training
 
 from w2v_jax import extract
+from w2v_jax.core.stores import forget_listings
 from w2v_jax.inference.run import open_run
 
 S3 = """
@@ -75,6 +76,8 @@ def store(request, monkeypatch):
             break
         except Exception:
             time.sleep(0.1)
+    fsspec.get_filesystem_class(scheme).clear_instance_cache()  # clients of an earlier test's server
+    forget_listings()
     yield f"{scheme}://lab", found
     server.terminate()
     server.wait()
