@@ -2,7 +2,6 @@
 
     python -m w2v_jax.bench --config=configs/cpc.py --batch=8 --seconds=1.28 --stages
     python -m w2v_jax.bench --config=configs/w2v2_base.py --batch=2 --seconds=10 --against=torch
-
     python -m w2v_jax.bench --config=configs/w2v2_base.py --config.data.root=/data/a --input-only
 
 Both sides run in turn in one process, so that a busy machine slows both. Trust the ratio of medians, theirs / ours. A

@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from w2v_jax.profiling.input_stages import NEED
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RATE = 16_000
 CONFIG = ROOT / "configs" / "w2v2_base.py"
@@ -85,14 +87,16 @@ def measured(source: str, folder: pathlib.Path, runs: int) -> dict[str, Any]:
 
 def table(results: dict[str, dict[str, Any]]) -> list[str]:
     """The lines of a Markdown table, the fastest first."""
-    lines = ["| storage | hours per hour and core | cores for 12,000 | to soundfile alone | arithmetic | MB per hour |"]
+    lines = [
+        f"| storage | hours per hour and core | cores for {NEED:,} | to soundfile alone | arithmetic | MB per hour |"
+    ]
     lines.append("| --- | --- | --- | --- | --- | --- |")
     for name, result in sorted(results.items(), key=lambda item: -item[1]["hours_per_hour_and_core"]):
         rate = result["hours_per_hour_and_core"]
         stages = ", ".join(f"{stage} {about['share']:.0%}" for stage, about in result["stages"].items())
         beside = f"{result['share_of_bare']:.2f}" if "share_of_bare" in result else ""
         size = result["bytes_stored"] / 1e6 / result["hours_stored"]
-        lines.append(f"| {name} | {rate:,.0f} | {12_000 / rate:.1f} | {beside} | {stages} | {size:.0f} |")
+        lines.append(f"| {name} | {rate:,.0f} | {NEED / rate:.1f} | {beside} | {stages} | {size:.0f} |")
     return lines
 
 

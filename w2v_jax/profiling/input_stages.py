@@ -29,7 +29,7 @@ from w2v_jax.core.display import short_repr
 from w2v_jax.core.stores import is_remote, threads
 from w2v_jax.core.units import SAMPLE_RATE, batch_units
 from w2v_jax.data.batch_plan import FILLER, Plan
-from w2v_jax.data.index import Index
+from w2v_jax.data.index import WAVE, Index
 from w2v_jax.data.io.address import file_of, opened
 from w2v_jax.data.io.audio import read_frames
 from w2v_jax.data.pipeline import batches
@@ -48,7 +48,7 @@ NEED = 12_000
 STAGES = {"decode": "decoded", "resample": "at_16_khz", "crop": "crops", "batch": "batches"}
 """The loop that each stage ends."""
 ADVICE = {
-    "decode": "FLAC and WAV are decoded fastest (prepare --shards)",
+    "decode": "FLAC takes twice as long as WAV, MP3 and Opus many times as long",
     "resample": "store the recordings at 16 kHz (prepare --shards --rate 16000)",
     "crop": "shards spare the search for files (prepare --shards)",
     "batch": "data.normalize and augmentation are computed there",
@@ -102,7 +102,7 @@ def input_rates(config: Config, turns: int) -> dict[str, Any]:
 
     loops = {"batches": lambda: _make_batches(config, data, work)}
     loops["crops"] = each(lambda _, crop: data.train.read(*crop))
-    bytes_read = _bytes_read(index, work.crops, workers)
+    bytes_read = _bytes_read(index, work.crops, workers) if data.train.form == WAVE else None
     if bytes_read is not None:
         loops |= {"at_16_khz": each(_resampled), "decoded": each(_decoded), "bare": each(_by_soundfile)}
     unreadable = {name: loop() for name, loop in loops.items()}  # and what they read is in memory now
