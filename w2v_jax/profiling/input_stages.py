@@ -32,8 +32,7 @@ from w2v_jax.data.batch_plan import FILLER, Plan
 from w2v_jax.data.index import WAVE, Index
 from w2v_jax.data.io.address import file_of, opened
 from w2v_jax.data.io.audio import read_frames
-from w2v_jax.data.pipeline import batches
-from w2v_jax.training.dataset import Data, open_data
+from w2v_jax.training.dataset import Data, open_data, training_batches
 
 LOOP_SECONDS = 3.0
 """How long the loader works in a turn, at least. Less would measure how it starts."""
@@ -207,18 +206,7 @@ def work_of(plan: Plan, index: Index, seconds: float) -> Work:
 
 def _make_batches(config: Config, data: Data, work: Work) -> int:
     """Makes the batches as a training does. Returns how many rows could not be read."""
-    stream = batches(
-        data.train,
-        data.train_plan,
-        stop=work.stop,
-        normalize=config.data.normalize,
-        labels=data.train_labels,
-        targets=data.train_targets,
-        noise=data.noise,
-        rooms=data.rooms,
-        loader=config.data.loader,
-        workers=config.data.workers,
-    )
+    stream = training_batches(config, data, stop=work.stop)
     with contextlib.closing(stream):
         return sum(len(info.failed) for _, info in stream)
 

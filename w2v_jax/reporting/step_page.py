@@ -14,9 +14,9 @@ from w2v_jax.core.config import Config, setting
 from w2v_jax.core.display import short_repr
 from w2v_jax.core.units import SAMPLE_RATE, batch_units
 from w2v_jax.data.index import WAVE
-from w2v_jax.data.pipeline import Info, batches
+from w2v_jax.data.pipeline import Info
 from w2v_jax.reporting.sheets import SheetLine, draw_page
-from w2v_jax.training.dataset import Data, heard, open_data
+from w2v_jax.training.dataset import Data, heard, open_data, training_batches
 
 
 class PlannedStep(NamedTuple):
@@ -38,19 +38,7 @@ def planned_step(config: Config, step: int, *, path: pathlib.Path) -> PlannedSte
     if step < 0:
         raise UserError(f"--step {step}: steps are counted from 0")
     data = open_data(config, batch_units(config.data), 1, path=path)
-    stream = batches(
-        data.train,
-        data.train_plan,
-        start=step,
-        stop=step + 1,
-        normalize=config.data.normalize,
-        labels=data.train_labels,
-        targets=data.train_targets,
-        noise=data.noise,
-        rooms=data.rooms,
-        loader="threads",  # gives the same bits, and starts at once
-        workers=config.data.workers,
-    )
+    stream = training_batches(config, data, start=step, stop=step + 1, loader="threads")  # same bits, starts at once
     with contextlib.closing(stream):
         return PlannedStep(*next(stream), data, config.data.normalize)
 

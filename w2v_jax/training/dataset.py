@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from w2v_jax.data.corpora import Group, Mixture, join_sources, mix_of, open_grou
 from w2v_jax.data.curriculum import Curriculum, curriculum
 from w2v_jax.data.draws import Augmentation, Noise
 from w2v_jax.data.index import WAVE, Form, Source, TooFew, check_speakers, some_hours, split_heldout, subset
+from w2v_jax.data.pipeline import Info, batches
 from w2v_jax.data.targets import Targets, open_targets, with_targets
 from w2v_jax.data.transcripts import (
     ALPHABET_FILE,
@@ -220,6 +221,32 @@ def open_plan(
         return curriculum(make, lengths, data.curriculum)
     except TooFew as error:  # perhaps for want of what was skipped
         raise TooFew(str(error), train.index.skipped) from None
+
+
+def training_batches(
+    config: Config,
+    data: Data,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    units: Sequence[int] | None = None,
+    loader: str = "",
+) -> Generator[tuple[dict[str, np.ndarray], Info], None, None]:
+    """What a training reads at the steps from `start` up to `stop` (`pipeline.batches`). loader: "" is the config's."""
+    return batches(
+        data.train,
+        data.train_plan,
+        start=start,
+        stop=stop,
+        units=units,
+        normalize=config.data.normalize,
+        labels=data.train_labels,
+        targets=data.train_targets,
+        noise=data.noise,
+        rooms=data.rooms,
+        loader=loader or config.data.loader,
+        workers=config.data.workers,
+    )
 
 
 def heard(data: Data, step: int, *, languages: bool = False) -> dict[str, dict[str, float]]:
