@@ -37,7 +37,15 @@ from w2v_jax.ops.random import Stream
 from w2v_jax.probing.live import LiveProbe
 from w2v_jax.profiling import estimate as estimates
 from w2v_jax.training import checkpoint, console, optimizer, sharding, step, trackers, workdir
-from w2v_jax.training.dataset import Data, check_agreement, fingerprints, heard, micro_batch, open_data
+from w2v_jax.training.dataset import (
+    Data,
+    check_agreement,
+    fingerprints,
+    heard,
+    micro_batch,
+    open_data,
+    training_batches,
+)
 from w2v_jax.training.preemption import Preemption
 from w2v_jax.training.run_log import RunLog, rows_before
 from w2v_jax.training.throughput import Meter, dtype_advice, page_advice
@@ -262,21 +270,20 @@ def complete(training: Training, last: int) -> int:
 
 def local_batches(training: Training, *, held_out: bool, first: int = 0) -> Iterator[LocalBatch]:
     """This process's rows of all held-out batches, or of the training batches of the steps after `first`."""
-    config, data = training.config.data, training.data
+    config, data = training.config, training.data
     plan = data.eval_plan if held_out else data.train_plan
+    units = sharding.local_units(training.mesh, plan.units, 1 if held_out else training.parts)
+    if not held_out:
+        return training_batches(config, data, start=first, stop=config.train.steps, units=units)
     return batches(
-        data.eval if held_out else data.train,
+        data.eval,
         plan,
-        start=first,
-        stop=None if held_out else training.config.train.steps,
-        units=sharding.local_units(training.mesh, plan.units, 1 if held_out else training.parts),
-        normalize=config.normalize,
-        labels=data.eval_labels if held_out else data.train_labels,
-        targets=data.eval_targets if held_out else data.train_targets,
-        noise=None if held_out else data.noise,
-        rooms=None if held_out else data.rooms,
-        loader=config.loader,
-        workers=config.workers,
+        units=units,
+        normalize=config.data.normalize,
+        labels=data.eval_labels,
+        targets=data.eval_targets,
+        loader=config.data.loader,
+        workers=config.data.workers,
     )
 
 
