@@ -19,6 +19,8 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import load, run_json
 from w2v_jax.data import open_source
 from w2v_jax.data.index import Skip
+from w2v_jax.data.io.audio import AudioFiles
+from w2v_jax.data.prepared import read_through
 from w2v_jax.data.prepared.shard_files import write_shard
 
 soundfile = pytest.importorskip("soundfile")
@@ -254,6 +256,31 @@ def test_an_index_of_pieces_has_every_sample_once(corpus, tmp_path):
     told = json.loads(report.read_text())
     assert told["recordings"] == 2 and told["records"] == len(now) and told["lost"] == 1
     assert list(told["hours_of"]["languages"]) == ["fr"] and report.with_suffix(".png").is_file()
+
+
+def test_a_manifest_that_was_stopped_on_its_way_ends_with_the_same_bytes(tmp_path, monkeypatch, capsys):
+    for number in range(9):
+        write(tmp_path / "a" / f"{number}.wav", 2.0 + number / 10, level=0.1 + number / 100)
+    options = ["--root", tmp_path / "a", "--cut-seconds", 0.9, "--workers", 1, "--out"]
+    assert run(*options, tmp_path / "whole.jsonl") == 0
+    own = AudioFiles.read
+
+    def stopped(self, row, start, length):
+        if row == 6:
+            raise KeyboardInterrupt
+        return own(self, row, start, length)
+
+    monkeypatch.setattr(read_through, "NOTED_HOURS", 4 / 3600)
+    monkeypatch.setattr(AudioFiles, "read", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(*options, tmp_path / "mine.jsonl")
+    monkeypatch.setattr(AudioFiles, "read", own)
+    capsys.readouterr()
+    assert run(*options, tmp_path / "mine.jsonl") == 0
+    assert "going on where an earlier start was stopped" in capsys.readouterr().err
+    assert (tmp_path / "mine.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert run(*options, tmp_path / "mine.jsonl") == 0
+    assert "going on" not in capsys.readouterr().err
 
 
 def test_a_step_shows_what_a_model_is_given(tiny_corpus, tmp_path, capsys):

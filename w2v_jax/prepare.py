@@ -14,12 +14,10 @@ import json
 import os
 import pathlib
 import shlex
+import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from w2v_jax.core.cli import (
     UserError,
@@ -29,22 +27,20 @@ from w2v_jax.core.cli import (
     path_argument,
     positive,
     run_command,
-    some_of,
     writing,
 )
 from w2v_jax.core.config import load, split_overrides
 from w2v_jax.core.files import absolute, state_of, write_whole
-from w2v_jax.core.progress import ProgressBar
 from w2v_jax.core.storage import MARK, output_file, output_folder
 from w2v_jax.core.stores import is_remote, joined_path, place_argument
 from w2v_jax.core.units import SAMPLE_RATE
 from w2v_jax.data import open_source, source_names
-from w2v_jax.data.index import WAVE, ReadError, Skip, Source, TooFew, skipped_by_kind, subset, write_skipped
-from w2v_jax.data.io.audio import is_silent
+from w2v_jax.data.index import Skip, Source, TooFew, skipped_by_kind, write_skipped
 from w2v_jax.data.kept.columns import Column
 from w2v_jax.data.kept.listings import KeptListing
-from w2v_jax.data.prepared.cuts import PLACES, Cut, cut_source
+from w2v_jax.data.prepared.cuts import PLACES, Cut
 from w2v_jax.data.prepared.on_beam import on_beam
+from w2v_jax.data.prepared.read_through import Notes, read_through
 from w2v_jax.data.prepared.records import Options
 from w2v_jax.data.prepared.shard_files import CONTENTS, damaged_shards
 from w2v_jax.data.prepared.shard_jobs import ShardJob, in_processes, make_shards
@@ -56,8 +52,6 @@ WITHOUT_FILES = ("tfds", "codes", "features", "speech_units")
 """Sources whose rows are not files, so that a manifest cannot refer to them."""
 
 SELF_MADE = ("synthetic", "speak")
-DECODED_AT_ONCE = 60 * SAMPLE_RATE
-SILENT_NAMED = 10  # of the recordings that are silent throughout
 MAX_BAD_IN_SHARDS = 0.01
 
 EXAMPLES = """examples:
@@ -106,10 +100,13 @@ def main(argv: Sequence[str]) -> int:
 
 def write_index(args: argparse.Namespace) -> dict[str, Any]:
     """Lists the recordings; writes the manifest, the report and the plot that are asked for. Returns the report."""
-    source = checked_source(args)
-    recordings = len(source.index)
-    if args.cut_seconds:
-        source = cut_source(source, Cut(args.cut_seconds, args.cut_at), _workers(args))
+    options = json.dumps([args.split, args.cut_seconds, args.cut_at, args.decode])
+    with contextlib.closing(Notes(args.source, args.root, options)) as notes:
+        if notes.is_begun:
+            print("going on where an earlier start was stopped", file=sys.stderr, flush=True)
+        source = _listed(args, kept=notes.is_begun)
+        cut, workers = _cut(args), _workers(args)
+        source, recordings = read_through(source, cut=cut, decode=args.decode, workers=workers, notes=notes)
     index = source.index
     print(index.report())
     write_reasons(args.skipped, index.skipped)
@@ -141,11 +138,10 @@ def write_shards(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _write_shards(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
-    cut = Cut(args.cut_seconds, args.cut_at) if args.cut_seconds else None
     about = {"source": args.source, "root": [absolute(root) for root in args.root], "split": args.split}
     job = ShardJob(
         folder,
-        Options(args.rate, cut, decode=args.decode),
+        Options(args.rate, _cut(args), decode=args.decode),
         shard_bytes=round(args.shard_mb * 1e6),
         language=args.language or "",
         about={**about, "min_seconds": args.min_seconds},
@@ -282,10 +278,8 @@ def _check_step(
         parser.error(f"--config.{overrides[0][0]} needs --config FILE")
 
 
-def checked_source(args: argparse.Namespace) -> Source:
-    """The recordings that can be used. Raises TooFew where there are none, and UserError."""
-    source = _listed(args)
-    return decodable(source, _workers(args)) if args.decode else source
+def _cut(args: argparse.Namespace) -> Cut | None:
+    return Cut(args.cut_seconds, args.cut_at) if args.cut_seconds else None
 
 
 def _workers(args: argparse.Namespace) -> int:
@@ -333,49 +327,6 @@ def make_corpora(args: argparse.Namespace) -> None:
         if args.decode and (damaged := corpus.verify(root)):
             path, reason = damaged[0]
             raise UserError(f"{len(damaged):,} files of {root} were damaged or lost; delete them. {path}: {reason}")
-
-
-def decodable(source: Source, workers: int) -> Source:
-    """Reads all recordings to their ends: the source of those that can be read. Silent ones are named in its notes.
-
-    The others join the skips. Raises TooFew where none can be read.
-    """
-    index = source.index
-    with ThreadPoolExecutor(workers) as pool, ProgressBar("reading audio", index.hours) as progress:
-        contents = []
-        for row, content in enumerate(pool.map(functools.partial(_content, source), range(len(index)))):
-            progress.add(float(index.durations[row]), is_skipped=bool(content.error))
-            contents.append(content)
-    index.skipped.extend(Skip(str(index.paths[row]), c.error) for row, c in enumerate(contents) if c.error)
-    silent = [str(index.paths[row]) for row, content in enumerate(contents) if content.is_silent]
-    if silent:
-        names = some_of(silent, SILENT_NAMED)
-        index.notes.append(f"{len(silent):,} x silent throughout, and used all the same: {names}")
-    if all(content.error for content in contents):
-        raise TooFew(
-            f"none of the {len(index):,} recordings can be decoded: repair or replace the files that are skipped, or "
-            "choose other data",
-            index.skipped,
-        )
-    return subset(source, np.flatnonzero([not content.error for content in contents]))
-
-
-class Content(NamedTuple):
-    """What reading a recording to its end has shown: why it cannot be read, or whether it is silent throughout."""
-
-    error: str = ""
-    is_silent: bool = False
-
-
-def _content(source: Source, row: int) -> Content:
-    low, high = np.inf, -np.inf
-    try:
-        for start in range(0, int(source.index.num_samples[row]), DECODED_AT_ONCE):
-            wave = source.read(row, start, DECODED_AT_ONCE)
-            low, high = min(low, wave.min(initial=np.inf)), max(high, wave.max(initial=-np.inf))
-    except ReadError as error:
-        return Content(str(error))
-    return Content(is_silent=source.form == WAVE and is_silent(low, high))
 
 
 def _share(text: str) -> float:

@@ -13,7 +13,7 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.data import open_source
 from w2v_jax.data.index import Skip, TooFew
 from w2v_jax.data.io.containers import PartFile
-from w2v_jax.prepare import decodable
+from w2v_jax.data.prepared.read_through import Notes, read_through
 
 ITEMS = [Item(f"u{i}", content(0.2, seed=i), f"text {i}", f"s{i}") for i in range(4)]
 FLAC = ITEMS[0].content
@@ -139,7 +139,8 @@ def test_a_flipped_byte_in_a_recording_is_named_when_it_is_read(tmp_path):
     data = bytearray(path.read_bytes())
     data[512 + len(long) // 2] ^= 1
     path.write_bytes(data)
-    index = decodable(open_source("webdataset", path), 2).index
+    notes = Notes("webdataset", [str(path)], "")
+    index = read_through(open_source("webdataset", path), cut=None, decode=True, workers=2, notes=notes)[0].index
     assert index.ids.tolist() == ["u1", "u2", "u3"]
     (skip,) = index.skipped
     assert skip.path == f"{path}#512+{len(long)}:u0.flac" and "corrupt audio" in skip.reason

@@ -161,6 +161,11 @@ class KeptListing:
             files = [folder / f"{self.name}.headers" for folder in self.folders]
             self._headers = Headers(next((file for file in files if file.exists()), None), mark=self._mark)
 
+    @property
+    def knows_any(self) -> bool:
+        """Whether an earlier listing has measured any file."""
+        return len(self._headers) > 0
+
     def find(self, path: str, size: int, modified: int) -> Measured | None:
         """What an earlier listing has measured of a file of this size and time of change."""
         return self._headers.find(_relative(path, self.home), size, modified)
@@ -267,6 +272,12 @@ class KeptListing:
     def _complain(self, error: Exception) -> None:
         warn(f"{self.index_file}: cannot be kept: {error}")
         self.index_file = None
+
+    def remove_headers(self) -> None:
+        """Removes what this listing and earlier ones have measured."""
+        for folder in self.folders:
+            with contextlib.suppress(OSError):
+                (folder / f"{self.name}.headers").unlink(missing_ok=True)
 
     def forget(self) -> None:
         """Marks the index as one that no longer holds, because a file is not what it says."""

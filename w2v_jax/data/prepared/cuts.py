@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
-from w2v_jax.core.progress import ProgressBar
 from w2v_jax.core.units import SAMPLE_RATE
-from w2v_jax.data.index import Index, ReadError, Row, Skip, Source, make_index
-from w2v_jax.data.io.audio import AudioFiles
+from w2v_jax.data.index import Index, Row, Source
 
 PLACES = ("silence", "length")
 READ_AT_ONCE = 60 * SAMPLE_RATE
+"""A whole number of frames."""
 FRAME = SAMPLE_RATE // 50
 PAUSE_FRAMES = 15
 """Frames of 20 ms over which the level is averaged: a moment is quiet where 0.3 s around it are."""
@@ -35,21 +33,33 @@ class Piece(NamedTuple):
 
 
 def pieces(source: Source, row: int, cut: Cut | None) -> list[Piece]:
-    """The pieces of a row in their order: the whole of it where it is short enough. Raises ReadError.
+    """`pieces_of` a row, which is read to its end where its levels decide. Raises ReadError."""
+    needs_levels = is_cut_by_level(source.index, row, cut)
+    levels = np.concatenate([levels_of(wave) for wave in blocks_of(source, row)]) if needs_levels else None
+    return pieces_of(source.index, row, cut, levels=levels)
+
+
+def pieces_of(index: Index, row: int, cut: Cut | None, *, levels: np.ndarray | None) -> list[Piece]:
+    """The pieces of a row in their order: the whole of it where it is short enough.
 
     "length" cuts into equal pieces. "silence" ends each piece at the quietest moment of the second half of the time
-    that it may take, and leaves no piece shorter than a quarter of it.
+    that it may take, and leaves no piece shorter than a quarter of it; it needs the levels [F] of the row.
     """
-    frames, rate = int(source.index.frames[row]), int(source.index.rates[row])
+    frames, rate = int(index.frames[row]), int(index.rates[row])
     if cut is None or frames <= cut.seconds * rate:
         return [Piece(0, frames)]
-    if cut.place == "length":
+    if levels is None:
         count = int(np.ceil(frames / (cut.seconds * rate)))
         edges = [number * frames // count for number in range(count + 1)]
     else:
-        ends = quiet_moments(_levels(source, row), round(cut.seconds * SAMPLE_RATE) // FRAME)
+        ends = quiet_moments(levels, round(cut.seconds * SAMPLE_RATE) // FRAME)
         edges = [0, *(end * FRAME * rate // SAMPLE_RATE for end in ends), frames]
     return [Piece(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+
+
+def is_cut_by_level(index: Index, row: int, cut: Cut | None) -> bool:
+    """Whether the levels of a row decide where it is cut."""
+    return cut is not None and cut.place == "silence" and index.frames[row] > cut.seconds * index.rates[row]
 
 
 def quiet_moments(levels: np.ndarray, longest: int) -> list[int]:
@@ -65,14 +75,16 @@ def quiet_moments(levels: np.ndarray, longest: int) -> list[int]:
     return ends
 
 
-def _levels(source: Source, row: int) -> np.ndarray:
-    """The mean square of each frame of 20 ms of a row, float64 [F]. Reads it from its beginning to its end."""
-    found = []
+def blocks_of(source: Source, row: int) -> Iterator[np.ndarray]:
+    """A row from its beginning to its end, in blocks of a minute. Raises ReadError."""
     for start in range(0, int(source.index.num_samples[row]), READ_AT_ONCE):
-        wave = source.read(row, start, READ_AT_ONCE)
-        whole = wave[: len(wave) // FRAME * FRAME].reshape(-1, FRAME)
-        found.append(np.square(whole, dtype=np.float64).mean(axis=1))
-    return np.concatenate(found)
+        yield source.read(row, start, READ_AT_ONCE)
+
+
+def levels_of(wave: np.ndarray) -> np.ndarray:
+    """The mean square of each whole frame of 20 ms of some samples, float64 [F]."""
+    whole = wave[: len(wave) // FRAME * FRAME].reshape(-1, FRAME)
+    return np.square(whole, dtype=np.float64).mean(axis=1)
 
 
 def piece_row(index: Index, row: int, piece: Piece) -> Row:
@@ -90,31 +102,3 @@ def piece_row(index: Index, row: int, piece: Piece) -> Row:
         size=int(index.sizes[row]),
         modified=int(index.modified[row]),
     )
-
-
-def cut_source(source: Source, cut: Cut, workers: int) -> AudioFiles:
-    """The source of the pieces of all recordings, in so many threads. What cannot be read joins the skips."""
-    index, skipped, untold = source.index, list(source.index.skipped), 0
-
-    def found(row: int) -> list[Piece] | str:
-        try:
-            return pieces(source, row, cut)
-        except ReadError as error:
-            return str(error)
-
-    def rows(progress: ProgressBar) -> Iterator[Row]:
-        nonlocal untold
-        for row, parts in enumerate(pool.map(found, range(len(index)))):
-            progress.add(float(index.durations[row]), is_skipped=isinstance(parts, str))
-            if isinstance(parts, str):
-                skipped.append(Skip(str(index.paths[row]), parts))
-                continue
-            untold += len(parts) > 1 and bool(index.transcripts[row])
-            yield from (piece_row(index, row, piece) for piece in parts)
-
-    with ThreadPoolExecutor(workers) as pool, ProgressBar("cutting", index.hours) as progress:
-        cut_index = make_index(rows(progress), skipped)
-    cut_index.notes[:0] = index.notes
-    if untold:
-        cut_index.notes.append(f"{untold:,} recordings with a transcript were cut; their pieces have none")
-    return AudioFiles(cut_index)
