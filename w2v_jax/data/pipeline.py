@@ -231,10 +231,9 @@ class _Reader:
         """Reads row `number` of the batch, which is the host's row i."""
         row, start = int(planned.rows[number]), int(planned.starts[number])
         try:
-            content = self._played(planned, number)
+            content, rows.silent[i] = self._played(planned, number)
             if self.targets is not None:
                 rows.targets[i] = self.targets.read(row, start, planned.length)
-            rows.silent[i] = self._is_silent(content)
             content, rows.no_room[i] = self._in_room(content, planned, number)
             content, rows.no_noise[i] = self._mixed(content, planned, number)
             content = _transmitted(content, planned, number)
@@ -243,16 +242,13 @@ class _Reader:
         except Exception as error:  # whatever a codec raises, one row must not end the run
             rows.reasons[i] = self._reason(error)
 
-    def _is_silent(self, content: np.ndarray) -> bool:
-        gain = EPSILON**-0.5 if isinstance(self.source, _Normalized) else 1.0  # the most that silence is amplified by
-        return self.source.form == WAVE and is_silent(content.min() / gain, content.max() / gain)
-
-    def _played(self, planned: Step, number: int) -> np.ndarray:
-        """Row `number` of the batch, at its speed."""
+    def _played(self, planned: Step, number: int) -> tuple[np.ndarray, bool]:
+        """Row `number` of the batch at its speed, and whether it is audio in which nothing can be heard."""
         row, start = int(planned.rows[number]), int(planned.starts[number])
-        content = _read(self.source, row, start=start, length=planned.length)
-        speed = planned.speeds[number]
-        return content if speed == 1 else at_speed(content, speed)[: planned.length]
+        content, low, high = _read(self.source, row, start=start, length=planned.length)
+        gain = EPSILON**-0.5 if isinstance(self.source, _Normalized) else 1.0  # the most that silence is amplified by
+        silent, speed = self.source.form == WAVE and is_silent(low / gain, high / gain), planned.speeds[number]
+        return content if speed == 1 else at_speed(content, speed)[: planned.length], silent
 
     def _mixed(self, content: np.ndarray, planned: Step, number: int) -> tuple[np.ndarray, bytes]:
         """The content of a row with what the plan mixes into it, and why there is none of the noise that it names.
@@ -264,14 +260,14 @@ class _Reader:
         voices, noise = mix.voices_of(number), int(mix.noises[number])
         if noise != NO_OTHER and self.noise is not None:
             try:
-                part = _read(self.noise, noise, start=int(mix.noise_starts[number]), length=planned.length)
+                part, *_ = _read(self.noise, noise, start=int(mix.noise_starts[number]), length=planned.length)
             except Exception as error:
                 return content, self._reason(error)
         else:
             parts = []
             for other in voices:
                 try:
-                    parts.append(self._played(planned, other))
+                    parts.append(self._played(planned, other)[0])
                 except Exception as error:  # it is named where its own row is read
                     self._reason(error)
             if not parts:
@@ -300,7 +296,7 @@ class _Reader:
 
     def _read_response(self, room: int) -> np.ndarray:
         assert self.rooms is not None
-        return _read(self.rooms, room, start=0, length=int(self.rooms.index.num_samples[room]))
+        return _read(self.rooms, room, start=0, length=int(self.rooms.index.num_samples[room]))[0]
 
 
 def _transmitted(content: np.ndarray, planned: Step, number: int) -> np.ndarray:
@@ -311,13 +307,12 @@ def _transmitted(content: np.ndarray, planned: Step, number: int) -> np.ndarray:
     return louder_by(content, float(effects.gains[number])) if effects.gains[number] else content
 
 
-def _read(source: Source, row: int, *, start: int, length: int) -> np.ndarray:
-    """The samples of a recording. Raises ReadError where there is none, or one is no number."""
+def _read(source: Source, row: int, *, start: int, length: int) -> tuple[np.ndarray, float, float]:
+    """(samples of a recording, the lowest, the highest). Raises ReadError where there is none, or one is no number."""
     content = source.read(row, start, length)
     if not len(content):
         raise ReadError("no samples")
-    check_finite(content)
-    return content
+    return content, *check_finite(content)
 
 
 def _threads(reader: _Reader, start: int, stop: int | None, *, workers: int) -> Generator[_Rows, None, None]:
@@ -339,23 +334,25 @@ def _threads(reader: _Reader, start: int, stop: int | None, *, workers: int) -> 
 
 
 def _tfdata(reader: _Reader, start: int, stop: int | None, *, workers: int) -> Generator[_Rows, None, None]:
-    """TensorFlow says which unit is read when, and how far ahead; the rows stay where they are read."""
+    """TensorFlow says which step is read when, and how far ahead; `workers` threads read its units into its rows."""
     tf = _tensorflow()
-    count = len(reader.units)
 
-    def read(number):
-        reader.read_unit(*divmod(int(number), count))
-        return number
+    def read(step):
+        list(pool.map(functools.partial(reader.read_unit, int(step)), range(len(reader.units))))
+        return step
 
-    data = tf.data.Dataset.range(start * count, 2**62 if stop is None else stop * count)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # it tunes nothing here, and its thread ends seconds late
+    options.threading.private_threadpool_size = PREFETCH_STEPS + 1
+    data = tf.data.Dataset.range(start, 2**62 if stop is None else stop)
     data = data.map(
-        lambda number: tf.ensure_shape(tf.numpy_function(read, [number], tf.int64, stateful=False), []),
-        num_parallel_calls=workers,
+        lambda step: tf.ensure_shape(tf.numpy_function(read, [step], tf.int64, stateful=False), []),
+        num_parallel_calls=PREFETCH_STEPS + 1,
         deterministic=True,
     )
-    data = data.batch(count, drop_remainder=True).prefetch(PREFETCH_STEPS)
-    for numbers in data.as_numpy_iterator():
-        yield reader.take(int(numbers[0]) // count)
+    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
+        for step in data.with_options(options).as_numpy_iterator():
+            yield reader.take(int(step))
 
 
 def _assemble(

@@ -182,7 +182,8 @@ class _SoundFile:
         if self.slack:  # a seek into the last page of Vorbis is up to 192 samples off
             first = min(first, max(0, self.file.frames - LAST_PAGE_SECONDS * self.rate))
         with self._raising():
-            self.file.seek(first)
+            if first:
+                self.file.seek(first)
             return self.file.read(start - first + count, dtype="float32", always_2d=True)[start - first :]
 
 
