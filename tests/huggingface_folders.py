@@ -25,12 +25,14 @@ LARGE = dict(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=Tru
 MIXED = dict(feat_extract_norm="layer", do_stable_layer_norm=False, conv_bias=False)
 DATA2VEC = dict(num_conv_pos_embeddings=5, conv_pos_kernel_size=7)
 WAVLM = dict(num_buckets=16, max_bucket_distance=20)
+HUBERT = dict(model_type="hubert")
 LETTERS = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "E": 5, "T": 6, "A": 7}
 
 
 def made(head: str, fields: dict) -> tuple[dict, dict[str, np.ndarray]]:
     """(config.json, tensors with random values) of a small model, by this package's own list of tensors."""
     kind = "data2vec-audio" if "conv_pos_kernel_size" in fields else "wavlm" if "num_buckets" in fields else "wav2vec2"
+    kind = fields.get("model_type", kind)
     theirs = huggingface_config.DEFAULTS | SMALL | fields | {"model_type": kind, "vocab_size": len(LETTERS)}
     config = huggingface_config.our_config(theirs, head, normalize=True, outputs=len(LETTERS))
     rng, shapes = np.random.default_rng(0), tensor_mapping.parameter_shapes(config)

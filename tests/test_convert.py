@@ -8,7 +8,20 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from huggingface_folders import BASE, DATA2VEC, LARGE, LETTERS, MIXED, SMALL, WAVLM, a_run, imported, made, write
+from huggingface_folders import (
+    BASE,
+    DATA2VEC,
+    HUBERT,
+    LARGE,
+    LETTERS,
+    MIXED,
+    SMALL,
+    WAVLM,
+    a_run,
+    imported,
+    made,
+    write,
+)
 from parameters import shapes_of
 
 from w2v_jax import convert, evaluate
@@ -23,6 +36,7 @@ from w2v_jax.training.warm_start import warm_params
 
 KINDS = [(head, fields) for head in huggingface_config.HEADS for fields in (BASE, LARGE, MIXED)]
 KINDS += [("encoder", MIXED | DATA2VEC), ("ctc", MIXED | DATA2VEC), ("encoder", BASE | WAVLM), ("ctc", LARGE | WAVLM)]
+KINDS += [("encoder", BASE | HUBERT), ("encoder", LARGE | HUBERT)]
 
 
 @pytest.mark.parametrize(("head", "fields"), KINDS)
@@ -163,31 +177,29 @@ def test_stack_that_transformers_does_not_have_is_refused(tmp_path):
     assert told["architectures"] == ["Data2VecAudioModel"] and "Data2VecAudioModel" in card
 
 
-def test_wavlm_goes_out_without_its_heads_and_pretraining_goes_on_from_what_comes_in(tmp_path, capsys):
-    run = a_run(tmp_path / "wavlm", "wavlm_base.py:tiny", {})
+@pytest.mark.parametrize(
+    ("method", "name", "architecture"), [("hubert", "HuBERT", "Hubert"), ("wavlm", "WavLM", "WavLM")]
+)
+def test_models_of_units_go_out_without_their_heads_and_pretraining_goes_on_from_what_comes_in(
+    tmp_path, capsys, method, name, architecture
+):
+    run = a_run(tmp_path / method, f"{method}_base.py:tiny", {})
     assert convert.main(["--from", str(run), "--to", str(tmp_path / "hf")]) == 0
     assert "vectors of the classes are left out: transformers has no place" in capsys.readouterr().out
     told = json.loads((tmp_path / "hf" / "config.json").read_text())
-    assert told["architectures"] == ["WavLMModel"] and told["num_buckets"] == 32
-    assert "A WavLM model" in (tmp_path / "hf" / "README.md").read_text()
+    assert (told["architectures"], told["model_type"]) == ([f"{architecture}Model"], method)
+    assert told.get("num_buckets") == (32 if method == "wavlm" else None)
+    assert f"A {name} model" in (tmp_path / "hf" / "README.md").read_text()
     assert convert.main(["--from", str(tmp_path / "hf"), "--to", str(tmp_path / "run")]) == 0
-    assert "wavlm, encoder only" in (said := capsys.readouterr().out) and "gated bias of the distance" in said
+    assert f"{method}, encoder only" in (said := capsys.readouterr().out)
+    assert ("gated bias of the distance" in said) == (method == "wavlm")
     flags = [("init.run", str(tmp_path / "run")), ("encoder.conv_grad_scale", "1.0")]
-    config = load("configs/wavlm_base.py:tiny", [*flags, ("init.fresh", "^final_proj/,^label_embeddings$")])
+    config = load(f"configs/{method}_base.py:tiny", [*flags, ("init.fresh", "^final_proj/,^label_embeddings$")])
     given, found = open_run(run).params["encoder"], warm_params(config, shapes_of(config), WAVE)
     assert found.keys() == {"encoder"}
     jax.tree.map(np.testing.assert_array_equal, found["encoder"], given)
     with pytest.raises(UserError, match="label_embeddings: nothing there"):
-        warm_params(load("configs/wavlm_base.py:tiny", flags), shapes_of(config), WAVE)
-
-
-def test_heads_of_hubert_are_refused_and_its_encoder_is_not(tmp_path):
-    run = a_run(tmp_path / "run", "hubert_base.py:tiny", {})
-    with pytest.raises(UserError, match="no model for the heads of HuBERT: --encoder-only"):
-        convert.main(["--from", str(run), "--to", str(tmp_path / "out")])
-    assert convert.main(["--from", str(run), "--to", str(tmp_path / "out"), "--encoder-only"]) == 0
-    told = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert (told["architectures"], told["model_type"]) == (["HubertModel"], "hubert")
+        warm_params(load(f"configs/{method}_base.py:tiny", flags), shapes_of(config), WAVE)
 
 
 def test_model_card_holds_what_the_run_says(tmp_path):
@@ -306,9 +318,10 @@ def test_weights_in_the_file_of_torch_are_the_same(transformers, tmp_path):
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")  # WavLM's own, in torch
-@pytest.mark.parametrize("kind", ["Wav2Vec2ForCTC", "WavLMModel"])
+@pytest.mark.parametrize("kind", ["Wav2Vec2ForCTC", "HubertModel", "WavLMModel"])
 def test_every_hidden_state_equals_that_of_transformers_under_padding(transformers, tmp_path, kind):
-    fields = SMALL | LARGE if kind == "Wav2Vec2ForCTC" else without_quantizer(SMALL | LARGE) | WAVLM
+    fields = SMALL | LARGE if kind == "Wav2Vec2ForCTC" else without_quantizer(SMALL | LARGE)
+    fields |= WAVLM if kind == "WavLMModel" else {}
     check_equal(tmp_path, their_model(transformers, kind, fields), (16_000, 11_000, 13_333))
 
 
@@ -327,7 +340,7 @@ def test_exported_models_load_in_transformers_with_every_tensor(transformers, tm
         ("Wav2Vec2ForPreTraining", "w2v2_large.py:tiny", []),
         ("Wav2Vec2Model", "w2v2_base.py:tiny", ["--encoder-only"]),
         ("WavLMModel", "wavlm_large.py:tiny", []),
-        ("HubertModel", "hubert_base.py:tiny", ["--encoder-only"]),
+        ("HubertModel", "hubert_base.py:tiny", []),
         ("Wav2Vec2ForCTC", "finetune.py:tiny", []),
     ):
         folder = tmp_path / f"{name}-{config.partition('.')[0]}"

@@ -65,13 +65,15 @@ CASES = {
     "all layers": ("wav2vec_small.py:tiny", {}, "hidden", ()),
     "recurrent": ("cpc.py:tiny", {}, "context", ()),
     "codes": ("vq_wav2vec.py:tiny", {}, "codes", ()),
+    "HuBERT": ("hubert_base.py:tiny", dict(train__dtype="float32"), "context", ()),
+    "WavLM": ("wavlm_base.py:tiny", dict(train__dtype="float32"), "context", ()),
     "fine-tuned": ("finetune.py:tiny", dict(train__dtype="float32"), "logits", ("--platforms", "cpu,cuda,tpu")),
     "log-mel": ("acoustic_logmel.py:tiny", {}, "logits", ()),
     "log-mel, Transformer": ("acoustic_logmel.py:tiny", dict(acoustic__kind="transformer"), "logits", ()),
 }
 
 
-SLOW = ("wav2vec 2.0 Large", "codes", "all layers", "recurrent", "log-mel, Transformer")
+SLOW = ("wav2vec 2.0 Large", "HuBERT", "codes", "all layers", "recurrent", "log-mel, Transformer")
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in CASES])

@@ -36,6 +36,8 @@ from w2v_jax.training.workdir import read_config, read_weights, run_folder
 
 THEIR_SUFFIXES = (".json", ".safetensors", ".bin")
 """The files of a model of transformers. Any other file is read as one of fairseq: .pt, .pth, .ckpt."""
+PREDICT_UNITS = ("hubert", "wavlm")
+"""Methods for whose heads transformers has no place."""
 SPECIAL = re.compile(r"<.+>|\[.+\]|madeupword\d+")
 """Tokens that stand for no sound."""
 
@@ -167,8 +169,8 @@ def alphabet_lines(alphabet: Alphabet) -> list[str]:
 
 
 def _lacks_heads(config: Config) -> bool:
-    """Whether the config is that of an encoder of wav2vec 2.0 or WavLM without the heads of pretraining."""
-    if config.method == "wavlm":
+    """Whether the config is that of an encoder without the heads of pretraining."""
+    if config.method in PREDICT_UNITS:
         return not config.loss.classes
     return config.method == "wav2vec2" and not config.quantizer.groups
 
@@ -184,7 +186,7 @@ def export_run(source: pathlib.Path, target: pathlib.Path, *, step: int | str | 
     if alphabet is not None:
         config = configs.with_outputs(config, len(alphabet))
     head = "ctc" if config.method == "ctc" else "pretraining"
-    head = "encoder" if encoder_only or config.method == "wavlm" or _lacks_heads(config) else head
+    head = "encoder" if encoder_only or config.method in PREDICT_UNITS or _lacks_heads(config) else head
     huggingface_config.check_export(config, head)
     weights = read_weights(source, config, step)
     tensors = huggingface.tensors_of(config, weights.params, head)
@@ -212,7 +214,7 @@ def export_run(source: pathlib.Path, target: pathlib.Path, *, step: int | str | 
 
 def caveats(config: Config) -> list[str]:
     """How transformers computes differently although the parameters are the same, and what it has no place for."""
-    if config.method == "wavlm" and not _lacks_heads(config):
+    if config.method in PREDICT_UNITS and not _lacks_heads(config):
         heads = "the projection and the vectors of the classes are left out: transformers has no place for them"
         return [heads, *caveats(changed(config, {"loss.classes": ()}))]
     if huggingface_config.is_stack(config):

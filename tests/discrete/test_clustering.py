@@ -13,6 +13,7 @@ import pytest
 from w2v_jax.discrete.clustering import Clusters, nearest, plus_plus, start, updated
 
 GOLDEN = pathlib.Path(os.environ.get("W2V_JAX_GOLDEN") or pathlib.Path(__file__).parents[1] / "golden")
+FILES = sorted(GOLDEN.glob("hubert_*kmeans*.npz"))
 
 
 def clouds(count: int, centers: int, width: int, seed: int = 0, spread: float = 0.2) -> np.ndarray:
@@ -21,8 +22,9 @@ def clouds(count: int, centers: int, width: int, seed: int = 0, spread: float = 
     return (means[rng.integers(0, centers, count)] + spread * rng.normal(size=(count, width))).astype(np.float32)
 
 
-def test_labels_are_those_of_the_golden_file():
-    arrays = np.load(GOLDEN / "hubert_mfcc_kmeans.npz")
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_labels_are_those_of_the_golden_files(path):
+    arrays = np.load(path)
     found = nearest(arrays["out/mfcc_deltas"], arrays["param/cluster_centers"][None])
     np.testing.assert_array_equal(found.codes[..., 0], arrays["out/labels"])
     np.testing.assert_allclose(found.gap[..., 0], arrays["out/distance_gap"], rtol=1e-3, atol=2e-2)

@@ -14,19 +14,24 @@ from w2v_jax.ops import mfcc
 from w2v_jax.ops.frames import num_frames
 
 GOLDEN = pathlib.Path(os.environ.get("W2V_JAX_GOLDEN") or pathlib.Path(__file__).parents[1] / "golden")
+FILES = sorted(GOLDEN.glob("hubert_*mfcc*.npz"))
 TOLERANCE = 2e-4
 JITTED = jax.jit(mfcc.mfcc)
 
 
-@pytest.fixture(scope="module")
-def arrays():
-    return dict(np.load(GOLDEN / "hubert_mfcc_kmeans.npz"))
+@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+def arrays(request):
+    return dict(np.load(request.param))
 
 
 def features(wave: np.ndarray, num_samples=None) -> np.ndarray:
     """[B T] -> [B F 39]."""
     lengths = np.full(len(wave), wave.shape[1]) if num_samples is None else np.asarray(num_samples)
     return np.asarray(JITTED(jnp.asarray(wave), jnp.asarray(lengths)))
+
+
+def test_golden_files_are_there():
+    assert FILES, f"no hubert_*mfcc*.npz in {GOLDEN}"
 
 
 def test_features_are_those_of_the_recipe(arrays):

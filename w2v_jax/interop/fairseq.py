@@ -391,7 +391,7 @@ def wavlm_config(settings: Mapping[str, Any]) -> Config:
     encoder = trunk.encoder.to_dict() | dict(relative_buckets=int(settings.get("num_buckets", 320)))
     encoder |= dict(relative_distance=int(settings.get("max_distance", 1280)))
     length, normalize = trunk.masking.length, settings["normalize"]
-    return huggingface_config.wavlm_encoder(encoder, length=length, normalize=normalize)
+    return huggingface_config.unit_encoder(encoder, length=length, normalize=normalize)
 
 
 # wav2vec and vq-wav2vec

@@ -168,8 +168,8 @@ def our_config(settings: Mapping[str, Any], head: str, *, normalize: bool, outpu
         config["acoustic"] = dict(kind="linear", input="context", standardise=False, head_dropout=0.0, outputs=outputs)
         config["acoustic"] |= dict(members=1, consistency=0.0)
         config["masking"] = {ours: settings[theirs] for theirs, ours in CTC_MASKING.items()}
-    elif head == "encoder" and encoder["relative_buckets"]:
-        return wavlm_encoder(encoder, length=settings["mask_time_length"], normalize=normalize)
+    elif head == "encoder" and settings["model_type"] in ("hubert", "wavlm"):
+        return unit_encoder(encoder, length=settings["mask_time_length"], normalize=normalize)
     else:
         config["quantizer"] = {ours: settings[theirs] for theirs, ours in QUANTIZER.items()}
         config["quantizer"] |= dict(temperature=(2.0, 0.5, 0.999995), input_dropout=0.0)
@@ -181,10 +181,14 @@ def our_config(settings: Mapping[str, Any], head: str, *, normalize: bool, outpu
     return as_config(config)
 
 
-def wavlm_encoder(encoder: Mapping[str, Any], *, length: int, normalize: bool) -> Config:
-    """The config of WavLM without the heads of its training, which released models lack, for the section `encoder`."""
+def unit_encoder(encoder: Mapping[str, Any], *, length: int, normalize: bool) -> Config:
+    """The config of HuBERT or WavLM without the heads of its training, for the section `encoder`.
+
+    Released models of WavLM lack these heads, and transformers has no place for them.
+    """
     data = dict(unit_seconds=1.0, bucket_seconds=(1.0,), normalize=normalize)
-    config = dict(method="wavlm", seed=1, encoder=dict(encoder), train=dict(dtype="float32"))
+    method = "wavlm" if encoder["relative_buckets"] else "hubert"
+    config = dict(method=method, seed=1, encoder=dict(encoder), train=dict(dtype="float32"))
     config["data"] = data | dict(targets=(), targets_model="", targets_hop=320)
     config["masking"] = dict(prob=0.8, length=length, min_spans=2)
     config["loss"] = dict(proj=256, classes=(), extra_classes=4, untied=True, temperature=0.1)
@@ -198,8 +202,6 @@ def wavlm_encoder(encoder: Mapping[str, Any], *, length: int, normalize: bool) -
 def check_export(config: Config, head: str) -> None:
     """Raises UserError, with the reason, for a run that no model of transformers can represent."""
     e = config.encoder
-    if config.method == "hubert" and head != "encoder":
-        raise UserError("transformers has no model for the heads of HuBERT: --encoder-only exports its encoder")
     exported = ("wav2vec2", "wavlm", "hubert", "ctc")
     if config.method not in exported or not isinstance(methods.load(config).encoder, Wav2Vec2Encoder):
         raise UserError(

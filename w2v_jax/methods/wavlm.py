@@ -8,7 +8,7 @@ bias, `nn/unit_prediction.py` the logits and the loss. Masking: see `ops/masking
 Without `loss.classes` it is the encoder alone, as released models are: it gives features and has no loss.
 
 Some utterances come with a part of another one mixed in, and keep their labels (`data.mix_prob`). The data
-do that: `data/augment.py`. Differs: the paper's larger models also mix noise in; here it is speech alone.
+do that: `data/augment.py`. The paper's larger models also mix noise in: `data.noise_root` and `data.noise_prob`.
 """
 
 from __future__ import annotations

@@ -30,9 +30,10 @@ def bucket_of(distance: np.ndarray, buckets: int, max_distance: int) -> np.ndarr
 
 
 def by_distance(table: jax.Array, frames: int, max_distance: int) -> jax.Array:
-    """table [buckets H] -> the bias [H 2F-1] float32 of the distances 1 - F to F - 1."""
-    rows = bucket_of(np.arange(1 - frames, frames), len(table), max_distance)
-    return jnp.take(table, rows, axis=0).astype(jnp.float32).T
+    """table [buckets H] -> the bias [H 2F-1] float32 of the distances 1 - F to F - 1. F may be symbolic."""
+    buckets = jnp.asarray(bucket_of(np.arange(-max_distance, max_distance + 1), len(table), max_distance))
+    distance = jnp.clip(jnp.arange(2 * frames - 1) - (frames - 1), -max_distance, max_distance)
+    return jnp.take(table, buckets[distance + max_distance], axis=0).astype(jnp.float32).T
 
 
 def by_position(bias: jax.Array) -> jax.Array:
