@@ -12,10 +12,12 @@ import time
 from types import SimpleNamespace
 
 import jax
+import poor_store
 import pytest
 from commands import ROOT, environment, free_port, read_lines, training
+from formats import WRITERS, Item, content, write_librispeech
 
-from w2v_jax import train
+from w2v_jax import prepare, train
 from w2v_jax.core import config as configs
 from w2v_jax.core.cli import UserError, run_command
 from w2v_jax.training.console import read_metrics
@@ -199,6 +201,31 @@ def test_two_processes_compute_what_one_does(shared, whole, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_one_corpus_trains_alike_from_every_form(shared, tmp_path):
+    """Folder, list, shards, Parquet, tar, TFDS and a store: the same rows in the same order with the same losses."""
+    items = [Item(f"9-1-{i:04d}", content(1.0 + 0.1 * i, seed=i), f"text {i}", "9") for i in range(24)]
+    folder = write_librispeech(tmp_path / "folder", items)
+    for flags in (["--shards", tmp_path / "shards"], ["--out", tmp_path / "list.jsonl"]):
+        assert prepare.main(["--root", str(folder), *map(str, flags)]) == 0
+    poor_store.reset()
+    poor_store.upload(folder, "poor://lab/speech")
+    forms = {"jsonl": tmp_path / "list.jsonl", "arrayrecord": tmp_path / "shards", "tfds": tmp_path / "shards"}
+    forms |= {name: WRITERS[name](tmp_path / name, items) for name in ("parquet", "webdataset", "kaldi", "lhotse")}
+    runs = [("folder", folder), ("folder", "poor://lab/speech"), *forms.items()]
+    options = dict(data__min_seconds=0.5, train__steps=6, train__checkpoint_every=6)
+    found = []
+    for number, (name, root) in enumerate(runs):
+        workdir = tmp_path / f"run{number}"
+        train.run(load(shared, data__name=name, data__root=root, **options), workdir)
+        rows = [{k: v for k, v in row.items() if k != "paths"} for row in read_lines(workdir / "rows.jsonl")]
+        found.append((rows, numbers(workdir)))
+    poor_store.reset()
+    assert len(found[0][0]) == 6 and len({id for row in found[0][0] for id in row["ids"]}) > 10
+    for (name, root), one in zip(runs, found):
+        assert one == found[0], f"{name}: {root}"
+
+
 def test_sigterm_saves_and_the_same_command_goes_on(shared, whole, tmp_path):
     workdir = tmp_path / "run"
     arguments = command(shared, workdir, "--config.train.checkpoint_every=1000")
