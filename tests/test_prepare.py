@@ -242,6 +242,10 @@ def test_shards_in_a_store_are_sent_when_all_are_made_and_a_finished_corpus_stay
     assert run(*options, tmp_path / "mine") == 0
     there = {path.removeprefix("/lab/mine/"): fs.cat_file(path) for path in fs.find("/lab/mine")}
     assert there == {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()}
+    assert run("--verify", "--root", url) == 0
+    shard = next(path for path in fs.find("/lab/mine") if "array_record" in path)
+    fs.pipe_file(shard, b"\0" + fs.cat_file(shard)[1:])
+    assert run("--verify", "--root", url) == 1
     with pytest.raises(UserError, match="poor://lab/mine: a finished corpus is there already"):
         run(*options, url)
     poor_store.reset()

@@ -24,7 +24,6 @@ from w2v_jax.core.cli import (
     command_parser,
     count_argument,
     expand_home,
-    path_argument,
     positive,
     run_command,
     writing,
@@ -170,7 +169,7 @@ def write_report(path: pathlib.Path, report: dict[str, Any]) -> None:
 
 def check_shards(roots: Sequence[str], workers: int) -> int:
     """Compares the shards of corpora with the sums of their bytes: 0 where all are as they were written, else 1."""
-    damaged = [skip for root in roots for skip in damaged_shards(path_argument(root), workers)]
+    damaged = [skip for root in roots for skip in damaged_shards(place_argument(root), workers)]
     print("\n".join(skipped_by_kind(damaged)) or f"every shard of {', '.join(roots)} is as it was written")
     return 1 if damaged else 0
 

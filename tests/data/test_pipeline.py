@@ -7,6 +7,8 @@ import textwrap
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.data import open_source, pipeline
@@ -138,11 +140,19 @@ def test_codes_cannot_be_normalized():
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_hosts_together_read_what_one_host_would(loader):
+@settings(max_examples=15, deadline=None)
+@given(hosts_of_units=st.lists(st.integers(0, 3), min_size=4, max_size=4), start=st.integers(0, 40))
+@example(hosts_of_units=[0, 1, 0, 2], start=3)
+def test_hosts_together_read_what_one_host_would(loader, hosts_of_units, start):
+    """Any number of hosts with any units each, in any order, from any step on."""
     source = ramps()
-    plan = plan_of(source)
-    alone = list(batches(source, plan, start=3, stop=9, loader=loader))
-    hosts = [list(batches(source, plan, start=3, stop=9, units=units, loader=loader)) for units in ((2, 0), (1,), (3,))]
+    plan, stop = plan_of(source), start + 4
+    alone = list(batches(source, plan, start=start, stop=stop, loader=loader))
+    shares = [tuple(np.flatnonzero(np.equal(hosts_of_units, host))[::-1].tolist()) for host in range(4)]
+    hosts = [
+        list(batches(source, plan, start=start, stop=stop, units=units, loader=loader))
+        for units in filter(None, shares)
+    ]
     for step, (batch, info) in enumerate(alone):
         for name in batch:
             parts = np.concatenate([host[step][0][name] for host in hosts])

@@ -125,9 +125,9 @@ def sole_maker(path: pathlib.Path) -> Iterator[None]:
                 lock.unlink()  # while it is held: those who wait take a new one
 
 
-def file_digest(path: pathlib.Path) -> str:
-    """SHA-256 of a file, in hex digits."""
-    with open(path, "rb") as file:
+def file_digest(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, in hex digits. Raises OSError and, where a store does not answer, StoreError."""
+    with open_binary(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

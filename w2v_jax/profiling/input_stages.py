@@ -178,7 +178,8 @@ def input_text(result: Mapping[str, Any]) -> str:
     if read is not None:
         megabytes = f"{read['bytes_per_second'] / 1e6:.3g} MB per second"
         fresh = "not in memory before" if read["is_fresh"] else "perhaps in memory before"
-        about["read"] = f"{read['hours_per_hour']:,.0f} hours of audio per hour ({megabytes}, {fresh})"
+        of_core = f"{read['hours_per_hour_and_core']:>9,.0f} hours per hour and core"
+        about["read"] = f"{of_core}, {read['hours_per_hour']:,.0f} per hour ({megabytes}, {fresh})"
     for stage, cost in result["stages"].items():
         about[stage] = f"{cost['hours_per_hour_and_core']:>9,.0f} hours per hour and core  {cost['share']:>4.0%}"
     about["together"] = f"{result['hours_per_hour']:,.0f} hours of audio per hour, {per_core:,.0f} for each busy core"
@@ -240,11 +241,12 @@ def _bytes_read(index: Index, crops: Sequence[Crop], workers: int) -> dict[str, 
         return None
     is_fresh = all([_forget(file_of(index.paths[crop.row])) for crop in once])
     counts.clear()
-    seconds = _cost(lambda: _in_threads(read, once, workers)).seconds
+    cost = _cost(lambda: _in_threads(read, once, workers))
     hours = sum(crop.length for crop in once) / SAMPLE_RATE / 3600
     return {
-        "bytes_per_second": sum(counts) / seconds,
-        "hours_per_hour": 3600 * hours / seconds,
+        "bytes_per_second": sum(counts) / cost.seconds,
+        "hours_per_hour": 3600 * hours / cost.seconds,
+        "hours_per_hour_and_core": 3600 * hours / cost.core_seconds,
         "is_fresh": is_fresh,
     }
 

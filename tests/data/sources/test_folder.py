@@ -58,11 +58,39 @@ def test_libri_light_is_a_folder_and_its_labelled_part_has_transcripts(tmp_path,
     index = folder.make(section(), tmp_path / "small").index
     assert index.ids.tolist()[1] == "100/sea_fairies_0812_librivox_64kb_mp3/02_baum_sea_fairies_64kb"
     assert len(index) == 2 and index.lost == [] and len(index.skipped) == 2
+    assert index.speakers.tolist() == ["100", "100"]
+    (book / "01_baum_sea_fairies_64kb.json").write_text("{")
+    assert folder.make(section(), tmp_path / "small").index.speakers.tolist() == ["", ""]
     chapter = tmp_path / "1h" / "0" / "clean" / "2416" / "152139"
     audio(chapter / "2416-152139-0000.flac", 0.5)
     (chapter / "2416-152139.trans.txt").write_text("2416-152139-0000 GO ON\n")
     index = folder.make(section(), tmp_path / "1h").index
     assert (index.ids[0], index.speakers[0], index.transcripts[0]) == ("2416-152139-0000", "2416", "GO ON")
+
+
+@pytest.mark.parametrize(("form", "extension"), [("mp4", ".mp4"), ("matroska", ".mkv")])
+def test_a_video_is_left_out_by_its_name_and_its_sound_is_read_under_the_name_of_audio(
+    tmp_path, section, form, extension
+):
+    av = pytest.importorskip("av")
+    film = tmp_path / f"film{extension}"
+    with av.open(str(film), "w", format=form) as container:
+        pictures, sound = container.add_stream("mpeg4", rate=10), container.add_stream("aac", rate=16000, layout="mono")
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
+        for shade in range(10):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * shade, np.uint8), format="rgb24")
+            container.mux(pictures.encode(frame))
+        wave = (0.1 * np.sin(np.arange(15 * 1024) / 10)).astype(np.float32)
+        for start in range(0, len(wave), 1024):
+            frame = av.AudioFrame.from_ndarray(wave[None, start : start + 1024], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16000, start
+            container.mux(sound.encode(frame))
+        container.mux([*pictures.encode(), *sound.encode()])
+    shutil.copy(film, tmp_path / "named.flac")
+    source = folder.make(section(), tmp_path)
+    assert source.index.ids.tolist() == ["named"]
+    assert [skip.path for skip in source.index.skipped] == [str(film)] and extension in source.index.skipped[0].reason
+    assert np.abs(source.read(0, 2000, 12000) - wave[2000:14000]).max() < 0.02
 
 
 def test_transcripts_without_audio_and_repeated_ones_are_named_with_their_lines(tmp_path, audio, section):

@@ -57,6 +57,18 @@ def test_jsonl_files_that_were_checked_before_stay_closed(tmp_path, section):
         source.read(0, 0, 100)
 
 
+def test_a_file_of_another_size_than_in_the_manifest_is_named_when_it_is_read(tmp_path, audio, section):
+    """Whenever it was written: copies have other times."""
+    audio(tmp_path / "a.wav", 1.0)
+    size = (tmp_path / "a.wav").stat().st_size
+    entry = {"audio_filepath": "a.wav", "frames": 16000, "rate": 16000, "size": size}
+    source = jsonl.make(section(), write_jsonl(tmp_path / "m.jsonl", [entry]))
+    assert len(source.read(0, 0, 10**6)) == 16000
+    audio(tmp_path / "a.wav", 1.5)
+    with pytest.raises(ReadError, match=rf"changed after listing: {size:,} bytes then, .* write its manifest anew"):
+        source.read(0, 0, 100)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -71,7 +71,9 @@ class AudioFiles:
         """float32 [at most length], mono, 16 kHz, from sample `start` of the row. Raises ReadError."""
         rate, offset = int(self.index.rates[row]), int(self.index.offsets[row])
         try:
-            with opened(self.index.paths[row], self._listed(row), is_decoded=True) as (file, channel):
+            listed = self._listed(row)
+            state = listed if listed is not None and listed[1] != UNKNOWN else None
+            with opened(self.index.paths[row], state, is_decoded=True) as (file, channel):
                 read = lambda first, last: read_frames(file, offset + first, last - first, rate=rate, channel=channel)
                 wave = read_crop(self.index, row, start=start, length=length, read=read)
         except ReadError as error:
@@ -90,15 +92,17 @@ class AudioFiles:
             return
         with disk_errors():
             now = present_state_of(file_of(path))
-        if now == listed:
+        is_dated = listed[1] != UNKNOWN
+        if now == listed or (not is_dated and now is not None and now[0] == listed[0]):
             return
         self._on_change()
-        told = _version if is_remote(path) else _date
-        before, after = (f"{state[0]:,} bytes of {told(state[1])}" if state else "none" for state in (listed, now))
-        raise ReadError(f"changed after listing: {before} then, {after} now{reason}; the next start lists it anew")
+        told = (lambda _: "") if not is_dated else _version if is_remote(path) else _date
+        before, after = (f"{state[0]:,} bytes{told(state[1])}" if state else "none" for state in (listed, now))
+        remedy = "the next start lists it anew" if is_dated else "write its manifest anew (prepare --out)"
+        raise ReadError(f"changed after listing: {before} then, {after} now{reason}; {remedy}")
 
     def _listed(self, row: int) -> tuple[int, int] | None:
-        """The state that the file of a row had when it was listed; None where nobody looked."""
+        """The state of the file of a row when it was listed (its time may be UNKNOWN); None where nobody looked."""
         listed = int(self.index.sizes[row]), int(self.index.modified[row])
         return None if listed == (UNKNOWN, UNKNOWN) else listed
 
@@ -341,8 +345,8 @@ def _measure_in(path: Any, recordings: Parts, part: Part, *, channel: int | None
 
 
 def _date(modified: int) -> str:
-    return datetime.datetime.fromtimestamp(modified / 1e9).isoformat(" ", "microseconds")
+    return f" of {datetime.datetime.fromtimestamp(modified / 1e9).isoformat(' ', 'microseconds')}"
 
 
 def _version(modified: int) -> str:
-    return f"version {modified:016x}"
+    return f" of version {modified:016x}"

@@ -53,6 +53,7 @@ class Candidate(NamedTuple):
 
     `frames` is the length in the manifest, at the file's rate. The length in the file's header replaces it, unless
     `rate` is given as well. Then `prepare` checked the file when it wrote the manifest, and listing does not open it.
+    `size`: the bytes of the file at that time, if it was noted.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Candidate(NamedTuple):
     transcript: str = ""
     frames: int | None = None
     rate: int | None = None
+    size: int | None = None
 
 
 def list_files(
@@ -202,7 +204,7 @@ def _is_checked(candidate: Candidate) -> bool:
 
 
 def _row(candidate: Candidate, *, frames: int, rate: int, state: FileState = None) -> Row:
-    size, modified, *_ = state or (UNKNOWN, UNKNOWN)
+    size, modified, *_ = state or (candidate.size or UNKNOWN, UNKNOWN)
     return Row(
         candidate.id,
         candidate.path,

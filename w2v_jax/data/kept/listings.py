@@ -134,8 +134,8 @@ class KeptListing:
         """Raises _Stale where what decides the rows is not as it was, or one of SAMPLED files."""
         listed = {_placed(path, self.home): state and tuple(state) for path, state in states.items()}
         for row in np.unique(np.linspace(0, len(index) - 1, SAMPLED, dtype=np.int64)).tolist():
-            if (state := (int(index.sizes[row]), int(index.modified[row]))) != (UNKNOWN, UNKNOWN):
-                listed.setdefault(file_of(index.paths[row]), state)
+            if (modified := int(index.modified[row])) != UNKNOWN:
+                listed.setdefault(file_of(index.paths[row]), (int(index.sizes[row]), modified))
         with ThreadPoolExecutor(workers) as pool:
             for (path, before), now in zip(listed.items(), pool.map(_state, listed), strict=True):
                 if before == UNSETTLED:

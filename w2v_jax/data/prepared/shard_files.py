@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from w2v_jax.core.cli import UserError, needing, os_error_text
-from w2v_jax.core.files import file_digest, write_whole
+from w2v_jax.core.files import file_digest, open_binary, state_of, write_whole
 from w2v_jax.data.archives.array_record import open_records, serialized
 from w2v_jax.data.index import ReadError, Row, Skip, make_index
 from w2v_jax.data.io.audio import AudioFiles
@@ -180,7 +180,8 @@ def damaged_shards(folder: pathlib.Path, workers: int) -> list[Skip]:
     Raises UserError where the folder holds no corpus of `prepare`.
     """
     try:
-        shards = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))["shards"]
+        with open_binary(folder / CONTENTS) as file:
+            shards = json.load(file)["shards"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder} is no corpus of `prepare --shards`: {CONTENTS} is missing or damaged") from None
     with ThreadPoolExecutor(workers) as pool:
@@ -192,11 +193,10 @@ def damaged_shards(folder: pathlib.Path, workers: int) -> list[Skip]:
 def _damage(path: pathlib.Path, shard: dict[str, Any]) -> str:
     """What is wrong with a shard; "" for nothing."""
     try:
-        size = path.stat().st_size
-        if size != shard["bytes"]:
-            return f"shard has another size: {size:,} bytes, and {shard['bytes']:,} were written"
+        if (state := state_of(path)) is None:
+            return "shard does not exist"
+        if state[0] != shard["bytes"]:
+            return f"shard has another size: {state[0]:,} bytes, and {shard['bytes']:,} were written"
         return "" if file_digest(path) == shard["sha256"] else "shard has another SHA-256 than when it was written"
-    except FileNotFoundError:
-        return "shard does not exist"
     except OSError as error:
         return f"unreadable shard: {os_error_text(error)}"

@@ -2,7 +2,8 @@
 
 `*.trans.txt` files beside the audio mark LibriSpeech's layout. They give ids, transcripts and speakers. Their lines
 without audio are skipped, as are all lines of a repeated id but the last. Elsewhere the id is the path below the root
-without the extension. Links to directories are followed.
+without the extension. NAME.json beside NAME.flac marks that of Libri-Light: its "speaker" is that of the whole folder.
+Links to directories are followed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.files import is_file, open_binary
+from w2v_jax.core.text import json_object
 from w2v_jax.data.index import Skip, roots
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.listing import (
@@ -25,7 +27,7 @@ from w2v_jax.data.io.listing import (
     read_transcripts,
     skip_without_audio,
 )
-from w2v_jax.data.kept.listings import FileStates
+from w2v_jax.data.kept.listings import FileStates, note_state
 
 EXTENSIONS = frozenset(".flac .wav .wave .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .sph .w64 .rf64".split())
 TRANSCRIPTS = ".trans.txt"
@@ -65,7 +67,7 @@ def _candidates(
     for name in files:
         if name.endswith(TRANSCRIPTS) and not name.startswith(MAC):
             read_transcripts(os.path.join(folder, name), transcripts, skipped=skipped, states=states)
-    with_audio = set()
+    with_audio, speaker = set(), _book_speaker(folder, files, states)
     for name in files:
         stem, extension = os.path.splitext(name)
         path = os.path.join(folder, name)
@@ -81,8 +83,25 @@ def _candidates(
             with_audio.add(stem)
             yield Candidate(stem, path, speaker=_speaker(stem, folder), transcript=transcripts[stem].text)
         else:
-            yield Candidate(os.path.relpath(os.path.join(folder, stem), root).replace(os.sep, "/"), path)
+            id = os.path.relpath(os.path.join(folder, stem), root).replace(os.sep, "/")
+            yield Candidate(id, path, speaker=speaker)
     skip_without_audio(transcripts, with_audio, skipped)
+
+
+def _book_speaker(folder: str, files: list[str], states: FileStates) -> str:
+    """The speaker of a folder of Libri-Light, who reads one book there: that of the first recording; else ""."""
+    names = set(files)
+    stems = (stem for stem, extension in map(os.path.splitext, files) if extension.lower() in EXTENSIONS)
+    if (first := next((f"{stem}.json" for stem in stems if f"{stem}.json" in names), None)) is None:
+        return ""
+    path = os.path.join(folder, first)
+    note_state(path, states)
+    try:
+        with open_binary(path) as file:
+            noted = json_object(file.read())
+    except OSError:
+        return ""
+    return str((noted or {}).get("speaker") or "")
 
 
 def _speaker(stem: str, folder: str) -> str:

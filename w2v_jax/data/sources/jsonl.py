@@ -1,10 +1,10 @@
 """JSONL manifests as NeMo writes them: one JSON object per line.
 
 `audio_filepath` is required. `duration` and `offset` in seconds (for a segment of a longer file), `text`, `speaker` and
-`id` are optional. `prepare` also writes `frames` (the length of the recording or segment in samples) and `rate` (of the
-file). Listing trusts a line that has both and does not open its file. Relative paths are relative to the manifest,
-and a URL is that of an object in a store.
-Other keys are ignored.
+`id` are optional. `prepare` also writes `frames` (the length of the recording or segment in samples), `rate` (of the
+file) and `size` (of the file, in bytes). Listing trusts a line that has the first two and does not open its file. A file
+whose size is another one is named when it is read. Relative paths are relative to the manifest, and a URL is that of an
+object in a store. Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from w2v_jax.core.cli import UserError
 from w2v_jax.core.files import absolute
 from w2v_jax.core.stores import joined_path
 from w2v_jax.core.text import json_lines
-from w2v_jax.data.index import Source
+from w2v_jax.data.index import UNKNOWN, Source
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.listing import SURROGATES, Candidate, list_parts
 from w2v_jax.data.kept.listings import states_of
@@ -52,6 +52,7 @@ def _read(manifest: pathlib.Path) -> Iterator[Candidate]:
             transcript=_text(entry, "text", where),
             frames=frames if rate else None,
             rate=rate if frames else None,
+            size=_count(entry, "size", where),
         )
 
 
@@ -91,6 +92,7 @@ def manifest_lines(source: Source, out: pathlib.Path) -> Iterator[str]:
         rate, frames, offset = int(index.rates[row]), int(index.frames[row]), int(index.offsets[row])
         entry = {"id": index.ids[row], "audio_filepath": path}
         entry |= {"duration": frames / rate, "frames": frames, "rate": rate}
+        entry |= {"size": int(index.sizes[row])} if index.sizes[row] != UNKNOWN else {}
         optional = {"offset": offset / rate, "text": index.transcripts[row], "speaker": index.speakers[row]}
         entry |= {key: value for key, value in optional.items() if value}
         yield json.dumps(entry, ensure_ascii=False)
