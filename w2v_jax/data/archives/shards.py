@@ -1,15 +1,20 @@
-"""Finds the files of many recordings that a root names."""
+"""Finds the files of many recordings that a root names, and reads what is in them in threads."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from w2v_jax.core import stores
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.files import exists, is_file, is_folder
 from w2v_jax.data.index import Skip, root_entries, roots
-from w2v_jax.data.io.listing import folders_below, not_audio
+from w2v_jax.data.io.listing import Candidate, folders_below, not_audio
 from w2v_jax.data.kept.listings import FileStates, states_of
 
 BESIDE = ("dataset_info.json", "features.json", "shards.json", "report.json", "report.png", "skipped.jsonl")
@@ -49,6 +54,37 @@ def archives(root: Any, ending: str, skipped: list[Skip], *, what: str, states: 
     states |= states_of(archive.path for archive in found)
     skipped += [Skip(archive.path, reason) for archive in found if (reason := _no_file(archive.path))]
     return [archive for archive in found if not _no_file(archive.path)]
+
+
+def read_ahead(
+    files: Sequence[Archive],
+    read: Callable[[Archive, list[Skip]], Iterable[Candidate]],
+    skipped: list[Skip],
+    *,
+    workers: int,
+) -> Iterator[Candidate]:
+    """The candidates of some files, in their order. Threads (0: one per core) read a few files ahead.
+
+    `read(file, skipped)` gives the candidates of one. What it skips joins `skipped` when the turn of the file comes.
+    """
+
+    def whole(file: Archive) -> tuple[list[Candidate], list[Skip]]:
+        own: list[Skip] = []
+        return list(read(file, own)), own
+
+    remaining, pending = iter(files), deque[Future]()
+    count = stores.threads(workers, files[0].path) if files else 1
+    pool = ThreadPoolExecutor(count, thread_name_prefix="list")
+    try:
+        while True:
+            pending.extend(pool.submit(whole, file) for file in itertools.islice(remaining, count + 1 - len(pending)))
+            if not pending:
+                return
+            candidates, skips = pending.popleft().result()
+            skipped.extend(skips)
+            yield from candidates
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _no_file(path: str) -> str:

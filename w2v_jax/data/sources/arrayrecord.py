@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from w2v_jax.data.archives.array_record import audio_of, check_copies, open_records, parsed
-from w2v_jax.data.archives.shards import Archive, archives
+from w2v_jax.data.archives.shards import Archive, archives, read_ahead
 from w2v_jax.data.archives.texts import as_text, role_names
 from w2v_jax.data.index import ReadError, Skip, root_entries
 from w2v_jax.data.io.address import ARRAY_RECORD, numbered
@@ -25,7 +25,7 @@ def make(data, root) -> AudioFiles:
     states: FileStates = {}
     files = archives(root, ARRAY_RECORD, skipped, what=".array_record", states=states)
     check_copies([file.path for file in files])
-    parts = (_candidates(file, skipped) for file in files)
+    parts = [read_ahead(files, _candidates, skipped, workers=data.workers)]
     return list_parts(data, parts, kind="arrayrecord", where=root_entries(root), skipped=skipped, states=states)
 
 

@@ -2,8 +2,8 @@
 
 `audio_filepath` is required. `duration` and `offset` in seconds (for a segment of a longer file), `text`, `speaker` and
 `id` are optional. `prepare` also writes `frames` (the length of the recording or segment in samples), `rate` (of the
-file) and `size` (of the file, in bytes). Listing trusts a line that has the first two and does not open its file. A file
-whose size is another one is named when it is read. Relative paths are relative to the manifest, and a URL is that of an
+file) and `size` (of the file, in bytes). Listing trusts a line that has the first two and does not open its file. Files
+of another size are named when they are read. Relative paths are relative to the manifest, and a URL is that of an
 object in a store. Other keys are ignored.
 """
 

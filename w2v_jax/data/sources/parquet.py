@@ -26,7 +26,7 @@ from w2v_jax.data.archives.parquet_rows import (
     places,
     read_columns,
 )
-from w2v_jax.data.archives.shards import Archive, archives, named_split
+from w2v_jax.data.archives.shards import Archive, archives, named_split, read_ahead
 from w2v_jax.data.archives.texts import ROLES, as_text, role_names
 from w2v_jax.data.index import ReadError, Skip, root_entries, roots
 from w2v_jax.data.io.address import PARQUET, in_file, numbered
@@ -54,7 +54,7 @@ def make(data, root) -> AudioFiles:
     files = [file for path, split in places for file in _files(path, split, skipped=skipped, states=states)]
     return list_parts(
         data,
-        (_candidates(file, skipped, large) for file in files),
+        [read_ahead(files, lambda file, skips: _candidates(file, skips, large), skipped, workers=data.workers)],
         kind="parquet",
         where=[path for path, _ in places],
         skipped=skipped,
@@ -68,7 +68,7 @@ def _notes(large: list[str]) -> Iterator[str]:
     if large:
         yield (
             f"{len(large):,} row groups are compressed and hold over {LARGE_GROUP >> 20} MB, all of which are read for "
-            f"one recording: write them with compression='none', or with row_group_size=100; first: {large[0]}"
+            f"one recording: write them with compression='none', or with row_group_size=100; first: {min(large)}"
         )
 
 

@@ -23,7 +23,7 @@ from w2v_jax.core.cli import os_error_text
 from w2v_jax.core.files import open_binary
 from w2v_jax.core.stores import ARCHIVE
 from w2v_jax.core.text import kind_of
-from w2v_jax.data.archives.shards import archives
+from w2v_jax.data.archives.shards import Archive, archives, read_ahead
 from w2v_jax.data.archives.texts import as_text, role_names
 from w2v_jax.data.index import Skip, root_entries
 from w2v_jax.data.io.address import in_file
@@ -59,11 +59,12 @@ def make(data, root) -> AudioFiles:
     skipped: list[Skip] = []
     states: FileStates = {}
     shards = archives(root, ENDING, skipped, what=".tar", states=states)
-    parts = (_candidates(shard.path, skipped) for shard in shards)
+    parts = [read_ahead(shards, _candidates, skipped, workers=data.workers)]
     return list_parts(data, parts, kind="webdataset", where=root_entries(root), skipped=skipped, states=states)
 
 
-def _candidates(path: str, skipped: list[Skip]) -> Iterator[Candidate]:
+def _candidates(shard: Archive, skipped: list[Skip]) -> Iterator[Candidate]:
+    path = shard.path
     try:
         with open_binary(path, ahead=ARCHIVE) as file:
             for key, members in itertools.groupby(_members(path, file, skipped), key=lambda member: member.key):
