@@ -502,6 +502,16 @@ def test_shards_that_were_fetched_longest_ago_make_room(tmp_path):
     assert left == [True, False, True]
 
 
+def test_what_was_fetched_to_be_read_makes_room_for_the_next(monkeypatch):
+    monkeypatch.setattr(storage, "READ_BYTES", 250)
+    for number in range(4):
+        put({"a": "x" * 90, "b": "y"}, f"memory://lab/{number}")
+        local = storage.fetched(f"memory://lab/{number}")
+        os.utime(local, (number, number))
+    left = [storage.local_copy(f"memory://lab/{number}", "read").exists() for number in range(4)]
+    assert left == [False, False, True, True]
+
+
 def test_copies_lie_in_the_home_unless_the_environment_says_where(tmp_path, monkeypatch):
     monkeypatch.setenv("W2V_JAX_CACHE", "~/copies")
     monkeypatch.setenv("HOME", str(tmp_path))

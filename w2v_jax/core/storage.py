@@ -50,6 +50,8 @@ SETTLE = 2.0
 """Seconds after which all who took the same lock at once have written, the last of whom holds it."""
 GIVE_UP = 1800.0
 """Seconds of failed sendings after which a training stops."""
+READ_BYTES = 50 * 10**9
+"""What copies that were fetched to be read may take: runs, features, units and files."""
 WHOLE = 64 << 20
 """Files up to so many bytes are sent from memory, so that a line that is added meanwhile does no harm."""
 MARK, LOCK, SENT, FETCHED = ".run.json", ".lock", ".sent.json", ".fetched.json"
@@ -82,8 +84,8 @@ def cache_folder() -> pathlib.Path:
 def local_copy(url: str, kind: str) -> pathlib.Path:
     """The folder of the cache for a URL.
 
-    kind: "read", "runs" that go on, which reading leaves alone, "runs-N" of process N of several, "out", or "shards",
-    which `make_room` removes.
+    kind: "read" or "shards", which `make_room` removes, "runs" that go on, which reading leaves alone, "runs-N" of
+    process N of several, or "out".
     """
     url = url.rstrip("/")
     return cache_folder() / kind / f"{url.rsplit('/', 1)[-1]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
@@ -105,6 +107,8 @@ def fetched(url: str, seals: Seals = UNSEALED, kind: str = "read") -> pathlib.Pa
         if tried(url, lambda: folder.fs.isfile(folder.path)):
             info = tried(url, lambda: folder.fs.info(folder.path))
             above, _, name = folder.path.rpartition("/")
+            if kind == "read":
+                make_room([url], info["size"], READ_BYTES, kind)
             _fetch(Folder(folder.url.rpartition("/")[0], folder.fs, above), {name: version_of(info)}, local)
             return local / name
         for attempt in range(1, TRIES + 1):
@@ -112,6 +116,8 @@ def fetched(url: str, seals: Seals = UNSEALED, kind: str = "read") -> pathlib.Pa
             if not names:
                 raise UserError(f"{url} does not exist, or is empty")
             try:
+                if kind == "read":
+                    make_room([url], _bytes_of(names), READ_BYTES, kind)
                 _fetch(folder, names, local)
                 break
             except FileNotFoundError as error:  # a training has removed an old checkpoint since it was listed
@@ -135,10 +141,10 @@ def _writable(local: pathlib.Path) -> Iterator[None]:
         raise UserError(f"{cannot_write(local, error)}; W2V_JAX_CACHE names another folder for local copies") from None
 
 
-def make_room(urls: Sequence[str], size: int, limit: int) -> None:
-    """Removes the shards that were fetched longest ago, but for those of `urls`, to leave room for `size` bytes."""
-    ours = {local_copy(url, "shards") for url in urls}
-    others = {path: path.stat().st_mtime for path in (cache_folder() / "shards").glob("*") if path not in ours}
+def make_room(urls: Sequence[str], size: int, limit: int, kind: str = "shards") -> None:
+    """Removes the copies of a kind that were fetched longest ago, but for `urls`, to leave room for `size` bytes."""
+    ours = {local_copy(url, kind) for url in urls}
+    others = {path: path.stat().st_mtime for path in (cache_folder() / kind).glob("[!.]*") if path not in ours}
     sizes = {path: sum(stat[0] for file in _files(path).values() if (stat := _stat(file))) for path in others}
     excess = sum(sizes.values()) + size - limit
     for path in sorted(others, key=others.__getitem__):
@@ -153,6 +159,11 @@ def _whole(names: Mapping[str, str], seals: Seals) -> dict[str, str]:
     return {name: v for name, v in names.items() if name not in UNSENT and whole(seals.unit(name))}
 
 
+def _bytes_of(names: Mapping[str, str]) -> int:
+    """The bytes of files with these versions, which begin with them."""
+    return sum(int(version.split()[0]) for version in names.values())
+
+
 def _fetch(folder: Folder, names: Mapping[str, str], local: pathlib.Path) -> None:
     """Makes the local folder hold these files and no others. Its mark comes last: without it, the copy is not whole."""
     have = _read_json(local / FETCHED)
@@ -160,7 +171,7 @@ def _fetch(folder: Folder, names: Mapping[str, str], local: pathlib.Path) -> Non
         _unlink(local, name)
     missing = [name for name, version in names.items() if have.get(name) != version or not (local / name).exists()]
     if missing:
-        size = sum(int(names[name].split()[0]) for name in missing)
+        size = _bytes_of({name: names[name] for name in missing})
         print(f"fetching {folder.url}: {len(missing):,} files, {size / 1e6:,.1f} MB, to {local}", file=sys.stderr)
     for name in sorted(missing, key=lambda name: name == MARK):
         _get(folder, name, local / name)
