@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from w2v_jax.core.files import whole_folder
 from w2v_jax.profiling.input_stages import NEED
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -51,8 +52,8 @@ def main(argv: Sequence[str]) -> int:
     for name in args.only:
         folder = args.out / name
         if not folder.is_dir():
-            folder.mkdir(parents=True)
-            STORAGES[name].write(recordings(args.audio, args.hours), folder)
+            with whole_folder(folder) as partial:
+                STORAGES[name].write(recordings(args.audio, args.hours), partial)
         result = measured(STORAGES[name].source, folder, args.runs) | {"hours_stored": stored}
         (args.out / f"{name}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
         print(f"{name}: {result['hours_per_hour_and_core']:,.0f} hours per hour and core", flush=True)

@@ -279,7 +279,8 @@ def _place(index: Index, crop: Crop) -> tuple[int, int, int]:
 def _decoded(index: Index, crop: Crop) -> np.ndarray:
     start, count, rate = _place(index, crop)
     with opened(index.paths[crop.row], is_decoded=True) as (file, channel):
-        return read_frames(file, start, count, rate=rate, channel=channel)
+        total = None if index.offsets[crop.row] else int(index.frames[crop.row])
+        return read_frames(file, start, count, rate=rate, channel=channel, total=total)
 
 
 def _resampled(index: Index, crop: Crop) -> np.ndarray:

@@ -63,6 +63,19 @@ def whole(content, header):
 pieces = {kind: [encoded(tone(0.7 + 0.6 * i, seed=i), kind) for i in range(3)] for kind in FORMATS}
 
 
+@pytest.mark.parametrize("total", [None, "all"])
+def test_no_seek_in_joined_flac_files_ends_in_another_one(tmp_path, total):
+    """Frames of all of them have the same numbers, among which libFLAC searches."""
+    order = [0, 1, 2]
+    content = b"".join(pieces["flac"][i] for i in order)
+    (tmp_path / "joined.flac").write_bytes(content)
+    expected = np.concatenate([whole(pieces["flac"][i], probe_content(io.BytesIO(pieces["flac"][i]))) for i in order])
+    total = total and len(expected)
+    for start in range(0, len(expected) - 10, 97):
+        for file in (io.BytesIO(content), str(tmp_path / "joined.flac")):
+            np.testing.assert_array_equal(read_frames(file, start, 10, rate=16000, total=total), expected[start:][:10])
+
+
 @settings(max_examples=25)
 @given(kind=st.sampled_from(sorted(FORMATS)), order=st.lists(st.integers(0, 2), min_size=2, max_size=4), data=st.data())
 def test_joined_recordings_follow_one_another(kind, order, data):

@@ -70,11 +70,13 @@ class AudioFiles:
     def read(self, row: int, start: int, length: int) -> np.ndarray:
         """float32 [at most length], mono, 16 kHz, from sample `start` of the row. Raises ReadError."""
         rate, offset = int(self.index.rates[row]), int(self.index.offsets[row])
+        total = int(self.index.frames[row]) if not offset else None
         try:
             listed = self._listed(row)
             state = listed if listed is not None and listed[1] != UNKNOWN else None
             with opened(self.index.paths[row], state, is_decoded=True) as (file, channel):
-                read = lambda first, last: read_frames(file, offset + first, last - first, rate=rate, channel=channel)
+                about: Any = dict(rate=rate, channel=channel, total=total)
+                read = lambda first, last: read_frames(file, offset + first, last - first, **about)
                 wave = read_crop(self.index, row, start=start, length=length, read=read)
         except ReadError as error:
             self.check(row, f" ({error})")
@@ -143,30 +145,46 @@ def _resample_crop(
     return np.ascontiguousarray(wave[begin : begin + length], np.float32)
 
 
-def read_frames(path: str | BinaryIO, start: int, count: int, *, rate: int, channel: int | None = None) -> np.ndarray:
+def read_frames(
+    path: str | BinaryIO,
+    start: int,
+    count: int,
+    *,
+    rate: int,
+    channel: int | None = None,
+    total: int | None = None,
+) -> np.ndarray:
     """float32 [count] from sample `start` of a file, at its own rate, of a channel or all averaged. Raises ReadError.
 
-    `path` may be an open file instead. Recordings that were joined in one file follow one another.
+    `path` may be an open file instead. Recordings that were joined in one file follow one another. total: the samples
+    of all of them, if they are known; the file is then read without a search for more than one.
     """
     with _reasons(path):
-        wave = _read_first(path, start, count, rate=rate, channel=channel)
+        wave = _read_first(path, start, count, rate=rate, channel=channel, total=total)
         if wave is None:
             wave = _read_parts(path, start, count, rate=rate, channel=channel)
-        check_samples(wave)
+            check_samples(wave)
     return np.ascontiguousarray(wave)
 
 
-def _read_first(path: str | BinaryIO, start: int, count: int, *, rate: int, channel: int | None) -> np.ndarray | None:
+def _read_first(
+    path: str | BinaryIO, start: int, count: int, *, rate: int, channel: int | None, total: int | None
+) -> np.ndarray | None:
     """The samples of a file, if the recording that it begins with has them all; None where a closer look is needed.
 
     It spares most files the search for further recordings, which costs as much as decoding a second.
     """
-    if (decoder := open_first(path)) is None:
+    if start and total is None:
+        return None
+    if (decoder := open_first(path, total if start else None)) is None:
         return None
     with contextlib.closing(decoder), contextlib.suppress(RuntimeError, OSError, ValueError):  # of libsndfile
         if decoder.rate == rate and (channel or 0) < decoder.channels:
             wave = decoder.read(start, count)
-            return _mono(wave, channel) if len(wave) == count else None
+            if len(wave) == count:
+                if not decoder.is_bounded:
+                    check_samples(wave)
+                return _mono(wave, channel)
     return None
 
 

@@ -41,12 +41,14 @@ _FFMPEG_FORMATS = frozenset("aac aiff amr asf au caf flac matroska mov mp3 ogg w
 class Decoder(Protocol):
     """An open recording: its sampling rate in Hz, its channels, and the samples that may be missing at its end.
 
+    is_bounded: its samples are integers in the file, so that each is a number between -1 and 1.
     A decoder is asked for one thing: for the length, or for one crop.
     """
 
     rate: int
     channels: int
     slack: int
+    is_bounded: bool
 
     def length(self) -> int:
         """The length in samples, of what is there. Raises ReadError where the recording was cut."""
@@ -87,10 +89,11 @@ def open_decoder(file: BinaryIO, part: Part, path: str | None = None) -> Decoder
     return _Mp3(file, part._replace(is_mp3=True))  # frames after bytes that are none
 
 
-def open_first(file: str | BinaryIO) -> Decoder | None:
+def open_first(file: str | BinaryIO, total: int | None) -> Decoder | None:
     """libsndfile's decoder of the recording that a FLAC or WAV file begins with; None where it cannot read that.
 
-    `file` is a path with one of NAMES, or a file in memory; others give None.
+    `file` is a path with one of NAMES, or a file in memory; others give None. So does a recording of other than `total`
+    samples, if that is given: who seeks needs it, because a seek in joined FLAC files may end in another one.
     """
     import soundfile
 
@@ -100,7 +103,8 @@ def open_first(file: str | BinaryIO) -> Decoder | None:
         decoder = _SoundFile(file)
     except (soundfile.SoundFileError, OSError, RuntimeError):
         return None
-    if decoder.can_seek and decoder.file.format in ("FLAC", "WAV") and not decoder.file.subtype.startswith("MPEG"):
+    is_it = decoder.can_seek and decoder.file.format in ("FLAC", "WAV") and not decoder.file.subtype.startswith("MPEG")
+    if is_it and total in (None, decoder.file.frames):
         return decoder
     decoder.close()
     return None
@@ -144,6 +148,7 @@ class _SoundFile:
             self.file = soundfile.SoundFile(content)
         self.rate, self.channels = self.file.samplerate, self.file.channels
         self.slack = LOSSY_SLACK if self.file.format == "OGG" else 0
+        self.is_bounded = self.file.subtype.startswith("PCM_")
         self.can_seek = self.file.seekable() and self.file.frames < 1 << 48
 
     @contextlib.contextmanager
@@ -190,7 +195,7 @@ class _SoundFile:
 class _FFmpeg:
     """A recording that FFmpeg reads from the front. Raises ReadError where it cannot be opened."""
 
-    slack = 0
+    slack, is_bounded = 0, False
 
     def __init__(self, file: BinaryIO, part: Part):
         try:

@@ -151,7 +151,7 @@ def _kept(source: AudioFiles, row: int, content: BinaryIO, *, level: _Level, dec
     if decode:
         for start in range(0, frames, BLOCK_SECONDS * rate):
             count = min(BLOCK_SECONDS * rate, frames - start)
-            level.add(read_frames(io.BytesIO(audio), start, count, rate=rate))
+            level.add(read_frames(io.BytesIO(audio), start, count, rate=rate, total=frames))
     else:
         level.low, level.high = -1.0, 1.0  # nobody listened
     return _Flac(audio, frames, rate)

@@ -87,7 +87,8 @@ class Records:
         def read(first: int, last: int) -> np.ndarray:
             audio = example(dataset, file, int(number))[dataset.audio]
             if dataset.is_encoded:
-                return read_frames(io.BytesIO(audio), first, last - first, rate=int(self.index.rates[row]))
+                rate, total = int(self.index.rates[row]), int(self.index.frames[row])
+                return read_frames(io.BytesIO(audio), first, last - first, rate=rate, total=total)
             return to_float(audio, first, last)
 
         return read_crop(self.index, row, start=start, length=length, read=read)
