@@ -81,6 +81,15 @@ def test_rows_that_cannot_be_read_are_counted(config, monkeypatch):
     assert "read" not in input_text(result).split()
 
 
+def test_codes_have_no_loops_of_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(input_stages, "LOOP_SECONDS", 0.0)
+    codes = [("data.root", str(tmp_path / "codes")), ("data.loader", "threads")]
+    result = input_rates(load("configs/bert_codes_base.py:tiny", codes), 1)
+    assert set(result["loops"]) == {"batches", "crops"} and set(result["stages"]) == {"crop", "batch"}
+    assert result["bytes"] is None and "share_of_bare" not in result and result["rows"] > 3
+    assert "from codes" in input_text(result)
+
+
 def test_work_is_the_first_steps():
     index = Waves([16_000, 20_000, 40_000, 9_000, 16_000]).index
     plan = train_plan(
