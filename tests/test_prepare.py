@@ -17,6 +17,7 @@ from commands import environment
 from w2v_jax import prepare
 from w2v_jax.core.cli import UserError
 from w2v_jax.core.config import load, run_json
+from w2v_jax.core.stores import forget_listings
 from w2v_jax.data import open_source
 from w2v_jax.data.index import Skip
 from w2v_jax.data.io.audio import AudioFiles
@@ -224,27 +225,36 @@ def test_shards_hold_what_is_usable_and_tell_what_is_not(corpus, tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_shards_in_a_store_are_sent_when_all_are_made_and_a_finished_corpus_stays(corpus, tmp_path, monkeypatch):
+def test_shards_go_to_a_store_one_by_one_and_count_when_all_are_there(corpus, tmp_path, monkeypatch):
+    """None stays on this machine. A command that is stopped goes on; one that is finished is left alone."""
     monkeypatch.setenv("W2V_JAX_CACHE", str(tmp_path / "cache"))
     poor_store.reset()
-    fs, url = fsspec.filesystem("memory"), "poor://lab/mine"
-    options = ("--root", corpus, "--max-bad", 0.4, "--shards")
+    fs, url, made = fsspec.filesystem("memory"), "poor://lab/mine", []
+    options = ("--root", corpus, "--max-bad", 0.4, "--shard-mb", 0.05, "--shards")
 
-    def killed(folder, number):
-        raise KeyboardInterrupt
+    def write_two(folder, number):
+        if len(made) == 1:
+            made.append(None)
+            raise KeyboardInterrupt
+        assert not [*(tmp_path / "cache").rglob("shard-*.array_record")]
+        made.append(number)
+        return write_shard(folder, number)
 
-    for write_one in (killed, write_shard):
-        in_this = lambda _, write_one=write_one: lambda folder, all: ((n, write_one(folder, n)) for n in all)
-        monkeypatch.setattr(prepare, "in_processes", in_this)
-        with pytest.raises(KeyboardInterrupt) if write_one is killed else contextlib.nullcontext():
+    monkeypatch.setattr(prepare, "in_processes", lambda _: lambda folder, all: ((n, write_two(folder, n)) for n in all))
+    for is_last in (False, True):
+        with contextlib.nullcontext() if is_last else pytest.raises(KeyboardInterrupt):
             assert run(*options, url) == 0
-        assert fs.exists("/lab/mine/shards.json") == (write_one is write_shard)
+        assert fs.exists("/lab/mine/shards.json") == is_last
+        assert fs.exists("/lab/mine/shard-00000.array_record.partial") != is_last
+    assert made == [0, None, 1], "what was finished is not made again"
+    assert not [*(tmp_path / "cache").rglob("*array_record*")]
     assert run(*options, tmp_path / "mine") == 0
     there = {path.removeprefix("/lab/mine/"): fs.cat_file(path) for path in fs.find("/lab/mine")}
     assert there == {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()}
     assert run("--verify", "--root", url) == 0
     shard = next(path for path in fs.find("/lab/mine") if "array_record" in path)
     fs.pipe_file(shard, b"\0" + fs.cat_file(shard)[1:])
+    forget_listings()  # of this process, which has just looked
     assert run("--verify", "--root", url) == 1
     with pytest.raises(UserError, match="poor://lab/mine: a finished corpus is there already"):
         run(*options, url)

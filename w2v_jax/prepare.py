@@ -44,6 +44,7 @@ from w2v_jax.data.prepared.records import Options
 from w2v_jax.data.prepared.shard_files import CONTENTS, damaged_shards
 from w2v_jax.data.prepared.shard_jobs import ShardJob, in_processes, make_shards
 from w2v_jax.data.prepared.summaries import index_report, report_text
+from w2v_jax.data.prepared.tfds_metadata import SHARD_NAME
 from w2v_jax.data.sources.jsonl import manifest_lines, path_from
 from w2v_jax.reporting.sheets import draw_lengths, draw_sheet, pick_rows
 
@@ -128,11 +129,11 @@ def write_index(args: argparse.Namespace) -> dict[str, Any]:
 def write_shards(args: argparse.Namespace) -> dict[str, Any]:
     """Makes the corpus of --shards, or goes on with it. Returns its report, which it also writes and prints.
 
-    For a store it is made on this machine, and sent when it is whole. Raises UserError.
+    For a store each shard is made on this machine and sent when it is finished. Raises UserError.
     """
     if is_remote(args.shards) and (args.shards / CONTENTS).is_file() and not (args.shards / MARK).is_file():
         raise UserError(f"--shards {args.shards}: a finished corpus is there already; choose another folder")
-    with output_folder(args.shards, last=[CONTENTS]) as folder:
+    with output_folder(args.shards, last=[CONTENTS], apart=SHARD_NAME.replace("{:05d}", "*")) as folder:
         return _write_shards(args, folder)
 
 
@@ -144,6 +145,7 @@ def _write_shards(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, A
         shard_bytes=round(args.shard_mb * 1e6),
         language=args.language or "",
         about={**about, "min_seconds": args.min_seconds},
+        store=str(args.shards) if is_remote(args.shards) else "",
     )
     run = on_beam(shlex.split(args.beam)) if args.beam is not None else in_processes(_workers(args))
     report = make_shards(job, functools.partial(_listed, args), run)

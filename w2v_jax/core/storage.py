@@ -339,11 +339,12 @@ def further_copy(url: str, seals: Seals, *, token: str, process: int) -> Iterato
 
 
 @contextlib.contextmanager
-def output_folder(path: pathlib.Path, last: Sequence[str]) -> Iterator[pathlib.Path]:
+def output_folder(path: pathlib.Path, last: Sequence[str], apart: str = "") -> Iterator[pathlib.Path]:
     """The folder to write for one at `path`: that or, where it lies in a store, a local copy that is sent.
 
-    It is sent every minute, and at the end; then the copy goes. last: that of `send`. A command that was stopped finds
-    what was sent, on this machine or another. One process at a time holds the folder. Raises UserError.
+    It is sent every minute, and at the end; then the copy goes. last: that of `send`. apart: a pattern of files that
+    the command sends itself (`move_out`). A command that was stopped finds what was sent, on this machine or another.
+    One process at a time holds the folder. Raises UserError.
     """
     if not is_remote(path):
         yield path
@@ -352,7 +353,7 @@ def output_folder(path: pathlib.Path, last: Sequence[str]) -> Iterator[pathlib.P
     local = home / (path.name or "out")
     with Lease(folder) as lease:
         with _writable(local):
-            sent = _fetch_output(folder, local)
+            sent = _fetch_output(folder, local, apart)
         with Sender(local, folder, UNSEALED, lease=lease, sent=sent, last=last):
             yield local
         _remove(folder, MARK)
@@ -360,8 +361,23 @@ def output_folder(path: pathlib.Path, last: Sequence[str]) -> Iterator[pathlib.P
         print(f"sent to {path}", file=sys.stderr, flush=True)
 
 
-def _fetch_output(folder: Folder, local: pathlib.Path) -> dict[str, Any]:
-    """Fetches what a command has left in the store and not here. Returns `sent` of `send`.
+def move_out(file: pathlib.Path, url: str) -> None:
+    """Sends a file to a URL, and removes it here. Raises StoreError."""
+    above, _, name = url.rpartition("/")
+    _put(file, connect(above), name)
+    file.unlink()
+
+
+def rename(url: str, name: str) -> None:
+    """Gives the object at a URL another name in its folder, unless it has it already. Raises StoreError."""
+    old = connect(url)
+    new = f"{old.path.rpartition('/')[0]}/{name}"
+    if tried(url, lambda: old.fs.exists(old.path)):
+        tried(url, lambda: old.fs.mv(old.path, new))
+
+
+def _fetch_output(folder: Folder, local: pathlib.Path, apart: str) -> dict[str, Any]:
+    """Fetches what a command has left in the store and not here, but for `apart`. Returns `sent` of `send`.
 
     The mark beside the local folder, and the one in the store until the output is complete, say that both are of one
     command: without it, what is here goes.
@@ -372,7 +388,7 @@ def _fetch_output(folder: Folder, local: pathlib.Path) -> dict[str, Any]:
         shutil.rmtree(home, ignore_errors=True)
         mark = mark or {"run": uuid.uuid4().hex}
     local.mkdir(parents=True, exist_ok=True)
-    names = [name for name in listed if _is_sent(name) and name != MARK]
+    names = [name for name in listed if _is_sent(name) and name != MARK and not fnmatch.fnmatchcase(name, apart)]
     sent = _read_json(home / SENT)
     sent = {name: sent.get(name) for name in names}
     for name in names:

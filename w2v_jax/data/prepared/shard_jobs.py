@@ -28,6 +28,7 @@ import numpy as np
 from w2v_jax.core.cli import UserError, cannot_write, os_error_text, warn
 from w2v_jax.core.files import absolute, sole_maker, write_whole
 from w2v_jax.core.progress import ProgressBar
+from w2v_jax.core.storage import move_out, rename
 from w2v_jax.data.index import SKIPPED, Index, Row, Skip, Source, write_skipped
 from w2v_jax.data.io.audio import AudioFiles
 from w2v_jax.data.io.part_jobs import changed_settings
@@ -60,7 +61,8 @@ class ShardJob(NamedTuple):
     """A corpus to make in `folder`, and how.
 
     shard_bytes: the most that a shard holds, if a single recording holds less. language: that of all recordings; "":
-    what a folder language=CODE above a recording says. about: the other settings, which JSON can represent.
+    what a folder language=CODE above a recording says. about: the other settings, which JSON can represent. store: the
+    URL of a folder to which each shard goes when it is finished; "": they stay here.
     """
 
     folder: pathlib.Path
@@ -68,6 +70,7 @@ class ShardJob(NamedTuple):
     shard_bytes: int
     language: str
     about: dict[str, Any]
+    store: str = ""
 
     @property
     def partial(self) -> pathlib.Path:
@@ -155,15 +158,16 @@ def _begin(job: ShardJob, source: Source) -> None:
         raise UserError("--shards needs recordings that are files or lie in files; this source has none")
     index = source.index
     most, likely = _sizes(index, job.options)
+    limit = min(job.shard_bytes, max(int(most.sum()) // FEWEST_SHARDS, SMALLEST_SHARD))
+    needed = min(likely.sum(), 2 * (os.cpu_count() or 1) * limit) if job.store else likely.sum()
     free = shutil.disk_usage(next(path for path in job.partial.parents if path.exists())).free
-    if likely.sum() > free:
+    if needed > free:
         raise UserError(
-            f"--shards {job.folder}: needs about {likely.sum() / 1e9:.1f} GB, and the disk has "
+            f"--shards {job.folder}: needs about {needed / 1e9:.1f} GB, and the disk has "
             f"{free / 1e9:.1f} GB left: free some space, or choose a folder on another disk"
         )
     for path in job.partial.glob("rows-*.jsonl"):
         path.unlink()
-    limit = min(job.shard_bytes, max(int(most.sum()) // FEWEST_SHARDS, SMALLEST_SHARD))
     starts = shard_starts(most, limit)
     for number, (first, last) in enumerate(zip(starts, [*starts[1:], len(index)], strict=True)):
         write_whole(job.partial / ROWS.format(number), _lines(index.select(np.arange(first, last)), job.language))
@@ -230,10 +234,23 @@ def _write_missing(job: ShardJob, about: dict[str, Any], run: Run) -> None:
             progress.add(row.frames / row.rate, is_new=is_new)
 
     for number in set(numbers) - set(missing):
+        _send(job, number)
         count(number, is_new=False)
     with contextlib.closing(progress):
         for number, _ in run(job.partial, missing):
+            _send(job, number)
             count(number, is_new=True)
+
+
+def _send(job: ShardJob, number: int) -> None:
+    """Sends a finished shard to the store of the job, if it has one and the shard is still here."""
+    if job.store and (shard := job.partial / SHARD.format(number)).exists():
+        move_out(shard, _sent(job, number))
+
+
+def _sent(job: ShardJob, number: int) -> str:
+    """The URL of a shard until all are finished: a name that nobody takes for a shard."""
+    return f"{job.store}/{SHARD.format(number)}.partial"
 
 
 def in_processes(workers: int) -> Run:
@@ -307,13 +324,18 @@ def _finish(job: ShardJob, about: dict[str, Any]) -> dict[str, Any]:
     shards = []
     for place, number in enumerate(used):
         name = SHARD_NAME.format(place, len(used))
-        with contextlib.suppress(FileNotFoundError):  # it has its name since before a kill
+        if job.store:
+            rename(_sent(job, number), name)
+            (partial / name).touch()  # TensorFlow Datasets looks for the names
+        with contextlib.suppress(FileNotFoundError):  # it has its name since before a kill, or is in the store
             os.replace(partial / SHARD.format(number), partial / name)
         summary = summaries[number]
         shards.append({"file": name, **{key: summary[key] for key in ("records", "bytes", "sha256")}})
     notes = [*about["notes"]]
     if not write_dataset_info(partial, shards):
         notes.append("TensorFlow Datasets is missing here, so that the corpus cannot be opened as one of its datasets")
+    for shard in shards if job.store else ():
+        (partial / shard["file"]).unlink()
     report = shards_report(merged(summaries), skipped, notes)
     write_whole(partial / REPORT, json.dumps(report, ensure_ascii=False, indent=1))
     contents = {"settings": job.settings, "records": report["records"], "shards": shards}
