@@ -108,7 +108,7 @@ def fetched(url: str, seals: Seals = UNSEALED, kind: str = "read") -> pathlib.Pa
             info = tried(url, lambda: folder.fs.info(folder.path))
             above, _, name = folder.path.rpartition("/")
             if kind == "read":
-                make_room([url], info["size"], READ_BYTES, kind)
+                make_room([url], info["size"], READ_BYTES, kind=kind)
             _fetch(Folder(folder.url.rpartition("/")[0], folder.fs, above), {name: version_of(info)}, local)
             return local / name
         for attempt in range(1, TRIES + 1):
@@ -117,7 +117,7 @@ def fetched(url: str, seals: Seals = UNSEALED, kind: str = "read") -> pathlib.Pa
                 raise UserError(f"{url} does not exist, or is empty")
             try:
                 if kind == "read":
-                    make_room([url], _bytes_of(names), READ_BYTES, kind)
+                    make_room([url], _bytes_of(names), READ_BYTES, kind=kind)
                 _fetch(folder, names, local)
                 break
             except FileNotFoundError as error:  # a training has removed an old checkpoint since it was listed
@@ -141,7 +141,7 @@ def _writable(local: pathlib.Path) -> Iterator[None]:
         raise UserError(f"{cannot_write(local, error)}; W2V_JAX_CACHE names another folder for local copies") from None
 
 
-def make_room(urls: Sequence[str], size: int, limit: int, kind: str = "shards") -> None:
+def make_room(urls: Sequence[str], size: int, limit: int, *, kind: str = "shards") -> None:
     """Removes the copies of a kind that were fetched longest ago, but for `urls`, to leave room for `size` bytes."""
     ours = {local_copy(url, kind) for url in urls}
     others = {path: path.stat().st_mtime for path in (cache_folder() / kind).glob("[!.]*") if path not in ours}
