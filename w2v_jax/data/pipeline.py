@@ -14,7 +14,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -336,9 +336,14 @@ def _threads(reader: _Reader, start: int, stop: int | None, *, workers: int) -> 
 def _tfdata(reader: _Reader, start: int, stop: int | None, *, workers: int) -> Generator[_Rows, None, None]:
     """TensorFlow says which step is read when, and how far ahead; `workers` threads read its units into its rows."""
     tf = _tensorflow()
+    pool, is_over = ThreadPoolExecutor(workers, thread_name_prefix="read"), threading.Event()
 
     def read(step):
-        list(pool.map(functools.partial(reader.read_unit, int(step)), range(len(reader.units))))
+        try:
+            list(pool.map(functools.partial(reader.read_unit, int(step)), range(len(reader.units))))
+        except (CancelledError, RuntimeError):  # of a pool that is shut down
+            if not is_over.is_set():
+                raise
         return step
 
     options = tf.data.Options()
@@ -350,9 +355,12 @@ def _tfdata(reader: _Reader, start: int, stop: int | None, *, workers: int) -> G
         num_parallel_calls=PREFETCH_STEPS + 1,
         deterministic=True,
     )
-    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
+    try:
         for step in data.with_options(options).as_numpy_iterator():
             yield reader.take(int(step))
+    finally:
+        is_over.set()
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _assemble(
