@@ -61,7 +61,7 @@ def test_a_dead_run_and_one_that_is_not_normal_have_a_code_of_their_own(tmp_path
 
 def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path):
     folder = write_run(tmp_path / "a", curve(10), config="bert_codes_base.py:tiny")
-    with pytest.raises(UserError, match="there is no reference of bert_codes"):
+    with pytest.raises(UserError, match="is no run of bert_codes_small.py:demo, and a reference says nothing"):
         report.main([str(folder), "--against", "reference", "--out", str(tmp_path / "page.html")])
     with pytest.raises(UserError, match="does not exist"):
         report.main([str(tmp_path / "none")])
