@@ -33,6 +33,10 @@ def installed(tmp_path_factory):
     return folder / "site"
 
 
+def test_the_changelog_has_the_present_version():
+    assert f"\n## {w2v_jax.__version__}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_the_wheel_has_the_configs_inside_the_package_and_nothing_beside_it(installed):
     tops = sorted(path.name for path in installed.iterdir())

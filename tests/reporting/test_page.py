@@ -119,6 +119,13 @@ def test_one_run_alone_has_no_differences(tmp_path):
     assert "The configs are the same." not in text and "1 run of wav2vec2" in text
 
 
+def test_without_metrics_of_corpora_the_hours_are_those_of_the_batches(tmp_path):
+    folder = write_run(tmp_path / "a", curve(20), data__batch_hours=0.25)
+    assert "a: 20 updates of up to 15 minutes of audio are up to 5 hours." in page_text(contents(folder))
+    (folder / "data.json").write_text(json.dumps({"train_hours": 2.5}))
+    assert "are up to 5 hours, 2 times the 2.5 hours of its recordings." in page_text(contents(folder))
+
+
 def test_names_and_findings_are_escaped(tmp_path):
     folder = write_run(tmp_path / "<script>alert(1)<", curve(20, grad_norm=0.0))
     text = page_text(contents(folder))

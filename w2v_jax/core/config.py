@@ -579,4 +579,4 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
     """The `--config` argument that the commands share, with its help text."""
     files = "a file of configs/, e.g. configs/w2v2_base.py:demo"
     parser.add_argument("--config", required=True, metavar="FILE[:variant]", help=files)
-    parser.epilog = (parser.epilog or "") + " Any key of the config is set by --config.section.key=value."
+    parser.epilog = f"{parser.epilog or ''} Any key of the config is set by --config.section.key=value.".strip()

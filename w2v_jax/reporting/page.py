@@ -26,7 +26,6 @@ LINES = (
 HEAT = "The stronger the colour, the larger the share (by its square root), beside the largest of the map."
 MANY = 40
 """So many keys that differ are folded away: they are of different methods."""
-UNHEARD = "The metrics of these runs do not say how much of which corpus was heard."
 
 
 class Section(NamedTuple):
@@ -194,7 +193,17 @@ def _shared(chosen: Sequence[panels.Panel], runs: Sequence[RunFolder], place: st
 
 def _heard(runs: Sequence[RunFolder]) -> list[Element]:
     corpora = [p for prefix in panels.HEARD for p in panels.family(runs, prefix, prefix.strip("/"))]
-    return _shared(corpora, runs, "heard") or [tag("p", UNHEARD, class_="note")]
+    return _shared(corpora, runs, "heard") or [tag("p", _hours_heard(run), class_="note") for run in runs]
+
+
+def _hours_heard(run: RunFolder) -> str:
+    """How much a run has heard of its one corpus, by its updates and its batch."""
+    hours = run.config.data.batch_hours
+    heard = run.step * hours
+    text = f"{run.name}: {run.step:,} updates of up to {60 * hours:.3g} minutes of audio are up to {heard:,.3g} hours"
+    if not (there := run.data.get("train_hours")):
+        return f"{text}."
+    return f"{text}, {heard / there:,.3g} times the {there:,.3g} hours of its recordings."
 
 
 def _probes(runs: Sequence[RunFolder]) -> list[Element]:
