@@ -201,7 +201,6 @@ def test_two_processes_compute_what_one_does(shared, whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_one_corpus_trains_alike_from_every_form(shared, tmp_path):
     """Folder, list, shards, Parquet, tar, TFDS and a store: the same rows in the same order with the same losses."""
     items = [Item(f"9-1-{i:04d}", content(1.0 + 0.1 * i, seed=i), f"text {i}", "9") for i in range(24)]
@@ -226,6 +225,7 @@ def test_one_corpus_trains_alike_from_every_form(shared, tmp_path):
         assert one == found[0], f"{name}: {root}"
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(shared, whole, tmp_path):
     workdir = tmp_path / "run"
     arguments = command(shared, workdir, "--config.train.checkpoint_every=1000")

@@ -505,6 +505,7 @@ def test_shards_that_were_fetched_longest_ago_make_room(tmp_path):
 def test_what_was_fetched_to_be_read_makes_room_for_the_next(monkeypatch):
     monkeypatch.setattr(storage, "READ_BYTES", 250)
     for number in range(4):
+        monkeypatch.setattr(storage, "_in_use", set())  # each by a process of its own
         put({"a": "x" * 90, "b": "y"}, f"memory://lab/{number}")
         local = storage.fetched(f"memory://lab/{number}")
         os.utime(local, (number, number))

@@ -50,6 +50,8 @@ SETTLE = 2.0
 """Seconds after which all who took the same lock at once have written, the last of whom holds it."""
 GIVE_UP = 1800.0
 """Seconds of failed sendings after which a training stops."""
+_in_use: set[str] = set()
+"""The URLs that this process has fetched, whose copies stay."""
 READ_BYTES = 50 * 10**9
 """What copies that were fetched to be read may take: runs, features, units and files."""
 WHOLE = 64 << 20
@@ -101,6 +103,7 @@ def fetched(url: str, seals: Seals = UNSEALED, kind: str = "read") -> pathlib.Pa
     URL.
     """
     folder, local = connect(url), local_copy(url, kind)
+    _in_use.add(url)
     with _writable(local), contextlib.ExitStack() as stack:
         local.parent.mkdir(parents=True, exist_ok=True)
         stack.enter_context(locked_file(local.with_name(f".{local.name}.lock"), lambda: None))
@@ -108,7 +111,7 @@ def fetched(url: str, seals: Seals = UNSEALED, kind: str = "read") -> pathlib.Pa
             info = tried(url, lambda: folder.fs.info(folder.path))
             above, _, name = folder.path.rpartition("/")
             if kind == "read":
-                make_room([url], info["size"], READ_BYTES, kind=kind)
+                make_room([*_in_use], info["size"], READ_BYTES, kind=kind)
             _fetch(Folder(folder.url.rpartition("/")[0], folder.fs, above), {name: version_of(info)}, local)
             return local / name
         for attempt in range(1, TRIES + 1):
@@ -117,7 +120,7 @@ def fetched(url: str, seals: Seals = UNSEALED, kind: str = "read") -> pathlib.Pa
                 raise UserError(f"{url} does not exist, or is empty")
             try:
                 if kind == "read":
-                    make_room([url], _bytes_of(names), READ_BYTES, kind=kind)
+                    make_room([*_in_use], _bytes_of(names), READ_BYTES, kind=kind)
                 _fetch(folder, names, local)
                 break
             except FileNotFoundError as error:  # a training has removed an old checkpoint since it was listed
@@ -374,6 +377,8 @@ def rename(url: str, name: str) -> None:
     new = f"{old.path.rpartition('/')[0]}/{name}"
     if tried(url, lambda: old.fs.exists(old.path)):
         tried(url, lambda: old.fs.mv(old.path, new))
+    elif not tried(url, lambda: old.fs.exists(new)):
+        raise StoreError(f"{url} is no longer there; remove its folder, and give the same command")
 
 
 def _fetch_output(folder: Folder, local: pathlib.Path, apart: str) -> dict[str, Any]:

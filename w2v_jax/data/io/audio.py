@@ -182,9 +182,10 @@ def _read_first(
         if decoder.rate == rate and (channel or 0) < decoder.channels:
             wave = decoder.read(start, count)
             if len(wave) == count:
+                wave = _mono(wave, channel)
                 if not decoder.is_bounded:
                     check_samples(wave)
-                return _mono(wave, channel)
+                return wave
     return None
 
 
